@@ -1,0 +1,89 @@
+# tidecast. `make` alone prints what there is. Each target makes the environment it needs, in .venv, from the pins in
+# requirements.txt; a later run finds it there and starts at once.
+#   PYTHON=python3.12          which interpreter makes .venv (default: the first that is new enough)
+#   TORCH_INDEX_URL=<address>  another package index to take torch from, for a build without CUDA (a tenth of the size)
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A second pip index: its `+cpu` builds sort above the plain release, and the pins accept them.
+TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -c requirements.txt
+DEMO_SECONDS := $(if $(filter-out environment default,$(origin SECONDS)),--seconds $(SECONDS))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo setup test lint types unit integration format pins clean
+
+help: ## Print this
+	@echo "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka."; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a worker, watch (SECONDS=60 sets how long)
+	@$(BIN)/tidecast demo $(DEMO_SECONDS)
+
+setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
+
+test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka
+	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## ruff: errors, style, format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy --strict on service and training
+	@$(BIN)/mypy
+
+unit: $(VENV)/.dev ## The tests that need nothing but Python
+	@$(BIN)/python -m pytest tests/unit
+
+integration: $(VENV)/.dev ## The tests on a real embedded Kafka
+	@$(BIN)/python -m pytest tests/integration
+
+format: $(VENV)/.dev ## Put the code into ruff's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+pins: $(BIN)/python ## Bring requirements.txt up to date with pyproject.toml (UPGRADE=1: newest versions)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
+	@grep '^#' requirements.txt > requirements.new
+	@echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	  --all-extras --no-annotate --no-header $(if $(UPGRADE),,-c requirements.txt) pyproject.toml - >> requirements.new
+	@mv requirements.new requirements.txt
+	@echo "tidecast: requirements.txt is made again; run make test before you keep it"
+
+clean: ## Remove .venv, caches and what was built; trained models stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find service training tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The marks below say which extras .venv holds. They grow old with the two files that say what to install.
+
+$(VENV)/.demo: pyproject.toml requirements.txt | $(BIN)/python
+	@echo "tidecast: installing the worker, the trainer and the embedded Kafka's runtime into $(VENV)"
+	@echo "tidecast: once; torch is large, so this takes one to several minutes"
+	@$(INSTALL) setuptools
+	@$(INSTALL) $(TORCH_INDEX) -e '.[demo]'
+	@touch $@
+	@echo "tidecast: installed"
+
+$(VENV)/.dev: pyproject.toml requirements.txt | $(VENV)/.demo
+	@echo "tidecast: installing the tools for tests, lint and types into $(VENV)"
+	@$(INSTALL) $(TORCH_INDEX) -e '.[demo,dev]'
+	@touch $(VENV)/.demo $@
+	@echo "tidecast: installed"
+
+# Python 3.11 or newer with its venv module. Versions with a tested set of pins are taken before newer ones.
+$(BIN)/python:
+	@for newest in 13 99; do for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	  $$candidate -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $$newest))" 2>/dev/null || continue; \
+	  enough=yes; \
+	  $$candidate -c "import ensurepip, venv" 2>/dev/null || continue; \
+	  echo "tidecast: making $(VENV) with `$$candidate -V`"; \
+	  $$candidate -m venv --clear $(VENV) && exit 0; \
+	  exit 1; \
+	done; done; \
+	if [ -n "$$enough" ]; then \
+	  echo "tidecast: this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	else \
+	  echo "tidecast: needs Python 3.11 or newer; $(if $(PYTHON),$(PYTHON) is not,none of python3 python3.13 python3.12 python3.11 is)" >&2; \
+	fi; exit 1

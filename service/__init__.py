@@ -1,0 +1,6 @@
+"""tidecast, online: a Kafka worker that carries each series' recurrent state from reading to reading.
+
+Nothing here imports torch, onnx or `training`.
+"""
+
+__version__ = "0.1.0"

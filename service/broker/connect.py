@@ -1,0 +1,31 @@
+"""From a setting to a broker."""
+
+from __future__ import annotations
+
+import re
+
+from service.broker.base import Broker
+from service.errors import UsageError
+
+CLIENTS = ("kafka-python",)
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
+
+
+def connect(bootstrap_servers: str, *, client: str = "kafka-python", timeout_s: float = 60.0) -> Broker:
+    """The broker at `host:port[,host:port…]`, through the client library of that name.
+
+    Nothing is contacted yet: the first call that needs the broker waits for it, at most `timeout_s`.
+
+    Raises:
+        UsageError: not a list of servers, or no such client.
+    """
+    servers = [server.strip() for server in bootstrap_servers.split(",")]
+    if not all(_SERVER.fullmatch(server) for server in servers):
+        raise UsageError(
+            "--bootstrap-servers must be host:port, or several with commas between them", got=bootstrap_servers
+        )
+    if client not in CLIENTS:
+        raise UsageError(f"there is no Kafka client {client!r}", do=f"Use one of: {', '.join(CLIENTS)}.")
+    from service.broker.kafka_python import KafkaPythonBroker
+
+    return KafkaPythonBroker(",".join(servers), timeout_s=timeout_s)

@@ -1,0 +1,103 @@
+"""Calls into kafka-python that end: within a time limit, and with a BrokerError where they fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from kafka import errors
+
+from service.errors import BrokerError
+
+T = TypeVar("T")
+
+# What the library raises besides its own errors: mistakes in arguments, and its event loop being gone.
+_RAISED = (errors.KafkaError, OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where Kafka is, and how long to wait for it."""
+
+    bootstrap_servers: str
+    timeout_s: float
+
+    @property
+    def timeout_ms(self) -> int:
+        """The same limit in the library's unit."""
+        return int(self.timeout_s * 1_000)
+
+    def options(self) -> dict[str, Any]:
+        """What admin client, consumer and producer have in common."""
+        return {
+            "bootstrap_servers": [server.strip() for server in self.bootstrap_servers.split(",")],
+            "client_id": "tidecast",
+            "bootstrap_timeout_ms": self.timeout_ms,
+            "request_timeout_ms": max(1_000, min(30_000, self.timeout_ms)),
+            "reconnect_backoff_max_ms": 1_000,  # a broker that comes back is found again within a second
+        }
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn what kafka-python raises while `doing` into a BrokerError."""
+        try:
+            yield
+        except BrokerError:
+            raise
+        except _RAISED as error:
+            raise self.error(error, doing) from error
+
+    def error(self, error: BaseException, doing: str) -> BrokerError:
+        """The BrokerError that tells a person what `error` means."""
+        where = self.bootstrap_servers
+        if isinstance(error, errors.UnknownTopicOrPartitionError):
+            return BrokerError(f"{doing}: Kafka at {where} has no such topic", do="Make it: tidecast topics create")
+        if isinstance(error, errors.AuthorizationError):
+            return BrokerError(
+                f"{doing}: Kafka at {where} does not allow it ({error})", do="Ask its owner for the right."
+            )
+        if isinstance(error, (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)):
+            return BrokerError(
+                f"{doing}: Kafka at {where} takes no record that large", do="Raise the topic's max.message.bytes."
+            )
+        if isinstance(
+            error, (errors.RebalanceInProgressError, errors.CommitFailedError, errors.IllegalGenerationError)
+        ):
+            return BrokerError(
+                f"{doing}: the consumer group has moved on without this member",
+                do="Poll on: this member joins again, and what was not committed is read again.",
+            )
+        if isinstance(
+            error, (errors.KafkaTimeoutError, errors.KafkaConnectionError, errors.NodeNotReadyError, OSError)
+        ):
+            return BrokerError(
+                f"{doing}: Kafka at {where} did not answer within {self.timeout_s:g} s",
+                do="Check that a broker listens there (start one with: tidecast broker), or name another with "
+                "--bootstrap-servers.",
+            )
+        text = str(error).strip()
+        return BrokerError(f"{doing}: Kafka at {where}: {type(error).__name__}{f': {text}' if text else ''}")
+
+    def call(self, doing: str, call: Callable[[], T]) -> T:
+        """`call()` in a thread of its own, for library calls that may wait for ever (name look-ups, admin retries)."""
+        answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                answers.put((call(), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+        threading.Thread(target=work, name="kafka-call", daemon=True).start()
+        with self.errors(doing):
+            try:
+                value, error = answers.get(timeout=self.timeout_s + 2)  # the library's own limit comes first
+            except Empty:
+                raise errors.KafkaTimeoutError from None
+            if error is not None:
+                raise error
+            return value  # type: ignore[return-value]

@@ -1,0 +1,281 @@
+"""A consumer on kafka-python.
+
+kafka-python runs rebalance callbacks on its I/O thread, where a callback that commits would wait for itself. Here they
+run on the caller's thread, as the port promises: a group's polls go through a thread of their own, which hands each
+callback back to the caller and lets the library's event loop (and so the heartbeats) run on meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
+from queue import Empty, SimpleQueue
+from typing import Any, cast
+
+from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.future import Future
+
+from service.broker.base import Batch, Consumer, Headers
+from service.broker.kafka_python_calls import Server
+from service.errors import BrokerError
+
+_offset, _timestamp, _key, _value, _headers = (
+    cast(Callable[[Any], Any], attrgetter(name)) for name in ("offset", "timestamp", "key", "value", "headers")
+)
+_CLOSE_TIMEOUT_MS = 5_000
+
+
+class KafkaPythonConsumer(Consumer):
+    """Made by `KafkaPythonBroker.consumer`. Not thread-safe: for one caller's thread."""
+
+    def __init__(
+        self, server: Server, count: Callable[[str], int | None], *, group: str | None, isolation: str
+    ) -> None:
+        self._server = server
+        self._count = count
+        self._group = group
+        self._topic = ""
+        self._positions: dict[int, int] = {}  # as last told by `poll`
+        self._caller: _Caller | None = None
+        options = server.options() | {
+            "group_id": group,
+            "isolation_level": isolation,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "allow_auto_create_topics": False,
+            "partition_assignment_strategy": (CooperativeStickyAssignor,),
+            "session_timeout_ms": 20_000,
+            "heartbeat_interval_ms": 1_000,  # how soon a member hears of a rebalance
+            # Commits wait behind a fetch on the same connection; so long at most, when nothing arrives.
+            "fetch_max_wait_ms": 100,
+            # What the library may hold ready; records are taken out of these bytes only as they are polled.
+            "fetch_max_bytes": 16 << 20,
+            "max_partition_fetch_bytes": 2 << 20,
+            "metrics_enabled": False,
+        }
+        self._kafka: Any = server.call("connecting to consume", lambda: KafkaConsumer(**options))
+
+    def subscribe(
+        self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
+    ) -> None:
+        """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
+        if self._group is None:
+            raise BrokerError("a consumer without a group cannot subscribe", do="Give it a group, or use assign.")
+        self._require(topic)
+        self._topic = topic
+
+        def revoked(partitions: set[int]) -> None:
+            on_revoked(partitions)
+            for partition in partitions:
+                self._positions.pop(partition, None)
+
+        self._caller = _Caller(self._kafka._net, on_assigned, revoked)
+        with self._server.errors(f"subscribing to {topic}"):
+            self._kafka.subscribe([topic], listener=_Listener(self._caller))
+
+    def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
+        """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
+        count = self._require(topic)
+        if wrong := [p for p in offsets if not 0 <= p < count]:
+            raise BrokerError(f"the topic {topic} has {count} partitions, there is no partition {wrong[0]}")
+        self._topic = topic
+        self._positions = {}
+        with self._server.errors(f"reading {topic}"):
+            self._kafka.assign([self._tp(p) for p in offsets])
+            # asked for now: the library would only ask at the first fetch, and miss what arrives in between
+            ends = self.end_offsets([p for p, o in offsets.items() if o == -1])
+            starts = self.beginning_offsets([p for p, o in offsets.items() if o == -2])
+            for partition, offset in ({**offsets} | ends | starts).items():
+                self._kafka.seek(self._tp(partition), offset)
+
+    def poll(self, timeout_s: float, max_records: int) -> Batch:
+        """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
+        with self._server.errors(f"reading {self._topic}"):
+            timeout_ms = int(timeout_s * 1_000)
+            if self._caller is None:
+                found = self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records)
+            else:
+                limit = timeout_s + self._server.timeout_s
+                found = self._caller.run(
+                    lambda: self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records), limit
+                )
+            batch = Batch(self._topic)
+            for tp, records in found.items():
+                batch.partitions += [tp.partition] * len(records)
+                batch.offsets += map(_offset, records)
+                batch.timestamps += map(_timestamp, records)
+                batch.keys += map(_key, records)
+                batch.values += map(_value, records)
+                batch.headers += map(_headers, records)
+            if any(batch.headers):
+                batch.headers = [_without_null(headers) if headers else headers for headers in batch.headers]
+            # Positions pass what is never returned (transaction markers, compacted records). Without records, all
+            # partitions are looked at: one of them may hold nothing else.
+            for tp in found or self._kafka.assignment():
+                position = self._kafka.position(tp, timeout_ms=0)
+                if position is not None and self._positions.get(tp.partition) != position:
+                    self._positions[tp.partition] = batch.next_offsets[tp.partition] = position
+            return batch
+
+    def commit(self, offsets: Mapping[int, int], metadata: str = "") -> None:
+        """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
+        if not offsets:
+            return
+        with self._server.errors(f"committing offsets of {self._topic}"):
+            self._kafka.commit(
+                {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()},
+                timeout_ms=self._server.timeout_ms,
+            )
+
+    def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
+        """`partition -> (offset, metadata)` as committed by the group, None where nothing is."""
+        with self._server.errors(f"asking for the committed offsets of {self._topic}"):
+            found = {
+                p: self._kafka.committed(self._tp(p), metadata=True, timeout_ms=self._server.timeout_ms)
+                for p in partitions
+            }
+        return {p: None if c is None or c.offset < 0 else (c.offset, c.metadata) for p, c in found.items()}
+
+    def seek(self, partition: int, offset: int) -> None:
+        """The next poll of an assigned partition starts at `offset`."""
+        with self._server.errors(f"going to offset {offset} of {self._topic}-{partition}"):
+            self._kafka.seek(self._tp(partition), offset)
+        self._positions.pop(partition, None)
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
+        with self._server.errors(f"pausing partitions of {self._topic}"):
+            self._kafka.pause(*map(self._tp, partitions))
+
+    def resume(self, partitions: Collection[int]) -> None:
+        """Undo `pause`."""
+        with self._server.errors(f"resuming partitions of {self._topic}"):
+            self._kafka.resume(*map(self._tp, partitions))
+
+    def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The first retained offset of each partition."""
+        return self._offsets(self._kafka.beginning_offsets, partitions)
+
+    def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The offset after the last record of each partition, as this consumer's isolation level sees it."""
+        return self._offsets(self._kafka.end_offsets, partitions)
+
+    def _offsets(self, ask: Callable[..., dict[Any, int]], partitions: Collection[int]) -> dict[int, int]:
+        if not partitions:
+            return {}
+        with self._server.errors(f"asking for the offsets of {self._topic}"):
+            found = ask([self._tp(p) for p in partitions], timeout_ms=self._server.timeout_ms)
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    def lag(self) -> dict[int, int]:
+        """Records between the position and the last known end, for each partition of which both are known."""
+        found = {}
+        with self._server.errors(f"asking for the lag of {self._topic}"):
+            for tp in self._kafka.assignment():
+                end = self._kafka.highwater(tp)
+                if end is not None and (position := self._positions.get(tp.partition)) is not None:
+                    found[tp.partition] = max(0, end - position)
+        return found
+
+    def close(self) -> None:
+        """Leave the group. Does not commit; `on_revoked` is called for what was assigned."""
+
+        def leave() -> None:
+            self._kafka.close(autocommit=False, timeout_ms=_CLOSE_TIMEOUT_MS)
+
+        try:
+            if self._caller is None:
+                self._server.call("leaving", leave)
+            else:
+                self._caller.run(leave, _CLOSE_TIMEOUT_MS / 1_000 + self._server.timeout_s)
+                self._caller.end()
+        except (BrokerError, errors.KafkaError, OSError, RuntimeError):
+            pass  # a group that cannot be told notices at the end of the session
+
+    def _require(self, topic: str) -> int:
+        count = self._count(topic)
+        if count is None:
+            raise self._server.error(errors.UnknownTopicOrPartitionError(), f"reading {topic}")
+        return count
+
+    def _tp(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._topic, partition)
+
+
+class _Caller:
+    """Runs library calls in a thread, and meanwhile, on the caller's thread, the callbacks that they lead to."""
+
+    def __init__(
+        self, net: Any, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
+    ) -> None:
+        self.on_assigned, self.on_revoked = on_assigned, on_revoked
+        self._net = net
+        self._calls: SimpleQueue[tuple[int, Callable[[], Any]] | None] = SimpleQueue()
+        self._number = 0  # of the latest call; an interrupted caller does not wait for the end of the one before
+        # what the caller waits for: (number, "done", value), (number, "failed", error) or
+        # (0, "callback", (function, partitions, future))
+        self._events: SimpleQueue[tuple[int, str, Any]] = SimpleQueue()
+        threading.Thread(target=self._work, name="kafka-poll", daemon=True).start()
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            number, call = item
+            try:
+                self._events.put((number, "done", call()))
+            except BaseException as error:
+                self._events.put((number, "failed", error))
+
+    def run(self, call: Callable[[], Any], limit_s: float) -> Any:
+        """`call()`'s value. An error that a callback raises is raised here, once the call is over."""
+        self._number += 1
+        self._calls.put((self._number, call))
+        raised: BaseException | None = None
+        while True:
+            try:
+                number, kind, what = self._events.get(timeout=limit_s)
+            except Empty:
+                raise errors.KafkaTimeoutError from None
+            if kind == "callback":
+                callback, partitions, future = what
+                try:
+                    callback(partitions)
+                except BaseException as error:
+                    raised = raised or error
+                finally:
+                    self._net.call_soon_threadsafe(lambda done=future: done.success(None))
+            elif number == self._number:
+                break
+        if raised is not None:
+            raise raised
+        if kind == "failed":
+            raise what
+        return what
+
+    async def call_back(self, callback: Callable[[set[int]], None], tps: Collection[TopicPartition]) -> None:
+        """On the library's event loop: have the caller's thread do it, and wait."""
+        if tps:
+            future = Future()
+            self._events.put((0, "callback", (callback, {tp.partition for tp in tps}, future)))
+            await future
+
+    def end(self) -> None:
+        """Let the thread go."""
+        self._calls.put(None)
+
+
+class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, caller: _Caller) -> None:
+        self._caller = caller
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._caller.call_back(self._caller.on_revoked, revoked)
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        await self._caller.call_back(self._caller.on_assigned, assigned)
+
+
+def _without_null(headers: Headers) -> Headers:
+    """Kafka allows a header without a value; the port does not."""
+    return [(name, b"" if value is None else value) for name, value in headers]

@@ -1,0 +1,199 @@
+"""The `tidecast` command: finds the one module that is asked for, and turns its errors into one line.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, NoReturn, Protocol, cast
+
+from service import __version__
+from service.errors import TidecastError, UsageError
+
+# Imported by name, when asked for: `tidecast config` should not pay for onnxruntime.
+COMMANDS: dict[str, dict[str, str]] = {
+    "See it work": {"demo": "service.commands.demo"},
+    "Forecast": {
+        "serve": "service.commands.serve",
+        "replay": "service.commands.replay",
+    },
+    "Feed and run Kafka": {
+        "broker": "service.commands.broker",
+        "topics": "service.commands.topics",
+        "produce": "service.commands.produce",
+    },
+    "Look around": {"config": "service.commands.config"},
+}
+# Training's commands announce themselves here, so that the service never imports training.
+ENTRY_POINTS = "tidecast.commands"
+TRAINING = ("train", "evaluate")
+_TRAIN_EXTRA = ("torch", "onnx", "onnxscript", "polars", "matplotlib", "sklearn", "scipy")
+
+
+class Command(Protocol):
+    """What a command's module holds."""
+
+    HELP: str  # one line for the overview; more below it for its own --help
+    EXAMPLE: str  # shown first by --help
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the exit code."""
+
+
+class _Wide(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=min(120, shutil.get_terminal_size((110, 24)).columns))
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        # Thirty flags as one paragraph help nobody; they are listed below it, each with its help.
+        arguments = [self._format_args(action, action.dest) for action in actions if not action.option_strings]
+        return f"usage: {' '.join([self._prog, *arguments, '[flags]'])}\n\n"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose help begins with the example, and whose errors are UsageErrors that name the nearest flag."""
+
+    def __init__(self, prog: str, command: Command) -> None:
+        super().__init__(prog=prog, allow_abbrev=False, formatter_class=_Wide)
+        self.command = command
+
+    def format_help(self) -> str:
+        """Example, what it does, then the flags."""
+        return f"{_indent(self.command.EXAMPLE)}\n\n{self.command.HELP}\n\n{super().format_help()}"
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting, so that `main` has one way out."""
+        match = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
+        known = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(match[1], known, n=1) if match else []
+        do = f"Did you mean {near[0]}?" if near else f"Run `{self.prog} --help` for what it takes."
+        raise UsageError(f"{self.prog}: {message}", do=do)
+
+
+def version() -> str:
+    """This version of tidecast."""
+    return __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(args)
+        sys.stdout.flush()
+        return code
+    except TidecastError as error:
+        print(f"tidecast: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("tidecast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `tidecast … | head`: the reader has what it wanted. Keeps the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args:
+        print(overview(), file=sys.stderr)
+        return 2
+    name, rest = args[0], args[1:]
+    if name in ("-h", "--help", "help"):
+        if name != "help" or not rest:
+            print(overview())
+            return 0
+        name, rest = rest[0], ["--help"]
+    if name in ("-V", "--version"):
+        print(f"tidecast {version()}")
+        return 0
+    try:
+        command = find(name)
+        parser = Parser(prog=f"tidecast {name}", command=command)
+        command.configure(parser)
+        try:
+            parsed = parser.parse_args(rest)
+        except SystemExit as stop:  # --help
+            return int(stop.code or 0)
+        return command.run(parsed)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] in _TRAIN_EXTRA:
+            raise TidecastError(
+                f"{name} needs {missing.name}", do="Training needs torch: pip install 'tidecast[train]'"
+            ) from None
+        raise
+
+
+def find(name: str) -> Command:
+    """The module of one command.
+
+    Raises:
+        UsageError: there is no such command.
+    """
+    for group in COMMANDS.values():
+        if name in group:
+            return cast(Command, importlib.import_module(group[name]))
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        if entry.name == name:
+            return cast(Command, entry.load())
+    if name in TRAINING:
+        raise UsageError(f"{name} comes with the installed project", do="Run: pip install 'tidecast[train]'")
+    near = difflib.get_close_matches(name, command_names(), n=1)
+    hint = f"Did you mean `tidecast {near[0]}`?" if near else "Run `tidecast --help` for the list."
+    raise UsageError("there is no such command", got=name, do=hint)
+
+
+def command_names() -> list[str]:
+    """All commands that can be run here, in the order of the overview."""
+    own = [name for group in COMMANDS.values() for name in group]
+    return own + [entry.name for entry in metadata.entry_points(group=ENTRY_POINTS) if entry.name not in own]
+
+
+def overview() -> str:
+    """What `tidecast --help` prints."""
+    lines = [
+        "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka",
+        "",
+        "  tidecast demo                                    # the whole of it on this machine, in one go",
+        "  tidecast train weather.toml --out model          # a CSV becomes one ONNX file",
+        "  tidecast broker                                  # a real Kafka here, if you have none",
+        "  tidecast topics create --partitions 4",
+        "  tidecast serve --model model                     # readings in, forecasts out",
+    ]
+    training = {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
+    for title, group in {**COMMANDS, "Train": dict.fromkeys(sorted(training, key=_training_order), "")}.items():
+        if group:
+            lines += ["", f"{title}:"] + [f"  {name:<10} {_help_of(name)}" for name in group]
+    lines += [
+        "",
+        "`tidecast COMMAND --help` starts with an example. Every setting is a flag or a TIDECAST_* variable;",
+        "`tidecast config` shows what is in force. Data goes to stdout, logs to stderr.",
+    ]
+    return "\n".join(lines)
+
+
+def _training_order(name: str) -> tuple[int, str]:
+    return (TRAINING.index(name) if name in TRAINING else len(TRAINING), name)
+
+
+def _help_of(name: str) -> str:
+    try:
+        return find(name).HELP.strip().splitlines()[0]
+    except ModuleNotFoundError as missing:
+        return f"(needs {missing.name}: pip install 'tidecast[train]')"
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" if line else "" for line in text.strip("\n").splitlines())

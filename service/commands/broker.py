@@ -1,0 +1,82 @@
+"""`tidecast broker`: a real Kafka in the foreground, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from service import settings
+from service.broker.embedded import EmbeddedBroker
+from service.errors import BrokerError
+
+HELP = """\
+Run a real Apache Kafka on this machine, in the foreground: no Docker, no Java to install.
+
+The first start on a machine fetches Kafka (about 70 MB). Prints `bootstrap.servers HOST:PORT` on stdout once it
+answers. Its data outlives it, also a kill -9. Ends on SIGTERM or Ctrl-C; never outlives this command."""
+EXAMPLE = """\
+tidecast broker
+tidecast broker --port 0 --data-dir /tmp/kafka"""
+
+
+class _Asked(BaseException):
+    """SIGTERM or SIGINT came, perhaps while Kafka was still starting."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Folder, port and heap."""
+    parser.add_argument(
+        "--data-dir",
+        "--broker-data-dir",
+        dest="broker_data_dir",
+        metavar="DIR",
+        help="where its data is kept [~/.local/share/tidecast/broker]",
+    )
+    parser.add_argument(
+        "--port",
+        "--broker-port",
+        dest="broker_port",
+        metavar="N",
+        help=f"loopback port; 0 = any free one, the same again in the same folder [{settings.default('broker_port')}]",
+    )
+    parser.add_argument("--heap-mb", type=int, default=512, metavar="N", help="Java's heap, MB [512]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start, announce, wait, stop.
+
+    Raises:
+        BrokerError: it could not start, or it died (with the end of its log).
+    """
+    config = settings.from_args(args)
+    broker = EmbeddedBroker(Path(config.broker_data_dir).expanduser(), port=config.broker_port, heap_mb=args.heap_mb)
+
+    def ask(signum: int, frame: FrameType | None) -> NoReturn:
+        for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut the stopping short
+            signal.signal(number, signal.SIG_IGN)
+        raise _Asked
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    try:
+        broker.start(_say)
+        print(f"bootstrap.servers {broker.bootstrap_servers}", flush=True)
+        _say(f"Kafka is ready; its log is {broker.log_file}. Ctrl-C stops it.")
+        idle = threading.Event()
+        while broker.alive():
+            idle.wait(0.2)
+        raise BrokerError(broker.how_it_ended())
+    except _Asked:
+        _say("stopping Kafka")
+        return 0
+    finally:
+        broker.stop()
+
+
+def _say(message: str) -> None:
+    print(f"tidecast: {message}", file=sys.stderr, flush=True)

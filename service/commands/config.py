@@ -1,0 +1,50 @@
+"""`tidecast config`: what is in force, and where each value came from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from service import settings
+
+HELP = "Print the settings in force, and where each came from."
+EXAMPLE = """\
+tidecast config
+TIDECAST_HTTP_PORT=9000 tidecast config --input-topic sensors
+tidecast config --json | jq '.http_port.value'"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Its own flag, and those of every setting, to try out what they would do."""
+    parser.add_argument("--json", action="store_true", help="one JSON object: name -> value, origin, variable, help")
+    settings.add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print them on stdout."""
+    found = settings.resolve(settings.flags_of(args), os.environ)
+    if args.json:
+        entries = {
+            name: {
+                "value": value,
+                "origin": origin,
+                "default": settings.default(name),
+                "variable": settings.variable(name),
+                "flag": settings.flag(name),
+                "help": settings.FIELDS[name].metadata["help"],
+            }
+            for name, (value, origin) in found.items()
+        }
+        print(json.dumps(entries, indent=2))
+        return 0
+    wide = max(len(name) for name in found)
+    shown = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, (value, _) in found.items()}
+    wide_value = max(len(text) for text in shown.values())
+    group = ""
+    for name, (_, origin) in found.items():
+        if settings.FIELDS[name].metadata["group"] != group:
+            print(f"{'' if not group else chr(10)}# {settings.FIELDS[name].metadata['group']}")
+            group = settings.FIELDS[name].metadata["group"]
+        print(f"{name:<{wide}}  {shown[name]:<{wide_value}}  {origin}")
+    return 0

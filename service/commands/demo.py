@@ -1,0 +1,73 @@
+"""`tidecast demo`: from a CSV to live forecasts on a real Kafka, in one command."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from service import logs, settings
+from service.errors import UsageError
+
+HELP = """\
+See it work, from a CSV to live forecasts on a real Kafka: train, start everything, watch, and end it all.
+
+Trains on the shipped weather sample (the first time, about a minute), starts Kafka, a worker, and a producer that
+replays what the model has never seen as a live stream, and shows forecasts beside what then happened. Ends
+by itself after --seconds, or on Ctrl-C, and leaves nothing running. The model is kept for the next time."""
+EXAMPLE = """\
+tidecast demo
+tidecast demo --seconds 20 --speed 86400                  # a day of weather each second
+tidecast demo --bootstrap-servers 127.0.0.1:9092          # on a Kafka that is there; its own topics, removed at the end
+tidecast demo --model build/mine --data mine.csv"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """How long, how fast, with what."""
+    parser.add_argument("--seconds", default="60", metavar="S", help="how long the live part lasts [60]")
+    parser.add_argument("--speed", default="36000", metavar="X", help="event seconds for each second [36000: 10 hours]")
+    parser.add_argument("--model", metavar="DIR", help="a model directory of your own [trained on the sample]")
+    parser.add_argument("--data", metavar="FILE", help="the file to replay, with --model [the weather sample]")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where model, logs and Kafka's data are kept [~/.local/share/tidecast/demo]"
+    )
+    parser.add_argument(
+        "--bootstrap-servers",
+        dest="kafka",
+        metavar="HOST:PORT",
+        help="use this Kafka [an embedded one is started]",
+    )
+    settings.add_flags(parser, "client", "broker_timeout_seconds")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check what was asked for, then run it."""
+    logs.setup("critical")  # what matters comes as an error; the worker's log is a file
+    config = settings.from_args(args)
+    from service.demo.run import Plan
+    from service.demo.run import run as run_demo
+
+    home = Path(settings.default("broker_data_dir")).parent
+    run_demo(
+        Plan(
+            seconds=_positive("--seconds", args.seconds),
+            speed=_positive("--speed", args.speed),
+            folder=Path(args.data_dir or home / "demo").expanduser().absolute(),
+            # Absolute: the worker and the producer run in the folder.
+            model=Path(args.model).absolute() if args.model else None,
+            data=Path(args.data).absolute() if args.data else None,
+            bootstrap_servers=args.kafka,
+        ),
+        config,
+    )
+    return 0
+
+
+def _positive(flag: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"{flag} must be a positive number", got=text)
+    return value

@@ -1,0 +1,90 @@
+"""`tidecast replay`: a file through the very same pipeline as the worker's, without Kafka."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from service import settings
+from service.errors import DataError, UsageError
+
+HELP = """\
+Forecast a file: every reading through the worker's own pipeline, one JSON line for each forecast, in input order.
+
+A line is the forecast record as Kafka would hold it, with "series" added. Each forecast is made as online: from its
+own reading and those before it in the file. A reading gets no line where the worker would not answer it: its time is
+that of its series' last (a duplicate) or before it (late), or it would be a dead letter. These are counted on stderr
+with their reasons; they do not stop it, and the exit code stays 0. Columns come from the model's config.toml."""
+EXAMPLE = """\
+tidecast replay --model model --data weather.csv --out forecasts.jsonl
+tidecast replay --model model --data weather.csv.gz | jq -c '[.series, .ts, .targets.temp.p50[0]]' | head"""
+
+BATCH = 2_000  # readings; bounds the memory, for each becomes horizon x quantiles numbers
+_SETTINGS = ("model_max_bytes", "max_gap_steps", "max_series", "series_ttl_seconds", "intra_op_threads")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Model, file, output, and the settings that change forecasts."""
+    parser.add_argument("--model", metavar="DIR", required=True, help="model directory: model.onnx and config.toml")
+    parser.add_argument("--data", metavar="FILE", required=True, help="CSV (also .gz) or Parquet")
+    parser.add_argument("--out", metavar="FILE", default="-", help="JSON lines; - is stdout [-]")
+    settings.add_flags(parser, *_SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the forecasts; the exit code."""
+    from service.model import Model
+    from service.pipeline import Pipeline
+    from service.policy import Policy
+    from service.records import check_features, read_model_config
+    from service.replay import Tally, replay
+    from service.table import read_chunks
+
+    config = settings.from_args(args)
+    columns = read_model_config(args.model).columns
+    model = Model.load(args.model, max_bytes=config.model_max_bytes, intra_op_threads=config.intra_op_threads)
+    check_features(columns, model.spec.features, args.model)
+    # The file is history: its times lie before any clock of ours, and a limit on the future has no meaning.
+    config = dataclasses.replace(config, max_future_seconds=0.0, dead_letter_late=False, dead_letter_duplicate=False)
+    pipeline = Pipeline(model, Policy.from_settings(config), output_topic="forecasts", dead_letter_topic="dead-letters")
+    rows = max(1, BATCH // len(columns.features)) if columns.each_column else BATCH
+    tables = read_chunks(args.data, columns, rows)
+
+    tally = Tally()
+    with _output(args.out) as out:
+        for lines in replay(pipeline, tables, tally):
+            out.writelines(lines)
+    if not tally.readings:
+        raise DataError(f"{args.data} has no rows below its header")
+    print(tally.summary(), file=sys.stderr)
+    return 0
+
+
+@contextlib.contextmanager
+def _output(name: str) -> Iterator[IO[bytes]]:
+    """Stdout, or a file that is there only once it is whole: half a replay must not pass for one."""
+    if name == "-":
+        yield sys.stdout.buffer
+        return
+    path = Path(name)
+    part = path if path.exists() and not path.is_file() else path.with_name(f"{path.name}.part")  # /dev/null, a pipe
+    try:
+        file = part.open("wb")
+    except OSError as error:
+        raise UsageError(f"cannot write {part}: {error.strerror}", do="Give another --out.") from None
+    try:
+        with file:
+            yield file
+        if part != path:
+            part.replace(path)
+    except BaseException as error:
+        if part != path:
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise UsageError(f"cannot write {path}: {error.strerror}", do="Give another --out.") from None
+        raise

@@ -1,0 +1,112 @@
+"""`tidecast serve`: one worker of a consumer group, until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from service import __version__, logs, settings
+
+if TYPE_CHECKING:
+    from service.worker import Worker
+
+log = logging.getLogger("tidecast.serve")
+
+HELP = """\
+Answer readings with forecasts: read the input topic as a member of a consumer group, write to the output topic.
+
+Ends on SIGTERM or Ctrl-C: what was read is answered and committed, and the group is left. SIGUSR1 prints what every
+thread is doing. A second Ctrl-C ends it at once."""
+EXAMPLE = """\
+tidecast serve --model model
+tidecast serve --model model --bootstrap-servers kafka:9092 --input-topic sensors --http-host 0.0.0.0
+curl http://127.0.0.1:9108/readyz"""
+
+_NOT_SERVED = ("broker_data_dir", "broker_port")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Every setting but the embedded broker's."""
+    settings.add_flags(parser, *(name for name in settings.FIELDS if name not in _NOT_SERVED))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load and check the model, then serve; the exit code."""
+    began = time.monotonic()
+    config = settings.from_args(args)
+    logs.setup(config.log_level, config.log_format)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    # Until there is something to drain, the end is the end. Set explicitly: as process 1 of a container there is no
+    # default action for SIGTERM.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _end)
+
+    # Imported here: `tidecast serve --help` need not wait for onnxruntime.
+    from service.broker.connect import connect
+    from service.http import HttpServer
+    from service.messages import DeadLetterReason
+    from service.metrics import Metrics
+    from service.model import Model
+    from service.worker import Worker
+
+    log.info("starting", extra={"version": __version__, "pid": os.getpid()})
+    model = Model.load(config.model, max_bytes=config.model_max_bytes, intra_op_threads=config.intra_op_threads)
+    log.info(
+        "model loaded",
+        extra={"model": model.spec.id, "targets": model.spec.targets, "horizon": model.spec.horizon},
+    )
+    metrics = Metrics(model.spec, DeadLetterReason)
+    with HttpServer(config.http_host, config.http_port, metrics.registry) as http:
+        log.info("listening", extra={"url": http.url})
+        broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
+        try:
+            worker = Worker(config, model, broker, metrics)
+            http.status = worker
+            log.info("looking for Kafka", extra={"bootstrap_servers": config.bootstrap_servers})
+            worker.prepare()
+            _stop_on_signals(worker, config.shutdown_timeout_seconds)
+            log.info(
+                "joining the group",
+                extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
+            )
+            return worker.run()
+        finally:
+            broker.close()
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    # No clean-up: there is nothing to lose yet, and closing a client that still looks for its broker waits for it.
+    sys.stderr.flush()
+    os._exit(130 if signum == signal.SIGINT else 0)
+
+
+def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
+    """SIGTERM and SIGINT ask the loop to end; what hangs for longer than the limit is ended with its stacks shown."""
+
+    def give_up() -> None:
+        log.critical("not stopped within the limit, giving up", extra={"seconds": limit_seconds})
+        faulthandler.dump_traceback(all_threads=True)
+        sys.stderr.flush()
+        os._exit(1)
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if worker.stopping:
+            if signum == signal.SIGINT:
+                os._exit(130)
+            return
+        worker.stop()
+        timer = threading.Timer(limit_seconds, give_up)
+        timer.daemon = True
+        timer.start()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, ask)

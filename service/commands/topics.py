@@ -1,0 +1,110 @@
+"""`tidecast topics`: what topics there are, and making those that the worker needs."""
+
+from __future__ import annotations
+
+import argparse
+
+from service import settings
+from service.broker.base import Broker
+from service.broker.connect import connect
+from service.errors import BrokerError, UsageError
+from service.settings import Settings
+
+HELP = """\
+List the topics and their partitions (list, the default), or make those that the worker needs (create).
+
+Input and output topic must have the same number of partitions: a forecast goes to the number of its reading's."""
+EXAMPLE = """\
+tidecast topics create --partitions 4
+tidecast topics --bootstrap-servers kafka:9092"""
+
+DEFAULT_PARTITIONS = 4
+# A dead letter is its reading and some headers. A reading may be as large as a topic's default lets it be (1 MiB).
+DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 << 20)}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The action, how to make topics, and where."""
+    parser.add_argument("action", nargs="?", choices=("list", "create"), default="list", help="what to do [list]")
+    parser.add_argument(
+        "--partitions",
+        type=int,
+        metavar="N",
+        help=f"partitions of each topic that is made [those of a topic that is there, else {DEFAULT_PARTITIONS}]",
+    )
+    parser.add_argument(
+        "--replication-factor", type=int, metavar="N", help="copies of each partition [the cluster's default]"
+    )
+    settings.add_flags(
+        parser,
+        "bootstrap_servers",
+        "client",
+        "input_topic",
+        "output_topic",
+        "dead_letter_topic",
+        "broker_timeout_seconds",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """List or create; what there is goes to stdout."""
+    config = settings.from_args(args)
+    for name in ("partitions", "replication_factor"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1", got=value)
+    broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
+    try:
+        if args.action == "create":
+            made = create(broker, config, partitions=args.partitions, replication_factor=args.replication_factor)
+            _print([(topic, broker.partitions(topic), "made" if new else "was there") for topic, new in made.items()])
+        else:
+            roles = {
+                config.input_topic: "input",
+                config.output_topic: "output",
+                config.dead_letter_topic: "dead letters",
+            }
+            _print([(topic, count, roles.get(topic, "")) for topic, count in sorted(broker.topics().items())])
+    finally:
+        broker.close()
+    return 0
+
+
+def create(
+    broker: Broker, config: Settings, *, partitions: int | None = None, replication_factor: int | None = None
+) -> dict[str, bool]:
+    """Make input, output and dead-letter topic where they are missing: `topic -> whether it was made now`.
+
+    `partitions` None takes the number of those that are there.
+
+    Raises:
+        BrokerError: those that are there do not fit, and nothing was made; or Kafka cannot be reached.
+    """
+    pair = (config.input_topic, config.output_topic)
+    there = {topic: count for topic in pair if (count := broker.partitions(topic)) is not None}
+    wanted = partitions or next(iter(there.values()), DEFAULT_PARTITIONS)
+    if len(set(there.values())) > 1:
+        first, second = there[config.input_topic], there[config.output_topic]
+        raise BrokerError(
+            f"the topic {config.input_topic} has {first} partitions and {config.output_topic} has {second}; "
+            "they must have the same number",
+            do=f"Name another output topic: tidecast topics create --output-topic {config.output_topic}-{first}",
+        )
+    for topic, count in there.items():
+        if count != wanted:
+            raise BrokerError(
+                f"the topic {topic} has {count} partitions already; input and output must have the same number",
+                got=wanted,
+                do=f"Use that number: tidecast topics create --partitions {count}",
+            )
+    extra = {} if replication_factor is None else {"replication.factor": str(replication_factor)}
+    return {
+        topic: broker.create_topic(topic, wanted, config={**more, **extra})
+        for topic, more in ((pair[0], {}), (pair[1], {}), (config.dead_letter_topic, DEAD_LETTER_CONFIG))
+    }
+
+
+def _print(rows: list[tuple[str, int | None, str]]) -> None:
+    width = max((len(topic) for topic, _, _ in rows), default=0)
+    for topic, count, note in rows:
+        print(f"{topic:<{width}}  {count:>4} partitions  {note}".rstrip())

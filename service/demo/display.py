@@ -1,0 +1,155 @@
+"""The scoreboard in a terminal: a live table where there is one (and rich), else plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol
+
+from service.demo.scoreboard import Interval, Scoreboard
+from service.timestamps import format_duration, format_time
+
+_PLAIN_EVERY_S = 2.0
+
+
+class Display(Protocol):
+    """Where the scoreboard is shown."""
+
+    def show(self, board: Scoreboard) -> None:
+        """Show it as it is now; called several times a second."""
+
+    def close(self) -> None:
+        """Let go of the terminal."""
+
+
+def make_display(target: str, unit: str, title: str) -> Display:
+    """A live table on a terminal with rich, plain lines elsewhere."""
+    if sys.stdout.isatty():
+        try:
+            return LiveTable(target, unit, title)
+        except ImportError:
+            pass
+    return PlainLines(target, unit)
+
+
+class PlainLines:
+    """A line for each series every few seconds, and one for the errors."""
+
+    def __init__(self, target: str, unit: str) -> None:
+        self._target, self._unit = target, f" {unit}" if unit else ""
+        self._shown = 0.0
+        self._newest: dict[str, int] = {}
+
+    def show(self, board: Scoreboard) -> None:
+        """Print what is new, at most every two seconds."""
+        if time.monotonic() - self._shown < _PLAIN_EVERY_S:
+            return
+        self._shown = time.monotonic()
+        fresh = [row for row in board.rows() if row.ts >= board.start_ms and self._newest.get(row.series) != row.ts]
+        for row in fresh:
+            self._newest[row.series] = row.ts
+            step = format_duration(board.step_ms)
+            print(
+                f"{format_time(row.ts)}  {row.series}  {self._target} {_value(row.actual)}{self._unit}  "
+                f"forecast {step} before: {_interval(row.before)}  next: {_interval(row.ahead)}"
+                f"{f' for {format_time(row.ahead_ts)}' if row.ahead_ts is not None else ''}"
+            )
+        if fresh:
+            for line in error_lines(board, self._unit):
+                print(line)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class LiveTable:
+    """Two tables that stay in place: the stations, and the running errors.
+
+    Raises:
+        ImportError: rich is not installed.
+    """
+
+    def __init__(self, target: str, unit: str, title: str) -> None:
+        from rich.live import Live
+
+        self._target, self._unit, self._title = target, f" {unit}" if unit else "", title
+        self._live: Any = Live(auto_refresh=False, transient=False)
+        self._live.start()
+        self._shown = 0.0
+
+    def show(self, board: Scoreboard) -> None:
+        """Draw, at most five times a second."""
+        if time.monotonic() - self._shown < 0.2:
+            return
+        self._shown = time.monotonic()
+        self._live.update(self._draw(board), refresh=True)
+
+    def _draw(self, board: Scoreboard) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        step, level = format_duration(board.step_ms), f"{board.level:.0%}" if board.low_name else "…"
+        stations = Table(title=self._title, title_justify="left", title_style="bold", expand=False)
+        stations.add_column("series", style="bold")
+        stations.add_column("time (UTC)")
+        stations.add_column(f"{self._target}{self._unit}", justify="right", style="bold cyan")
+        stations.add_column(f"forecast {step} before", justify="right")
+        stations.add_column(f"{level} interval", justify="center")
+        furthest = max(board.errors, default=0)
+        ahead = format_duration(furthest * board.step_ms) if furthest else "the furthest"
+        stations.add_column(f"forecast {ahead} ahead", justify="right", style="magenta")
+        stations.add_column(f"{level} interval", justify="center", style="magenta")
+        for row in board.rows():
+            before, next_ = row.before, row.ahead
+            hit = before is not None and row.actual is not None and before.low <= row.actual <= before.high
+            stations.add_row(
+                row.series,
+                format_time(row.ts)[:16].replace("T", " "),
+                _value(row.actual),
+                _value(before.mid if before else None),
+                Text(_range(before), style="green" if hit else "red"),
+                _value(next_.mid if next_ else None),
+                _range(next_),
+            )
+        errors = Table(expand=False)
+        for name in ("steps ahead", "forecasts checked", "mean error", "persistence", "skill", f"inside the {level}"):
+            errors.add_column(name, justify="right")
+        for steps, sums in sorted(board.errors.items()):
+            errors.add_row(
+                f"{steps} ({format_duration(steps * board.step_ms)})",
+                f"{sums.count:,}",
+                f"{sums.mae:.2f}{self._unit}",
+                f"{sums.naive_mae:.2f}{self._unit}",
+                Text(f"{sums.skill:+.0%}" if sums.naive else "…", style="green" if sums.skill > 0 else "red"),
+                f"{sums.coverage:.0%}" if sums.count else "…",
+            )
+        return Group(stations, errors)
+
+    def close(self) -> None:
+        """Leave the last table where it is."""
+        self._live.stop()
+
+
+def error_lines(board: Scoreboard, unit: str) -> list[str]:
+    """One line for each number of steps ahead; `unit` with its leading blank."""
+    return [
+        f"  {format_duration(steps * board.step_ms):>4} ahead: mean absolute error {sums.mae:.2f}{unit}, persistence "
+        f"{sums.naive_mae:.2f}{unit}, skill {sums.skill:+.0%}, {sums.coverage:.0%} inside the {board.level:.0%} "
+        f"interval ({sums.count:,} forecasts checked)"
+        for steps, sums in sorted(board.errors.items())
+        if sums.count
+    ]
+
+
+def _value(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.1f}"
+
+
+def _range(interval: Interval | None) -> str:
+    return "…" if interval is None else f"{interval.low:.1f} … {interval.high:.1f}"
+
+
+def _interval(interval: Interval | None) -> str:
+    return "…" if interval is None else f"{interval.mid:.1f} ({_range(interval)})"

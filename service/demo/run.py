@@ -1,0 +1,272 @@
+"""The demo, in order: train, Kafka, topics, worker, history, live stream, watch; and the way back, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from service.broker.base import Batch, Broker, Consumer
+from service.broker.connect import connect
+from service.commands import topics
+from service.demo.children import Child, command
+from service.demo.display import error_lines, make_display
+from service.demo.scoreboard import Scoreboard
+from service.errors import TidecastError, UsageError
+from service.records import ModelConfig, read_model_config
+from service.settings import Settings
+from service.table import UNIVARIATE
+from service.timestamps import format_duration, format_time, parse_time
+
+PARTITIONS = 3
+HISTORY_MS = 21 * 86_400_000  # sent at once before the live part, so that the series begin it warm
+_READY_S = 60.0
+_BEGINNING = -2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was asked for."""
+
+    seconds: float
+    speed: float  # event seconds for each second
+    folder: Path  # the model, if one must be trained, Kafka's data and the logs
+    model: Path | None  # None = train on the sample, once
+    data: Path | None  # None = the sample
+    bootstrap_servers: str | None  # None = an embedded broker
+
+
+class Asked(BaseException):
+    """Ctrl-C or SIGTERM: the demo ends early, in order, and well."""
+
+
+def run(plan: Plan, settings: Settings) -> None:
+    """The whole demo; returns when it has ended and nothing of it is left running.
+
+    Raises:
+        TidecastError: a part failed, with its own message.
+    """
+    with contextlib.suppress(Asked), _signals(), contextlib.ExitStack() as stack:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        # Leaving the stack stops the producer, then the worker, then deletes the topics, then stops Kafka. A second
+        # signal must not cut that short.
+        model = plan.model or _train(plan.folder / "model")
+        data = plan.data or sample("weather.csv.gz")
+        config = read_model_config(model)
+        settings = replace(settings, bootstrap_servers=plan.bootstrap_servers or _kafka(plan.folder, stack))
+        settings = _own_topics(settings, stack)
+        board = Scoreboard(parse_time(config.test_from) if config.test_from else 0)
+
+        worker = _child(stack, 20.0, "worker", plan.folder, "serve", "--model", str(model), *_worker_flags(settings))
+        url = _await_ready(worker)
+        _say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
+        produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings))
+        if config.test_from is not None:
+            past = str(board.start_ms - HISTORY_MS)
+            _history(stack, plan.folder, *produce, "--from", past, "--until", str(board.start_ms), "--speed", "max")
+        live = ("--from", str(board.start_ms)) if config.test_from else ()
+        producer = _child(stack, 10.0, "producer", plan.folder, *produce, *live, "--speed", str(plan.speed))
+        each_second = format_duration(round(plan.speed) * 1_000)
+        _say(f"live: {each_second} of {config.name} readings each second, for {plan.seconds:g} s. Ctrl-C ends it.")
+        _watch(plan, settings, config, board, worker, producer, f"metrics: {url}/metrics")
+    _say("stopped; nothing is left running")
+
+
+def sample(name: str) -> Path:
+    """A file of the shipped samples, found without importing the trainer.
+
+    Raises:
+        UsageError: the package that holds it is not installed.
+    """
+    spec = importlib.util.find_spec("training")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place) / "samples" / name
+        if path.is_file():
+            return path
+    raise UsageError(f"the sample {name} is not installed", do="Run: pip install 'tidecast[train]', or give --data.")
+
+
+def _train(model: Path) -> Path:
+    """Train on the sample, unless an earlier demo did; its progress is shown as it is."""
+    if (model / "model.onnx").is_file() and (model / "config.toml").is_file():
+        _say(f"the model of an earlier demo is there: {model} (remove it to train again)")
+        return model
+    _say("training on the weather sample: three stations, hourly, temperature 1 to 24 hours ahead; about a minute")
+    process = subprocess.Popen(command("train", str(sample("weather.toml")), "--out", str(model)), stdout=sys.stderr)
+    try:
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if code:
+        raise TidecastError(f"the training ended with exit code {code}", do="What it said is above.")
+    return model
+
+
+def _kafka(folder: Path, stack: contextlib.ExitStack) -> str:
+    from service.broker.embedded import EmbeddedBroker
+
+    kafka = EmbeddedBroker(folder / "kafka", port=0)
+    stack.callback(kafka.stop)
+    kafka.start(_say)
+    return kafka.bootstrap_servers
+
+
+def _own_topics(settings: Settings, stack: contextlib.ExitStack) -> Settings:
+    """Topics and a group of this run alone: readings of an earlier run would make these late."""
+    run_name = time.strftime("demo-%Y%m%d-%H%M%S") + f"-{os.getpid()}"
+    own = replace(
+        settings,
+        input_topic=f"{run_name}-readings",
+        output_topic=f"{run_name}-forecasts",
+        dead_letter_topic=f"{run_name}-dead-letters",
+        group=run_name,
+    )
+    broker = connect(own.bootstrap_servers, client=own.client, timeout_s=own.broker_timeout_seconds)
+    stack.callback(_delete_topics, broker, own)
+    topics.create(broker, own, partitions=PARTITIONS)
+    return own
+
+
+def _delete_topics(broker: Broker, settings: Settings) -> None:
+    with contextlib.suppress(TidecastError):  # where Kafka has died, there is nothing to clean up
+        for topic in (settings.input_topic, settings.output_topic, settings.dead_letter_topic):
+            broker.delete_topic(topic)
+    broker.close()
+
+
+def _worker_flags(settings: Settings) -> list[str]:
+    s = settings
+    return [
+        *_produce_flags(s), "--output-topic", s.output_topic, "--dead-letter-topic", s.dead_letter_topic,
+        "--group", s.group, "--http-port", "0", "--log-format", "text",
+    ]  # fmt: skip
+
+
+def _produce_flags(settings: Settings) -> list[str]:
+    return ["--bootstrap-servers", settings.bootstrap_servers, "--input-topic", settings.input_topic]
+
+
+def _child(stack: contextlib.ExitStack, stop_s: float, name: str, folder: Path, *args: str) -> Child:
+    child = Child(name, folder, *args)
+    stack.callback(child.stop, stop_s)
+    return child
+
+
+def _await_ready(worker: Child) -> str:
+    """The worker's address, once it says that it is ready. The port is in its log: it took a free one."""
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if worker.ended():
+            break
+        found = re.search(r"url=(http://\S+)", worker.log.read_text(errors="replace"))
+        if found and _ready(found[1]):
+            return found[1]
+        time.sleep(0.1)
+    raise TidecastError(f"the worker was not ready; the end of {worker.log}:\n{worker.last_words()}\n")
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _history(stack: contextlib.ExitStack, folder: Path, *produce: str) -> None:
+    """The weeks before the live part, as fast as they go."""
+    history = _child(stack, 10.0, "history", folder, *produce)
+    while not history.ended():
+        time.sleep(0.05)
+
+
+def _watch(
+    plan: Plan, settings: Settings, config: ModelConfig, board: Scoreboard, worker: Child, producer: Child, title: str
+) -> None:
+    """Read both topics from their beginning and show them, until the time is up or the file has ended."""
+    target = UNIVARIATE if config.columns.each_column else config.data.targets[0]
+    unit = config.data.units.get(config.data.targets[0], "")
+    broker = connect(settings.bootstrap_servers, client=settings.client, timeout_s=settings.broker_timeout_seconds)
+    display = make_display(target, unit, title)
+    end = time.monotonic() + plan.seconds
+    try:
+        readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))
+        while time.monotonic() < end:
+            _take_readings(readings.poll(0.05, 2_000), board, target)
+            _take_forecasts(forecasts.poll(0.05, 2_000), board, target)
+            display.show(board)
+            if worker.ended():
+                raise TidecastError(f"the worker ended; the end of {worker.log}:\n{worker.last_words()}\n")
+            if producer.ended():
+                end = min(end, time.monotonic() + 2.0)  # the file has ended: the last forecasts, then the end
+        readings.close()
+        forecasts.close()
+    finally:
+        display.close()
+        broker.close()
+    _sum_up(board, unit)
+
+
+def _reader(broker: Broker, topic: str) -> Consumer:
+    consumer = broker.consumer()
+    consumer.assign(topic, dict.fromkeys(range(PARTITIONS), _BEGINNING))
+    return consumer
+
+
+def _take_readings(batch: Batch, board: Scoreboard, target: str) -> None:
+    for key, value in zip(batch.keys, batch.values, strict=True):
+        if key is not None and value is not None:
+            reading = msgspec.json.decode(value)
+            board.reading(key.decode(), reading["ts"], reading.get(target))
+
+
+def _take_forecasts(batch: Batch, board: Scoreboard, target: str) -> None:
+    for key, value in zip(batch.keys, batch.values, strict=True):
+        if key is not None and value is not None:
+            made = msgspec.json.decode(value)
+            board.forecast(key.decode(), made["ts"], made["step_ms"], made["warm"], made["targets"][target])
+
+
+def _sum_up(board: Scoreboard, unit: str) -> None:
+    newest = max((row.ts for row in board.rows()), default=None)
+    until = f", up to {format_time(newest)}" if newest is not None else ""
+    print(f"\n{board.forecasts:,} forecasts for {board.readings:,} readings through Kafka{until}:")
+    for line in error_lines(board, f" {unit}" if unit else "") or ["  none could be checked yet"]:
+        print(line)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise `Asked` once; after the first both are ignored, for the way back is under way."""
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise Asked
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,42 @@
+"""Errors that a person reads: what is wrong, what was got, what to do.
+
+The command line prints `str(error)` alone on stderr and exits with `error.exit_code`; a traceback
+means a bug of ours, never a mistake of the user's.
+"""
+
+from __future__ import annotations
+
+
+class TidecastError(Exception):
+    """One clear sentence or two: `what`, optionally what was `got`, and what to `do` about it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, got: object = None, do: str | None = None) -> None:
+        self.what = what
+        self.got = got
+        self.do = do
+        text = what if got is None else f"{what}, got {got!r}"
+        super().__init__(f"{text}. {do}" if do else text)
+
+
+class UsageError(TidecastError):
+    """A command, setting or training config that cannot be used as written."""
+
+    exit_code = 2
+
+
+class ModelError(TidecastError):
+    """A model file or directory that breaks the contract and is refused."""
+
+
+class DataError(TidecastError):
+    """A data file that cannot be read as it is described."""
+
+
+class BrokerError(TidecastError):
+    """Kafka, or the embedded broker, cannot do what was asked."""
+
+
+class DeadLetterFlood(TidecastError):
+    """So many dead letters that going on would hide a fault upstream; the worker stops."""

@@ -1,0 +1,289 @@
+"""Loads a model file, refuses one that breaks the contract, and runs its single step.
+
+The graph is the whole forecaster; this file knows shapes and names, nothing about forecasting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped,unused-ignore]
+from numpy.typing import NDArray
+
+from service.errors import ModelError
+from service.onnx_file import content_hash, read_metadata
+from service.spec import CONTRACT, METADATA_KEY, ModelSpec, quantile_name
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+
+MODEL_FILE = "model.onnx"
+MAX_BYTES = 64 * 1024 * 1024
+_EXPORT_AGAIN = "Export the model again with this version of `tidecast train`"
+_ERRORS_ONLY = 3  # onnxruntime's severity: its warnings speak to its developers
+
+
+class Model:
+    """One checked model, ready to step. Not for use from several threads at once."""
+
+    __slots__ = ("_session", "initial_state", "sha256", "spec")
+
+    def __init__(self, spec: ModelSpec, session: ort.InferenceSession, sha256: str) -> None:
+        self.spec = spec
+        self.sha256 = sha256  # of the whole file
+        self.initial_state: Float32 = np.array(spec.initial_state, dtype=np.float32)  # [state]
+        self.initial_state.flags.writeable = False
+        self._session = session
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, max_bytes: int = MAX_BYTES, intra_op_threads: int = 1, sha256: str | None = None
+    ) -> Model:
+        """Read a model directory, or the .onnx file itself, check it against the contract, and run its self-test.
+
+        Args:
+            path: a directory with a model.onnx in it, or a file.
+            max_bytes: a larger file is refused unread.
+            intra_op_threads: threads inside one operator; 1 is fastest for small recurrent models.
+            sha256: where given, the file's bytes must have this hash (hex).
+
+        Raises:
+            ModelError: the file breaks the contract in any way.
+        """
+        data = _read(Path(path), max_bytes)
+        digest = hashlib.sha256(data).hexdigest()
+        if sha256 is not None and digest != sha256.strip().lower():
+            raise ModelError(
+                "the model file is not the one that was asked for", got=f"sha256 {digest}", do=f"Expected {sha256}"
+            )
+        spec = _read_spec(read_metadata(data))  # refuses foreign operators and external data before a runtime sees them
+        check_spec(spec)
+        if content_hash(data) != spec.hash:
+            raise ModelError(
+                "the graph is not the one that the model's spec describes",
+                got=f"content hash {content_hash(data)[:12]}, the spec says {spec.hash[:12]}",
+                do=_EXPORT_AGAIN,
+            )
+        model = cls(spec, _open(data, intra_op_threads), digest)
+        model._check_tensors()
+        model._self_test()
+        return model
+
+    def step(self, x: Float32, ts: Int64, state: Float32) -> tuple[Float32, Float32, Float32]:
+        """One step of a batch of series.
+
+        Args:
+            x: [batch, features], raw units, NaN = missing.
+            ts: [batch], ms since the epoch, UTC.
+            state: [batch, state].
+
+        Returns:
+            y [batch, horizon, targets, quantiles] in raw units (a classifier's: [batch, classes]), next_state
+            [batch, state], score [batch, diagnostics].
+
+        Raises:
+            ModelError: the runtime refuses to run the graph on this input.
+        """
+        try:
+            y, next_state, score = self._session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise ModelError("the model failed in a step", got=_first_line(error), do=_EXPORT_AGAIN) from error
+        return y, next_state, score
+
+    def _check_tensors(self) -> None:
+        """Names, types and shapes of the graph against the spec; only batch may be dynamic."""
+        spec = self.spec
+        forecast = [len(spec.classes)] if _is_classifier(spec) else _forecast_shape(spec)
+        inputs = {
+            "x": ("tensor(float)", [len(spec.features)]),
+            "ts": ("tensor(int64)", []),
+            "state": ("tensor(float)", [spec.state_size]),
+        }
+        outputs = {
+            "y": ("tensor(float)", forecast),
+            "next_state": ("tensor(float)", [spec.state_size]),
+            "score": ("tensor(float)", [len(spec.diagnostics)]),
+        }
+        _compare("input", inputs, self._session.get_inputs())
+        _compare("output", outputs, self._session.get_outputs())
+
+    def _self_test(self) -> None:
+        """Fold the spec's own readings and compare the last forecast with what the trainer got."""
+        test, state = self.spec.self_test, self.initial_state[np.newaxis]
+        x = np.array(test.x, dtype=np.float32).reshape(len(test.ts), 1, len(self.spec.features))  # None -> NaN
+        for row, ts in zip(x, test.ts, strict=True):
+            y, state, _ = self.step(row, np.array([ts], dtype=np.int64), state)
+        expected = np.array(test.y, dtype=np.float64)
+        got = y.astype(np.float64).ravel()
+        # Relative to the size of the forecast as a whole: a quantile near 0 has no useful relative error.
+        allowed = test.rtol * max(float(np.abs(expected).max()), 1e-6)
+        worst = float(np.abs(got - expected).max()) if got.shape == expected.shape else math.nan
+        if not worst <= allowed:
+            raise ModelError(
+                "the model fails its self-test on this machine",
+                got=f"a forecast {worst:.3g} away from the trainer's, allowed {allowed:.3g}",
+                do=f"{_EXPORT_AGAIN}; if it fails again, compare the onnxruntime versions",
+            )
+        if not np.isfinite(state).all():
+            raise ModelError("the model's state is not finite after its self-test", do=_EXPORT_AGAIN)
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Refuse a spec that contradicts itself.
+
+    Raises:
+        ModelError: with the first fault found.
+    """
+    _require(bool(spec.name.strip()), "the spec's name is empty", spec.name)
+    _require(re.fullmatch("[0-9a-f]{64}", spec.hash) is not None, "the spec's hash is not a sha256", spec.hash)
+    _require(spec.kind in ("forecaster", "classifier"), "the spec's kind is not known", spec.kind)
+    _check_names("features", spec.features)
+    _require("ts" not in spec.features, 'a feature is called "ts", the name of the time of a reading', spec.features)
+    if _is_classifier(spec):
+        _check_names("classes", spec.classes)
+    else:
+        _check_names("targets", spec.targets)
+        _check_names("quantiles", [quantile_name(q) for q in spec.quantiles])
+        ascending = all(0 < q < 1 for q in spec.quantiles) and all(a < b for a, b in pairwise(spec.quantiles))
+        _require(ascending, "the quantiles do not ascend between 0 and 1", spec.quantiles)
+        _require(spec.horizon >= 1, "the horizon is not at least 1 step", spec.horizon)
+    if spec.diagnostics:
+        _check_names("diagnostics", [diagnostic.name for diagnostic in spec.diagnostics])
+    _require(spec.step_ms >= 0, "the step is negative (0 = irregular)", spec.step_ms)
+    _require(spec.warmup_steps >= 0, "the warm-up is negative", spec.warmup_steps)
+    _check_state(spec)
+    _check_self_test(spec)
+
+
+def _check_state(spec: ModelSpec) -> None:
+    _require(spec.state_size >= 1, "the state is empty", spec.state_size)
+    position = 0
+    for part in sorted(spec.state, key=lambda part: part.start):
+        size = math.prod(part.shape)
+        _require(size >= 1 and all(n >= 1 for n in part.shape), "a slice of the state is empty", part.name)
+        _require(
+            part.start == position,
+            f"the state's slices must follow each other without gap or overlap, {part.name!r} from {position}",
+            part.start,
+        )
+        position += size
+    _require(position == spec.state_size, f"the state's slices must cover all {spec.state_size} of it", position)
+    _check_names("state slices", [part.name for part in spec.state])
+    length = len(spec.initial_state)
+    _require(length == spec.state_size, f"the initial state must have length {spec.state_size}", length)
+    initial = np.array(spec.initial_state, dtype=np.float64)
+    _require(bool((np.abs(initial) <= np.finfo(np.float32).max).all()), "the initial state is not finite", None)
+
+
+def _check_self_test(spec: ModelSpec) -> None:
+    test, features = spec.self_test, len(spec.features)
+    size = len(spec.classes) if _is_classifier(spec) else math.prod(_forecast_shape(spec))
+    _require(len(test.ts) >= 1 and len(test.x) == len(test.ts), "the self-test has no reading for each time", None)
+    _require(all(len(row) == features for row in test.x), f"the self-test's readings must have {features} values", None)
+    _require(all(-(2**63) <= ts < 2**63 for ts in test.ts), "the self-test's times are not 64-bit", None)
+    _require(len(test.y) == size, f"the self-test's forecast must have {size} values", len(test.y))
+    _require(all(map(math.isfinite, [*test.y, test.rtol])), "the self-test's forecast is not finite", None)
+    _require(0 < test.rtol <= 0.1, "the self-test's tolerance must lie in (0, 0.1]", test.rtol)
+
+
+def _check_names(what: str, names: Sequence[str]) -> None:
+    _require(len(names) >= 1, f"the spec has no {what}", list(names))
+    _require(len(set(names)) == len(names), f"the spec's {what} are not unique", list(names))
+
+
+def _require(holds: bool, what: str, got: object) -> None:
+    if not holds:
+        raise ModelError(what, got=got, do=_EXPORT_AGAIN)
+
+
+def _is_classifier(spec: ModelSpec) -> bool:
+    return spec.kind == "classifier"
+
+
+def _forecast_shape(spec: ModelSpec) -> list[int]:
+    return [spec.horizon, len(spec.targets), len(spec.quantiles)]
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """The bytes of the model file, at most `max_bytes` of them."""
+    file = path / MODEL_FILE if path.is_dir() else path
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(max_bytes + 1)
+    except OSError as error:
+        raise ModelError(
+            f"the model file {str(file)!r} cannot be read",
+            got=error.strerror,
+            do="Give --model a directory made by `tidecast train`, or its model.onnx",
+        ) from None
+    if len(data) > max_bytes:
+        raise ModelError(
+            f"the model file {str(file)!r} is larger than {max_bytes} bytes",
+            got=file.stat().st_size,
+            do="Train a smaller model, or raise TIDECAST_MODEL_MAX_BYTES",
+        )
+    return data
+
+
+def _read_spec(metadata: dict[str, str]) -> ModelSpec:
+    """The spec in the metadata; the contract's version is looked at before anything that depends on it."""
+    if METADATA_KEY not in metadata:
+        raise ModelError(
+            f"the model has no {METADATA_KEY!r} in its metadata",
+            got=sorted(metadata),
+            do="Serve a model that `tidecast train` exported, or add the metadata that the contract asks for",
+        )
+    text = metadata[METADATA_KEY]
+    try:
+        contract = msgspec.json.decode(text, type=_Version).contract
+        if contract != CONTRACT:
+            raise ModelError(
+                f"the model keeps version {contract} of the contract, this is version {CONTRACT}",
+                do="Serve it with the tidecast that exported it, or export it again with this one",
+            )
+        return msgspec.json.decode(text, type=ModelSpec)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ModelError(
+            f"the model's {METADATA_KEY!r} cannot be read", got=_first_line(error), do=_EXPORT_AGAIN
+        ) from None
+
+
+class _Version(msgspec.Struct):
+    contract: int
+
+
+def _open(data: bytes, intra_op_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    options.enable_mem_pattern = False  # it keeps a plan for each batch size ever seen, and waves have all sizes
+    try:
+        return ort.InferenceSession(data, sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise ModelError("onnxruntime refuses the model", got=_first_line(error), do=_EXPORT_AGAIN) from None
+
+
+def _compare(side: str, expected: dict[str, tuple[str, list[int]]], found: Sequence[ort.NodeArg]) -> None:
+    names = sorted(tensor.name for tensor in found)
+    _require(names == sorted(expected), f"the graph's {side}s must be {', '.join(expected)}", names)
+    for tensor in found:
+        kind, static = expected[tensor.name]
+        shape = list(tensor.shape)
+        text = f"the graph's {side} {tensor.name!r}"
+        _require(tensor.type == kind, f"{text} must be a {kind}", tensor.type)
+        _require(len(shape) == 1 + len(static), f"{text} must have {1 + len(static)} axes", shape)
+        _require(not isinstance(shape[0], int), f"{text} must have a dynamic first axis, batch", shape)
+        _require(shape[1:] == static, f"{text} must have the shape {['batch', *static]}", shape)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:300]

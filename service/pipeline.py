@@ -1,0 +1,364 @@
+"""The path of a reading: a batch of records in, forecasts and dead letters out. No I/O, no clock of its own.
+
+`Pipeline.process` is the whole of it, in order: read, stretches, order, step, answer. All of it works on columns
+with one row for each record of the batch, so that a row number is a record everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.broker.base import Batch, Outgoing
+from service.messages import (
+    DeadLetterReason,
+    ForecastEncoder,
+    ReadingDecoder,
+    Readings,
+    Refused,
+    check_key,
+    dead_letter_headers,
+    forecast_headers,
+)
+from service.model import Model
+from service.policy import Counts, Fate, Policy, Result
+from service.series import SeriesTable
+from service.timestamps import format_time
+from service.waves import MAX_SERIES, Steps, in_waves, missing_steps, newest_before
+
+__all__ = ["Counts", "Fate", "Pipeline", "Policy", "Result"]
+
+Int64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+# A stretch is held in memory as steps, so it has an end even where a batch has none (a replay of a file).
+_MAX_STRETCH = min(100_000, MAX_SERIES)
+_SWEEPS_PER_TTL = 8
+
+
+@dataclass(slots=True)
+class _Work:
+    """One batch on its way: columns with a row for each record."""
+
+    batch: Batch
+    readings: Readings
+    partitions: NDArray[np.int32]  # [records]
+    offsets: Int64  # [records]
+    arrived: Int64  # [records] ms, the record's own time, or the reading's where it has none
+    fate: NDArray[np.int8]  # [records]
+    warm: Mask  # [records]
+    y: NDArray[np.float32]  # [records, horizon, targets, quantiles], or [records, classes]
+    score: NDArray[np.float32]  # [records, diagnostics]
+    counts: Counts
+    letters: dict[int, Refused]  # record -> why it is a dead letter
+
+    def refuse(self, record: int, refusal: Refused) -> None:
+        self.fate[record] = Fate.DEAD
+        self.letters[record] = refusal
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Readings between which no series is forgotten, so that their waves may run in any order across series."""
+
+    records: Int64  # [readings] rows of the batch
+    slots: Int64  # [readings]
+
+
+class Pipeline:
+    """Carries every series' state from batch to batch. For one thread."""
+
+    def __init__(
+        self,
+        model: Model,
+        policy: Policy,
+        *,
+        output_topic: str,
+        dead_letter_topic: str,
+        table: SeriesTable | None = None,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        spec = model.spec
+        self.table = table if table is not None else SeriesTable(model.initial_state, policy.max_series, spec.state)
+        self._model = model
+        self._policy = policy
+        self._topics = output_topic, dead_letter_topic
+        self._timer = timer
+        self._decoder = ReadingDecoder(spec.features)
+        self._encoder = ForecastEncoder(spec)
+        forecast = (spec.horizon, len(spec.targets), len(spec.quantiles))
+        self._forecast_shape = (len(spec.classes),) if spec.kind == "classifier" else forecast
+        self._newest: dict[int, int] = {}  # partition -> ms, the newest record seen
+        self._swept: dict[int, int] = {}  # partition -> ms, that `_newest` at the last look for idle series
+
+    def process(self, batch: Batch) -> Result:
+        """Answer a batch: each reading with a forecast, unless it is late, a duplicate, or a dead letter.
+
+        Touches nothing but the table. The same records give the same forecasts however they are cut into batches.
+
+        Raises:
+            ModelError: the runtime failed in the middle of a step; the table must not be used any more.
+        """
+        started = self._timer()
+        work = self._read(batch)
+        read = self._timer()
+        for stretch in self._stretches(work):  # nearly always one
+            self._step(work, self._order(work, stretch))
+        self._forget_idle(work)
+        stepped = self._timer()
+        result = self._answer(work)
+        work.counts.stage_seconds = {
+            "decode": read - started,
+            "step": stepped - read,
+            "encode": self._timer() - stepped,
+        }
+        return result
+
+    def revoke(self, partitions: Collection[int]) -> None:
+        """Forget the series of partitions that another worker has now."""
+        self.table.forget_partitions(partitions)
+        for partition in partitions:
+            self._newest.pop(partition, None)
+            self._swept.pop(partition, None)
+
+    def _read(self, batch: Batch) -> _Work:
+        """Values and keys; what is no reading becomes a dead letter here."""
+        n = len(batch)
+        readings = self._decoder.decode(batch.values)
+        timestamps = np.array(batch.timestamps, dtype=np.int64).reshape(n)
+        work = _Work(
+            batch=batch,
+            readings=readings,
+            partitions=np.array(batch.partitions, dtype=np.int32).reshape(n),
+            offsets=np.array(batch.offsets, dtype=np.int64).reshape(n),
+            arrived=np.where(timestamps > 0, timestamps, readings.ts),
+            fate=np.zeros(n, dtype=np.int8),
+            warm=np.zeros(n, dtype=np.bool_),
+            y=np.empty((n, *self._forecast_shape), dtype=np.float32),
+            score=np.empty((n, len(self._model.spec.diagnostics)), dtype=np.float32),
+            counts=Counts(),
+            letters={},
+        )
+        for record, value in enumerate(batch.values):
+            if value is None:
+                work.fate[record] = Fate.TOMBSTONE
+        if self._policy.max_future_ms > 0:
+            ahead = (timestamps > 0) & (readings.ts - timestamps > self._policy.max_future_ms)
+            for record in np.flatnonzero(ahead).tolist():
+                work.refuse(record, _from_the_future(int(readings.ts[record]), int(timestamps[record])))
+        for record, refusal in readings.refused.items():
+            work.refuse(record, refusal)
+        for record, key in enumerate(batch.keys):
+            if key is None or key not in self.table:  # a known key is a good key
+                try:
+                    check_key(key)
+                except Refused as refusal:
+                    work.refuse(record, refusal)
+        return work
+
+    def _stretches(self, work: _Work) -> Iterator[_Stretch]:
+        """Find each reading's slot, and forget series where their time has come, between stretches.
+
+        A series with readings in the pending stretch may only be forgotten after these have been stepped.
+        """
+        table, counts, ttl = self.table, work.counts, self._policy.series_ttl_ms
+        batch, fates, arrived = work.batch, work.fate.tolist(), work.arrived.tolist()
+        records: list[int] = []
+        slots: list[int] = []
+        pending: dict[int, int] = {}  # slot -> ms, when it was last seen
+
+        def finish() -> Iterator[_Stretch]:
+            if records:
+                table.seen_ms[list(pending)] = list(pending.values())
+                yield _Stretch(np.array(records, dtype=np.int64), np.array(slots, dtype=np.int64))
+                records.clear()
+                slots.clear()
+                pending.clear()
+
+        for record, key in enumerate(batch.keys):
+            if fates[record] == Fate.DEAD or key is None:
+                continue
+            slot = table.find(key)
+            if slot is not None:
+                reason = "tombstone" if fates[record] == Fate.TOMBSTONE else None
+                if ttl > 0 and arrived[record] - pending.get(slot, int(table.seen_ms[slot])) > ttl:
+                    reason = reason or "expired"
+                if reason is not None:
+                    if slot in pending:
+                        yield from finish()
+                    table.forget(key)
+                    counts.resets[reason] += 1
+                    slot = None
+            if fates[record] == Fate.TOMBSTONE:
+                continue
+            if slot is not None:
+                table.touch(key)
+            else:
+                if table.full:
+                    if table.find(table.oldest()) in pending:
+                        yield from finish()
+                    table.forget(table.oldest())
+                    counts.resets["evicted"] += 1
+                slot = table.add(key, batch.partitions[record])
+            records.append(record)
+            slots.append(slot)
+            pending[slot] = arrived[record]
+            if len(records) >= _MAX_STRETCH:
+                yield from finish()
+        yield from finish()
+
+    def _order(self, work: _Work, stretch: _Stretch) -> Steps:
+        """Event time: sort out late readings and duplicates, fill gaps, and lay the steps out in waves."""
+        table, step_ms = self.table, self._model.spec.step_ms
+        by_series = np.argsort(stretch.slots, kind="stable")
+        records, slots = stretch.records[by_series], stretch.slots[by_series]  # [readings]
+        ts = work.readings.ts[records]
+        previous = newest_before(slots, ts, table.last_ts[slots])
+        self._set_aside(work, records[ts < previous], previous[ts < previous], Fate.LATE)
+        self._set_aside(work, records[ts == previous], previous[ts == previous], Fate.DUPLICATE)
+
+        following = ts > previous
+        records, slots, ts, previous = records[following], slots[following], ts[following], previous[following]
+        gap = missing_steps(ts, previous, step_ms)
+        restart = gap > self._policy.max_gap_steps
+        silent = np.where(restart, 0, gap)
+        self._note_gaps(work.counts, silent, restart)
+
+        # The newest reading of each series, and where in the log it lies.
+        last = np.ones(len(slots), dtype=np.bool_)
+        last[:-1] = slots[:-1] != slots[1:]
+        table.last_ts[slots[last]] = ts[last]
+        table.offsets[slots[last]] = work.offsets[records[last]]
+        table.partitions[slots[last]] = work.partitions[records[last]]
+        return in_waves(records, slots, ts, previous, silent, restart, step_ms)
+
+    def _set_aside(self, work: _Work, records: Int64, previous: Int64, fate: Fate) -> None:
+        """Late readings and duplicates: no step, and a dead letter only where it is asked for."""
+        work.fate[records] = fate
+        late = fate == Fate.LATE
+        if self._policy.dead_letter_late if late else self._policy.dead_letter_duplicate:
+            reason = DeadLetterReason.LATE if late else DeadLetterReason.DUPLICATE
+            for record, newest in zip(records.tolist(), previous.tolist(), strict=True):
+                got = format_time(int(work.readings.ts[record]))
+                what = f"is before the newest of its series, {format_time(newest)}" if late else "was there already"
+                work.letters[record] = Refused(reason, f"a reading of {got} {what}")
+
+    @staticmethod
+    def _note_gaps(counts: Counts, silent: Int64, restart: Mask) -> None:
+        counts.gaps["filled"] += int(np.count_nonzero(silent))
+        counts.gaps["restarted"] += int(np.count_nonzero(restart))
+        counts.resets["gap"] += int(np.count_nonzero(restart))
+        counts.silent_steps += int(silent.sum())
+
+    def _step(self, work: _Work, steps: Steps) -> None:
+        """Every wave through the model, one call each; no two steps of one series are in the same wave.
+
+        A reading's silent steps and its own succeed as one. Where the model answers any of them with something
+        that is not finite, that series alone goes back to the initial state, the rest of the reading's steps are
+        left out, and the reading is a dead letter; its time still counts as seen.
+        """
+        table, model, warmup = self.table, self._model, self._model.spec.warmup_steps
+        x_of_steps = work.readings.x[steps.records]  # [steps, features]
+        x_of_steps[steps.silent] = np.nan
+        failures = 0
+        for start, end in zip(steps.waves[:-1].tolist(), steps.waves[1:].tolist(), strict=True):
+            wave = np.arange(start, end)
+            if failures:
+                wave = wave[work.fate[steps.records[wave]] != Fate.DEAD]
+                if not len(wave):
+                    continue
+            slots, restart = steps.slots[wave], steps.restart[wave]
+            state = table.states[slots]  # [wave, state]
+            done = table.steps[slots]  # [wave]
+            state[restart], done[restart] = table.initial_state, 0
+
+            y, next_state, score = model.step(x_of_steps[wave], steps.ts[wave], state)
+            work.counts.waves.append(len(wave))
+
+            finite = _finite_rows(next_state) & _finite_rows(y)
+            table.states[slots] = np.where(finite[:, np.newaxis], next_state, table.initial_state)
+            table.steps[slots] = np.where(finite, done + 1, 0)
+            for record in steps.records[wave][~finite].tolist():
+                failures += 1
+                work.counts.resets["non_finite"] += 1
+                work.refuse(record, _non_finite())
+            spoken = finite & ~steps.silent[wave]
+            records = steps.records[wave][spoken]
+            work.y[records], work.score[records] = y[spoken], score[spoken]
+            work.warm[records] = done[spoken] + 1 >= warmup
+
+    def _forget_idle(self, work: _Work) -> None:
+        """Free the slots of series that would be expired anyway if a reading of them came now.
+
+        Idle is measured against the newest record of the series' own partition: another partition may be hours
+        ahead while this one catches up. The look over the table happens a few times in each ttl.
+        """
+        ttl = self._policy.series_ttl_ms
+        if ttl <= 0 or not len(work.batch):
+            return
+        timestamps = np.array(work.batch.timestamps)
+        for partition in np.unique(work.partitions).tolist():
+            newest = max(int(timestamps[work.partitions == partition].max()), self._newest.get(partition, 0))
+            self._newest[partition] = newest
+            if newest - self._swept.setdefault(partition, newest) >= ttl // _SWEEPS_PER_TTL:
+                self._swept[partition] = newest
+                work.counts.resets["expired"] += self.table.forget_idle(partition, newest - ttl)
+
+    def _answer(self, work: _Work) -> Result:
+        """Forecast records and dead letters, and the counts of what became of every record."""
+        batch, counts = work.batch, work.counts
+        output_topic, dead_letter_topic = self._topics
+        answered = np.flatnonzero(work.fate == Fate.FORECAST)
+        records = answered.tolist()
+        ts, score = work.readings.ts[answered], work.score[answered]
+        sources = [(batch.headers[r], f"{batch.topic}-{batch.partitions[r]}-{batch.offsets[r]}") for r in records]
+        forecasts = Outgoing(
+            topic=output_topic,
+            partitions=[batch.partitions[r] for r in records],
+            keys=[batch.keys[r] for r in records],
+            values=[*self._encoder.encode(ts, work.warm[answered], work.y[answered], score)],
+            headers=[forecast_headers(headers, source) for headers, source in sources],
+            timestamps=[None] * len(records),
+        )
+        dead_letters = Outgoing(topic=dead_letter_topic)
+        for r, refusal in sorted(work.letters.items()):
+            counts.dead_letters[refusal.reason] += 1
+            dead_letters.append(
+                batch.keys[r],
+                batch.values[r],
+                headers=dead_letter_headers(
+                    refusal,
+                    batch.headers[r],
+                    topic=batch.topic,
+                    partition=batch.partitions[r],
+                    offset=batch.offsets[r],
+                    group=self._policy.group,
+                ),
+                timestamp=batch.timestamps[r] if batch.timestamps[r] >= 0 else None,
+            )
+        fates = np.bincount(work.fate, minlength=len(Fate)).tolist()
+        counts.forecasts, counts.duplicates, counts.late = fates[Fate.FORECAST], fates[Fate.DUPLICATE], fates[Fate.LATE]
+        counts.tombstones = fates[Fate.TOMBSTONE]
+        counts.readings = len(batch) - counts.tombstones
+        return Result(forecasts, dead_letters, counts, score, ts, work.partitions[answered])
+
+
+def _from_the_future(ts: int, timestamp: int) -> Refused:
+    message = f'"ts" is {format_time(ts)}, too far ahead of the time of its record, {format_time(timestamp)}'
+    return Refused(DeadLetterReason.TIME_OUT_OF_RANGE, message)
+
+
+def _non_finite() -> Refused:
+    return Refused(
+        DeadLetterReason.NON_FINITE_STATE,
+        "the model's state or forecast was not finite after this reading; its series starts again",
+    )
+
+
+def _finite_rows(values: NDArray[np.float32]) -> Mask:
+    """[batch, ...] -> [batch]"""
+    return np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))

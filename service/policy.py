@@ -1,0 +1,83 @@
+"""How readings are dealt with that are not simply the next, and what a batch led to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.broker.base import Outgoing
+from service.messages import DeadLetterReason
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+
+class Fate(IntEnum):
+    """What becomes of a record: exactly one of these."""
+
+    FORECAST = 0
+    DUPLICATE = 1
+    LATE = 2
+    TOMBSTONE = 3
+    DEAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How readings that are not simply the next are dealt with; design.md, "what happens"."""
+
+    max_gap_steps: int = 24
+    max_series: int = 1_000_000
+    series_ttl_ms: int = 0  # 0 = never
+    max_future_ms: int = 86_400_000  # 0 = no limit
+    dead_letter_late: bool = False
+    dead_letter_duplicate: bool = False
+    group: str = "tidecast"
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Policy:
+        """The policy that the settings ask for."""
+        return cls(
+            max_gap_steps=settings.max_gap_steps,
+            max_series=settings.max_series,
+            series_ttl_ms=round(settings.series_ttl_seconds * 1_000),
+            max_future_ms=round(settings.max_future_seconds * 1_000),
+            dead_letter_late=settings.dead_letter_late,
+            dead_letter_duplicate=settings.dead_letter_duplicate,
+            group=settings.group,
+        )
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened in one batch. readings = forecasts + duplicates + late + dead letters that are neither."""
+
+    readings: int = 0  # every record but the tombstones
+    forecasts: int = 0
+    duplicates: int = 0
+    late: int = 0
+    tombstones: int = 0
+    dead_letters: dict[DeadLetterReason, int] = field(default_factory=lambda: dict.fromkeys(DeadLetterReason, 0))
+    gaps: dict[str, int] = field(default_factory=lambda: {"filled": 0, "restarted": 0})
+    silent_steps: int = 0
+    resets: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("non_finite", "gap", "tombstone", "evicted", "expired"), 0)
+    )
+    waves: list[int] = field(default_factory=list)  # the size of each
+    stage_seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "step": 0.0, "encode": 0.0})
+
+
+@dataclass(slots=True)
+class Result:
+    """What one batch led to. Forecasts and dead letters are in the order of their records."""
+
+    forecasts: Outgoing
+    dead_letters: Outgoing
+    counts: Counts
+    scores: NDArray[np.float32]  # [forecasts, diagnostics]
+    event_times: NDArray[np.int64]  # [forecasts] ms
+    partitions: NDArray[np.int32]  # [forecasts]

@@ -1,0 +1,136 @@
+"""SeriesTable: each series' state and its place in event time, as columns.
+
+A series has a slot, the same row of every array. The keys are kept in the order in which their series were last
+seen, so that the one to forget is always the first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.spec import StateSlice
+from service.timestamps import MIN_TS_MS
+
+NEVER = MIN_TS_MS - 1  # the last ts of a series that has had no reading: earlier than any other
+_FIRST_CAPACITY = 64
+
+
+class SeriesTable:
+    """The states of at most `max_series` series. One thread writes; `snapshot` may be called from another."""
+
+    def __init__(self, initial_state: NDArray[np.float32], max_series: int, slices: Sequence[StateSlice] = ()) -> None:
+        self.initial_state = initial_state  # [state]
+        self.max_series = max_series
+        self.slices = tuple(slices)
+        capacity = min(_FIRST_CAPACITY, max_series)
+        self.states = np.empty((capacity, len(initial_state)), dtype=np.float32)  # [capacity, state]
+        self.last_ts = np.full(capacity, NEVER, dtype=np.int64)  # [capacity] ms, of the newest reading applied
+        self.steps = np.zeros(capacity, dtype=np.int64)  # [capacity] since the initial state, silent ones too
+        self.offsets = np.full(capacity, -1, dtype=np.int64)  # [capacity] of the last reading applied
+        self.partitions = np.full(capacity, -1, dtype=np.int32)  # [capacity] -1 = the slot is free
+        self.seen_ms = np.zeros(capacity, dtype=np.int64)  # [capacity] record time of the last reading, applied or not
+        self._slots: OrderedDict[bytes, int] = OrderedDict()  # least recently seen first
+        self._keys: list[bytes] = [b""] * capacity  # slot -> key
+        self._free: list[int] = list(range(capacity - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._slots
+
+    def __iter__(self) -> Iterable[bytes]:
+        return iter(self._slots)
+
+    @property
+    def full(self) -> bool:
+        """True when another series needs one to be forgotten first."""
+        return len(self._slots) >= self.max_series
+
+    def find(self, key: bytes) -> int | None:
+        """The slot of the series, None where it is not known."""
+        return self._slots.get(key)
+
+    def touch(self, key: bytes) -> None:
+        """The series has just been seen; it becomes the last to be forgotten."""
+        self._slots.move_to_end(key)
+
+    def oldest(self) -> bytes:
+        """The least recently seen series. The table must not be empty."""
+        return next(iter(self._slots))
+
+    def add(self, key: bytes, partition: int) -> int:
+        """A slot for a new series, in the initial state. The table must not be full."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self.states[slot] = self.initial_state
+        self.last_ts[slot] = NEVER
+        self.steps[slot] = 0
+        self.offsets[slot] = -1
+        self.partitions[slot] = partition
+        self._keys[slot] = key
+        self._slots[key] = slot
+        return slot
+
+    def forget(self, key: bytes) -> bool:
+        """Let go of the series; False where it is not known."""
+        slot = self._slots.pop(key, None)
+        if slot is None:
+            return False
+        self.partitions[slot] = -1
+        self._keys[slot] = b""
+        self._free.append(slot)
+        return True
+
+    def forget_partitions(self, partitions: Collection[int]) -> int:
+        """Let go of every series of these partitions; how many there were."""
+        return self._forget_slots(np.isin(self.partitions, list(partitions)))
+
+    def forget_idle(self, partition: int, before_ms: int) -> int:
+        """Let go of the partition's series whose last reading's record is older than `before_ms`; how many."""
+        return self._forget_slots((self.partitions == partition) & (self.seen_ms < before_ms))
+
+    def snapshot(self, key: bytes) -> dict[str, object] | None:
+        """What is known of one series, the state by its named slices; None where it is not known."""
+        slot = self._slots.get(key)
+        if slot is None:
+            return None
+        state = self.states[slot].copy()
+        last_ts = int(self.last_ts[slot])
+        found: dict[str, object] = {
+            "series": key.decode("utf-8", "replace"),
+            "partition": int(self.partitions[slot]),
+            "offset": int(self.offsets[slot]),
+            "ts": None if last_ts == NEVER else last_ts,
+            "steps": int(self.steps[slot]),
+            "state": {
+                part.name: state[part.start : part.start + int(np.prod(part.shape))].reshape(part.shape).tolist()
+                for part in self.slices
+            },
+        }
+        # The writing thread may have given the slot to another series meanwhile.
+        return found if self._slots.get(key) == slot else None
+
+    def _forget_slots(self, mask: NDArray[np.bool_]) -> int:
+        slots = np.flatnonzero(mask & (self.partitions >= 0))
+        for slot in slots.tolist():
+            self.forget(self._keys[slot])
+        return len(slots)
+
+    def _grow(self) -> None:
+        """Double the capacity, up to `max_series`."""
+        old = len(self._keys)
+        new = min(2 * old, self.max_series)
+        for name in ("states", "last_ts", "steps", "offsets", "partitions", "seen_ms"):
+            column = getattr(self, name)
+            grown = np.zeros((new, *column.shape[1:]), dtype=column.dtype)
+            grown[:old] = column
+            setattr(self, name, grown)
+        self.partitions[old:] = -1
+        self._keys.extend([b""] * (new - old))
+        self._free.extend(range(new - 1, old - 1, -1))

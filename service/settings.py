@@ -1,0 +1,302 @@
+"""Every setting of the service, once: the fields below make the flags, the TIDECAST_* variables and the help.
+
+A flag wins over the environment, the environment over the default. Nothing else is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from service.errors import UsageError
+
+PREFIX = "TIDECAST_"
+
+# A Kubernetes Service called "tidecast…" makes the kubelet put these into every pod; they are nobody's mistake.
+_SERVICE_LINK = re.compile(r"TIDECAST_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+def _data_dir() -> str:
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return str(Path(base) / "tidecast" / "broker")
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    choices: tuple[str, ...] = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Any:
+    metadata = {"help": help, "group": group, "choices": choices, "low": low, "high": high}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is in force. Make one with `load` or `from_args`, which check; the constructor trusts its caller."""
+
+    bootstrap_servers: str = _setting(
+        "127.0.0.1:9092", "host:port of the Kafka brokers, comma-separated", group="Kafka"
+    )
+    client: str = _setting("kafka-python", "the Kafka client library to use", group="Kafka", choices=("kafka-python",))
+    input_topic: str = _setting("readings", "topic that readings are read from", group="Kafka")
+    output_topic: str = _setting("forecasts", "topic that forecasts are written to", group="Kafka")
+    dead_letter_topic: str = _setting("dead-letters", "topic for readings that cannot be used", group="Kafka")
+    group: str = _setting("tidecast", "consumer group; workers of one group share the partitions", group="Kafka")
+    delivery: str = _setting(
+        "at-least-once",
+        "what a crash may do to forecasts: repeat some (at-least-once) or nothing (exactly-once)",
+        group="Kafka",
+        choices=("at-least-once", "exactly-once"),
+    )
+    start: str = _setting(
+        "earliest",
+        "where a group that has never committed begins in the input topic",
+        group="Kafka",
+        choices=("earliest", "latest"),
+    )
+    commit_interval_ms: int = _setting(
+        100, "longest time between two commits while readings arrive, ms", group="Kafka", low=1, high=60_000
+    )
+    max_poll_records: int = _setting(
+        2000, "readings taken from Kafka in one go, and so the largest batch", group="Kafka", low=1, high=1_000_000
+    )
+    broker_timeout_seconds: float = _setting(
+        60.0, "how long to wait for a broker that does not answer before giving up, s", group="Kafka", low=1
+    )
+
+    model: str = _setting("model", "model directory, or the .onnx file itself", group="Model")
+    model_max_bytes: int = _setting(64 << 20, "a larger model file is refused, bytes", group="Model", low=1)
+    intra_op_threads: int = _setting(
+        1, "threads that onnxruntime may use inside one step", group="Model", low=1, high=256
+    )
+
+    max_gap_steps: int = _setting(
+        24, "missing steps that are filled in silently; after more the series starts again, cold", group="Series", low=0
+    )
+    max_series: int = _setting(
+        1_000_000, "series held at once; beyond it the least recently seen is forgotten", group="Series", low=1
+    )
+    series_ttl_seconds: float = _setting(
+        0.0, "forget a series after this long without a reading (event time), s; 0 = never", group="Series", low=0
+    )
+    max_future_seconds: float = _setting(
+        86_400.0,
+        "a reading further ahead of its record's timestamp is out of range, s; 0 = no limit",
+        group="Series",
+        low=0,
+    )
+
+    dead_letter_late: bool = _setting(
+        False, "also dead-letter readings older than their series' last", group="Dead letters"
+    )
+    dead_letter_duplicate: bool = _setting(
+        False, "also dead-letter readings with the time of their series' last", group="Dead letters"
+    )
+    dead_letter_limit: int = _setting(
+        1000, "more dead letters than this within the window stop the worker; 0 = no limit", group="Dead letters", low=0
+    )
+    dead_letter_window_seconds: float = _setting(60.0, "length of that window, s", group="Dead letters", low=0.001)
+
+    http_host: str = _setting("127.0.0.1", "address to serve /metrics and the probes on", group="HTTP")
+    http_port: int = _setting(9108, "port to serve them on; 0 = any free one", group="HTTP", low=0, high=65_535)
+
+    log_level: str = _setting(
+        "info", "least severe message to log", group="Process", choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = _setting(
+        "text", "key=value lines, or one JSON object a line", group="Process", choices=("text", "json")
+    )
+    shutdown_timeout_seconds: float = _setting(
+        30.0, "time to drain, commit and leave the group after SIGTERM, s", group="Process", low=0.1
+    )
+
+    broker_data_dir: str = _setting(_data_dir, "where the embedded broker keeps its data", group="Embedded broker")
+    broker_port: int = _setting(
+        9092, "loopback port of the embedded broker; 0 = any free one", group="Embedded broker", low=0, high=65_535
+    )
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Settings)}
+
+
+def default(name: str) -> Any:
+    """The default of one setting."""
+    f = FIELDS[name]
+    return f.default_factory() if callable(f.default_factory) else f.default
+
+
+def flag(name: str) -> str:
+    """`input_topic` -> `--input-topic`."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """`input_topic` -> `TIDECAST_INPUT_TOPIC`."""
+    return PREFIX + name.upper()
+
+
+def resolve(flags: Mapping[str, object], env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """`name -> (value, where it came from)`; the second is the flag's or variable's name, or "default".
+
+    Raises:
+        UsageError: an unknown TIDECAST_* variable, or a value that the setting cannot take.
+    """
+    _refuse_unknown(env)
+    found: dict[str, tuple[Any, str]] = {}
+    for name in FIELDS:
+        if (given := flags.get(name)) is not None:
+            found[name] = (_parse(name, given, flag(name)), flag(name))
+        elif (text := env.get(variable(name))) is not None:
+            found[name] = (_parse(name, text, variable(name)), variable(name))
+        else:
+            found[name] = (default(name), "default")
+    _check_together(found)
+    return found
+
+
+def load(flags: Mapping[str, object], env: Mapping[str, str]) -> Settings:
+    """The settings in force: flag, else TIDECAST_*, else default. `flags` maps field names; None = not given.
+
+    Raises:
+        UsageError: an unknown TIDECAST_* variable, or a value that the setting cannot take.
+    """
+    return Settings(**{name: value for name, (value, _) in resolve(flags, env).items()})
+
+
+def flags_of(args: argparse.Namespace) -> dict[str, object]:
+    """What was given on the command line, by field name."""
+    return {name: getattr(args, name) for name in FIELDS if getattr(args, name, None) is not None}
+
+
+def from_args(args: argparse.Namespace) -> Settings:
+    """`load` with the flags in `args` and this process's environment."""
+    return load(flags_of(args), os.environ)
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the flags of these settings (all of them where none is named), under the settings' own headings.
+
+    Their default is None, so that `load` can tell what was given from what was not.
+    """
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name in names or tuple(FIELDS):
+        meta = FIELDS[name].metadata
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
+        shown = str(default(name)).lower() if isinstance(default(name), bool) else str(default(name))
+        home = str(Path.home())
+        shown = "~" + shown.removeprefix(home) if shown.startswith(home + os.sep) else shown
+        text = f"{meta['help']} [{shown}]".replace("%", "%%")
+        if isinstance(default(name), bool):
+            groups[meta["group"]].add_argument(
+                flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            # Parsed and checked by `load`, as the variables are: one error text for both.
+            metavar = (
+                "{" + ",".join(meta["choices"]) + "}" if len(meta["choices"]) > 1 else _METAVARS[type(default(name))]
+            )
+            groups[meta["group"]].add_argument(flag(name), dest=name, metavar=metavar, default=None, help=text)
+
+
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+
+
+def _refuse_unknown(env: Mapping[str, str]) -> None:
+    known = [variable(name) for name in FIELDS]
+    for name, value in env.items():
+        if name.startswith(PREFIX) and name not in known and not _is_service_link(name, value):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise UsageError(
+                f"there is no setting {name}",
+                do=f"{hint}Unset it, or run `tidecast config` in a clean shell for the list.",
+            )
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
+
+
+def _parse(name: str, given: object, origin: str) -> Any:
+    """`given` as the setting's type, within its choices and limits."""
+    meta = FIELDS[name].metadata
+    kind = type(default(name))
+    text = given.strip() if isinstance(given, str) else given
+    parse: Callable[[object], Any] = _PARSERS[kind]
+    try:
+        value = parse(text)
+    except (TypeError, ValueError):
+        raise UsageError(f"{origin} must be {_NAMES[kind]}", got=given) from None
+    if meta["choices"] and value not in meta["choices"]:
+        raise UsageError(f"{origin} must be one of {', '.join(meta['choices'])}", got=given)
+    if kind in (int, float) and not meta["low"] <= value <= meta["high"]:
+        bounds = f"at least {meta['low']:,}" + (f" and at most {meta['high']:,}" if meta["high"] < math.inf else "")
+        raise UsageError(f"{origin} must be {bounds}", got=given)
+    if kind is str and not value:
+        raise UsageError(
+            f"{origin} is empty", do=f"Give it a value, or leave it out for the default {default(name)!r}."
+        )
+    if name.endswith("_topic") and (not _TOPIC.fullmatch(value) or value in (".", "..")):
+        raise UsageError(
+            f"{origin} is not a topic's name", got=given, do="Use letters, digits, '.', '_' and '-', at most 249."
+        )
+    return value
+
+
+def _to_bool(given: object) -> bool:
+    if isinstance(given, bool):
+        return given
+    text = str(given).lower()
+    if text not in _TRUE + _FALSE:
+        raise ValueError(text)
+    return text in _TRUE
+
+
+def _to_int(given: object) -> int:
+    if isinstance(given, bool):
+        raise TypeError(given)
+    if isinstance(given, float) and not given.is_integer():
+        raise ValueError(given)
+    return int(given)  # type: ignore[call-overload, no-any-return]
+
+
+def _to_float(given: object) -> float:
+    value = float(given)  # type: ignore[arg-type]
+    if not math.isfinite(value):
+        raise ValueError(value)
+    return value
+
+
+_PARSERS: dict[type, Callable[[object], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: str}
+_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _check_together(found: Mapping[str, tuple[Any, str]]) -> None:
+    """What no setting can tell alone."""
+    topics = {name: found[name] for name in ("input_topic", "output_topic", "dead_letter_topic")}
+    if len({value for value, _ in topics.values()}) < len(topics):
+        got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, (value, _) in topics.items())
+        raise UsageError(f"the three topics must differ: {got}", do="A worker that reads what it writes never ends.")
+    value, origin = found["delivery"]
+    if value == "exactly-once":
+        raise UsageError(
+            f"{origin}: exactly-once delivery is not there yet; it needs the changelog topic",
+            do="Use at-least-once: nothing is lost, and after a crash some forecasts may be repeated.",
+        )

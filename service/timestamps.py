@@ -1,0 +1,69 @@
+"""Event times and step lengths, both in milliseconds (UTC), from the forms that people write."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from service.errors import UsageError
+
+# 1900-01-01 .. 2200-01-01: outside of it a number is seconds, microseconds or noise, not epoch ms.
+MIN_TS_MS = -2_208_988_800_000
+MAX_TS_MS = 7_258_118_400_000
+
+_UNIT_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d|w)")
+
+
+def parse_time(value: str | int) -> int:
+    """Epoch milliseconds (UTC) of an ISO 8601 text or of a number of epoch ms; a text without a zone is UTC.
+
+    Raises:
+        ValueError: the text is not ISO 8601, or the time lies outside 1900..2200.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"-?\d{5,}", text):
+            ms = int(text)
+        else:
+            moment = datetime.fromisoformat(text)
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=UTC)
+            whole = moment.replace(microsecond=0).timestamp()
+            ms = int(whole) * 1_000 + moment.microsecond // 1_000
+    else:
+        ms = value
+    if not MIN_TS_MS <= ms <= MAX_TS_MS:
+        raise ValueError(f"time {value!r} lies outside 1900..2200; it must be epoch milliseconds or ISO 8601")
+    return ms
+
+
+def format_time(ms: int) -> str:
+    """ISO 8601 in UTC with a `Z`, with milliseconds only where there are some."""
+    moment = datetime.fromtimestamp(ms // 1_000, UTC)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
+    rest = ms % 1_000
+    return f"{text}.{rest:03d}Z" if rest else f"{text}Z"
+
+
+def parse_duration_ms(text: str) -> int:
+    """Milliseconds of "30min", "1h", "7d", "500ms"; "0" is 0.
+
+    Raises:
+        UsageError: not a number followed by ms, s, min, h, d or w.
+    """
+    stripped = text.strip()
+    if stripped == "0":
+        return 0
+    match = _DURATION.fullmatch(stripped)
+    if match is None:
+        raise UsageError("a duration is a number and a unit", got=text, do='Write it like "30min", "1h", "7d" or "0".')
+    return round(float(match[1]) * _UNIT_MS[match[2]])
+
+
+def format_duration(ms: int) -> str:
+    """The shortest form that `parse_duration_ms` reads back: 1800000 -> "30min"."""
+    if ms == 0:
+        return "0"
+    unit = next(u for u in reversed(list(_UNIT_MS)) if ms % _UNIT_MS[u] == 0)
+    return f"{ms // _UNIT_MS[unit]}{unit}"

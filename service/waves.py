@@ -1,0 +1,101 @@
+"""The arithmetic of event time, on whole columns: which reading comes next, how many steps are missing, which wave.
+
+Readings come sorted by series, and within a series in the order of their arrival.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.series import NEVER
+from service.timestamps import MAX_TS_MS
+
+Int64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+_SPAN = MAX_TS_MS - NEVER + 1
+MAX_SERIES = 2**63 // _SPAN - 1  # how many series `newest_before` can hold apart in one call
+
+
+@dataclass(slots=True)
+class Steps:
+    """Steps through the model in the order of their waves. A reading is its silent steps, then its own."""
+
+    records: Int64  # [steps] the record that each belongs to
+    slots: Int64  # [steps]
+    ts: Int64  # [steps] ms
+    silent: Mask  # [steps]
+    restart: Mask  # [steps] from the initial state
+    waves: Int64  # [waves + 1] bounds
+
+
+def newest_before(slots: Int64, ts: Int64, last_ts: Int64) -> Int64:
+    """The newest time that a series had seen before each reading, which makes the reading late, equal or next.
+
+    Args:
+        slots: [readings], sorted; a series' readings are in the order of their arrival.
+        ts: [readings] ms.
+        last_ts: [readings] ms, the table's last ts of the reading's series, or NEVER.
+
+    Returns:
+        [readings] ms, NEVER before the first reading of a new series.
+    """
+    first = starts(slots)
+    # A running maximum over all, with each series lifted above the one before, is a running maximum within each.
+    lift = (np.cumsum(first) - 1) * _SPAN - NEVER
+    newest = np.maximum.accumulate(np.where(first, np.maximum(ts, last_ts), ts) + lift) - lift
+    before = last_ts.copy()
+    later = np.flatnonzero(~first)
+    before[later] = newest[later - 1]
+    return before
+
+
+def starts(slots: Int64) -> Mask:
+    """[readings] sorted by slot -> True at the first reading of each series."""
+    first = np.ones(len(slots), dtype=np.bool_)
+    first[1:] = slots[1:] != slots[:-1]
+    return first
+
+
+def missing_steps(ts: Int64, previous: Int64, step_ms: int) -> Int64:
+    """[readings] how many steps lie between a series' newest time and each reading that follows it.
+
+    round((ts - previous) / step) - 1, so a reading less than half a step on is simply the next. None are missing
+    before a series' first reading, nor for a model without a step.
+    """
+    if step_ms <= 0:
+        return np.zeros(len(ts), dtype=np.int64)
+    steps_on = (2 * (ts - previous) + step_ms) // (2 * step_ms)  # rounded, in integers
+    return np.where(previous > NEVER, steps_on - 1, 0).clip(min=0)
+
+
+def in_waves(
+    records: Int64, slots: Int64, ts: Int64, previous: Int64, silent: Int64, restart: Mask, step_ms: int
+) -> Steps:
+    """Readings sorted by series and time, with `silent` steps due before each, as steps sorted by wave.
+
+    The first step of every series makes the first wave, the second the second, and so on.
+    """
+    runs = silent + 1
+    of = np.repeat(np.arange(len(records)), runs)  # [steps] the reading that each belongs to
+    begins = np.cumsum(runs) - runs  # [readings] its first step
+    nth = np.arange(len(of)) - begins[of]  # [steps] 0, 1, … within the reading
+    is_silent = nth < silent[of]
+    first = starts(slots)
+    series = np.cumsum(first) - 1  # [readings]
+    wave = np.arange(len(of)) - begins[first][series][of]  # [steps]
+    order = np.argsort(wave, kind="stable")
+    bounds = np.concatenate(([0], np.cumsum(np.bincount(wave)))).astype(np.int64)
+    of = of[order]
+    is_silent = is_silent[order]
+    return Steps(
+        records=records[of],
+        slots=slots[of],
+        ts=np.where(is_silent, previous[of] + (nth[order] + 1) * step_ms, ts[of]),
+        silent=is_silent,
+        restart=restart[of],
+        waves=bounds,
+    )

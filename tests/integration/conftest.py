@@ -1,0 +1,43 @@
+"""One real Kafka for the whole session; every test makes topics of its own in it."""
+
+import uuid
+
+import pytest
+
+from service.broker.embedded import EmbeddedBroker
+from service.broker.kafka_python import KafkaPythonBroker
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory):
+    """The embedded broker itself, started on a free port."""
+    broker = EmbeddedBroker(tmp_path_factory.mktemp("kafka"), heap_mb=256)
+    broker.start(print)
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="session")
+def broker(embedded):
+    """Its bootstrap servers."""
+    return embedded.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def kafka(broker):
+    """The port to it."""
+    port = KafkaPythonBroker(broker, timeout_s=30)
+    yield port
+    port.close()
+
+
+@pytest.fixture
+def topic(kafka):
+    """`topic(partitions=4, name="t", config=None)` makes a topic with a name that nobody else has, and returns it."""
+
+    def make(partitions=4, name="t", config=None):
+        unique = f"{name}-{uuid.uuid4().hex[:8]}"
+        assert kafka.create_topic(unique, partitions, config)
+        return unique
+
+    return make

@@ -1,0 +1,175 @@
+import socket
+import time
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.record.memory_records import MemoryRecordsBuilder
+
+from service.broker.base import Outgoing
+from service.broker.connect import connect
+from service.errors import BrokerError, TidecastError
+from tests.contract.broker_contract import PATIENCE_S, BrokerContract, drain, fill
+
+
+class TestKafkaPython(BrokerContract):
+    @pytest.fixture
+    def port(self, kafka):
+        return kafka
+
+
+def test_positions_pass_the_markers_and_the_aborted_records_of_transactions(kafka, broker, topic):
+    name = topic(partitions=1)
+    raw = KafkaProducer(bootstrap_servers=broker, transactional_id=name)
+    raw.init_transactions()
+    for commit in (True, False):
+        raw.begin_transaction()
+        for i in range(3):
+            raw.send(name, key=b"k", value=b"%d" % i, partition=0)
+        raw.flush()
+        if commit:
+            raw.commit_transaction()
+        else:
+            raw.abort_transaction()
+    raw.close()
+    consumer = kafka.consumer()
+    consumer.assign(name, {0: -2})
+    end = consumer.end_offsets([0])
+    assert end == {0: 8}  # two times three records and a marker
+    seen, next_offsets, deadline = [], {}, time.monotonic() + PATIENCE_S
+    while next_offsets != end and time.monotonic() < deadline:
+        batch = consumer.poll(0.1, 100)
+        seen += batch.values
+        next_offsets |= batch.next_offsets
+    assert seen == [b"0", b"1", b"2"] and next_offsets == end
+    consumer.close()
+
+
+def test_an_open_transaction_is_not_read_before_it_is_committed(kafka, broker, topic):
+    name = topic(partitions=1)
+    raw = KafkaProducer(bootstrap_servers=broker, transactional_id=name)
+    raw.init_transactions()
+    raw.begin_transaction()
+    raw.send(name, key=b"k", value=b"v", partition=0)
+    raw.flush()
+    careful, hasty = kafka.consumer(), kafka.consumer(isolation="read_uncommitted")
+    for consumer in (careful, hasty):
+        consumer.assign(name, {0: -2})
+    assert careful.end_offsets([0]) == {0: 0} and hasty.end_offsets([0]) == {0: 1}
+    assert drain(hasty, 1).values == [b"v"] and len(careful.poll(0.3, 10)) == 0
+    raw.commit_transaction()
+    assert drain(careful, 1).values == [b"v"]
+    for each in (careful, hasty, raw):
+        each.close()
+
+
+def test_a_record_that_kafka_refuses_surfaces_on_flush_and_on_every_later_call(kafka, topic):
+    name = topic(config={"max.message.bytes": "1000"})
+    outgoing = Outgoing(name)
+    outgoing.append(b"k", b"x" * 5_000, partition=0)
+    producer = kafka.producer()
+    producer.produce(outgoing)
+    with pytest.raises(BrokerError, match=f"delivering to {name}.*no record that large.*max.message.bytes"):
+        producer.flush(PATIENCE_S)
+    with pytest.raises(BrokerError, match="no record that large"):
+        producer.produce(outgoing)
+    producer.close()
+
+
+def test_a_header_without_a_value_can_be_read_and_produced_again(kafka, broker, topic):
+    name = topic(partitions=1)
+    raw = KafkaProducer(bootstrap_servers=broker)
+    raw.partitions_for(name)
+    # the library's own check refuses it, other clients do not
+    accumulator = raw._accumulator
+    records = MemoryRecordsBuilder(2, 0, 16_384)
+    records.append(None, b"k", b"v", [("null", None)])
+    batch = ProducerBatch(TopicPartition(name, 0), records)
+    accumulator._batches[TopicPartition(name, 0)].append(batch)
+    accumulator._incomplete.add(batch)
+    raw.flush(timeout=PATIENCE_S)
+    raw.close()
+    consumer = kafka.consumer()
+    consumer.assign(name, {0: -2})
+    read = drain(consumer, 1)
+    assert list(read.headers[0]) == [("null", b"")]
+    again = Outgoing(name)
+    again.append(b"k", b"v", headers=read.headers[0])
+    producer = kafka.producer()
+    producer.produce(again)
+    producer.flush(PATIENCE_S)
+    producer.close()
+    assert list(drain(consumer, 1).headers[0]) == [("null", b"")]
+    consumer.close()
+
+
+def test_a_broker_that_is_not_there_is_one_sentence_with_its_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"  # bound, but nobody listens
+        port = connect(address, timeout_s=1)
+        for attempt in (port.topics, port.producer, lambda: port.consumer(group="g")):
+            with pytest.raises(
+                BrokerError, match=rf"Kafka at {address} did not answer within 1 s\..*tidecast broker"
+            ) as e:
+                attempt()
+            assert "\n" not in str(e.value)
+
+
+def test_a_server_that_does_not_speak_kafka_is_given_up_in_time():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(BrokerError, match="did not answer within 1 s"),
+    ):
+        connect(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=1).topics()
+
+
+def test_an_address_or_client_that_cannot_be_is_refused_at_once():
+    for servers in ("http://kafka:9092", "kafka:port", "", "a:1,,b:2"):
+        with pytest.raises(TidecastError, match="host:port"):
+            connect(servers)
+    with pytest.raises(TidecastError, match=r"no Kafka client 'librdkafka'.*kafka-python"):
+        connect("kafka:9092", client="librdkafka")
+
+
+def test_closing_a_producer_does_not_wait_for_a_broker_that_is_gone(kafka, topic):
+    name = topic()
+    producer = kafka.producer()
+    outgoing = Outgoing(name)
+    outgoing.append(b"k", b"v")
+    producer.produce(outgoing)
+    producer.close()
+    with pytest.raises(BrokerError):
+        producer.produce(outgoing)
+
+
+def test_a_topic_that_grows_while_we_produce_takes_records_in_its_new_partitions(kafka, broker, topic):
+    name = topic(partitions=1)
+    producer = kafka.producer()
+    outgoing = Outgoing(name)
+    outgoing.append(b"k", b"v", partition=0)
+    producer.produce(outgoing)
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    admin.create_partitions({name: 3})
+    admin.close()
+    deadline = time.monotonic() + PATIENCE_S
+    while kafka.partitions(name) != 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    grown = Outgoing(name)
+    grown.append(b"k", b"v", partition=2)
+    producer.produce(grown)
+    producer.flush(PATIENCE_S)
+    producer.close()
+    consumer = kafka.consumer()
+    consumer.assign(name, {2: -2})
+    assert drain(consumer, 1).partitions == [2]
+    consumer.close()
+
+
+def test_a_flood_of_records_is_delivered_whole(kafka, topic):
+    name = topic(partitions=2)
+    fill(kafka, name, 30_000)
+    consumer = kafka.consumer()
+    consumer.assign(name, {0: -2, 1: -2})
+    assert len(set(drain(consumer, 30_000, max_records=2_000).values)) == 30_000
+    consumer.close()

@@ -1,0 +1,170 @@
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.broker.embedded import EmbeddedBroker
+from service.broker.kafka_python import KafkaPythonBroker
+from service.errors import BrokerError
+from tests.contract.broker_contract import PATIENCE_S, drain, fill
+
+ROOT = Path(__file__).parents[2]
+
+
+def await_end(pid):
+    """Wait for a process to be gone (a zombie whose parent died is)."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        deadline = time.monotonic() + PATIENCE_S
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, f"process {pid} still runs"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """`command()` runs `tidecast broker` in a process of its own and waits until it is ready."""
+    running = []
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "broker", "--port", "0", "--heap-mb", "256"]
+            + ["--data-dir", str(tmp_path / "data")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        name, _, servers = process.stdout.readline().strip().partition(" ")
+        assert name == "bootstrap.servers", process.stderr.read()
+        java = json.loads((tmp_path / "data" / "lock").read_text())["jvm"]
+        return process, servers, java
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_records_and_committed_offsets_outlive_kill_9_and_a_clean_stop(tmp_path):
+    broker = EmbeddedBroker(tmp_path / "data", heap_mb=256)
+    address = None
+    for end in (broker.kill, broker.stop, broker.stop):
+        broker.start()
+        assert address in (None, broker.bootstrap_servers), "clients would look for it at another port"
+        port = KafkaPythonBroker(broker.bootstrap_servers, timeout_s=PATIENCE_S)
+        consumer = port.consumer(group="g")
+        if address is None:
+            port.create_topic("t", 1)
+            fill(port, "t", 100, partition=0)
+            consumer.assign("t", {0: -2})
+            consumer.commit({0: 60}, "snapshot")
+        else:
+            consumer.assign("t", {0: -2})
+            assert drain(consumer, 100).values[99] == b"v99"
+            assert consumer.committed([0]) == {0: (60, "snapshot")}
+        consumer.close()
+        port.close()
+        address, java = broker.bootstrap_servers, broker.pid
+        end()
+        assert not broker.alive() and not psutil.pid_exists(java)
+
+
+def test_a_port_that_is_taken_is_named_with_two_ways_out(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        number = other.getsockname()[1]
+        broker = EmbeddedBroker(tmp_path / "data", port=number)
+        with pytest.raises(BrokerError, match=rf"port {number} on 127.0.0.1 is taken.*--bootstrap-servers.*--port"):
+            broker.start()
+    assert not broker.alive()
+
+
+def test_a_second_broker_on_the_same_folder_is_sent_to_the_first(embedded):
+    second = EmbeddedBroker(embedded.data_dir)
+    with pytest.raises(
+        BrokerError, match=rf"in use by the broker of process {os.getpid()}.*{embedded.bootstrap_servers}"
+    ):
+        second.start()
+    assert embedded.alive()
+
+
+def test_a_folder_that_kafka_cannot_use_shows_the_end_of_its_log(tmp_path):
+    (tmp_path / "data" / "kafka").mkdir(parents=True)
+    (tmp_path / "data" / "kafka" / "meta.properties").write_text("version=1\ncluster.id=x\nnode.id=7\n")
+    broker = EmbeddedBroker(tmp_path / "data")
+    with pytest.raises(BrokerError, match=r"Kafka was ended with exit code 1") as caught:
+        broker.start()
+    assert "node.id" in str(caught.value) and "broker.log" in str(caught.value)
+    assert not broker.alive()
+
+
+def test_its_log_can_be_read_and_topics_are_not_made_by_accident(embedded):
+    assert "Kafka Server started" in embedded.log_file.read_text()
+    assert "auto.create.topics.enable=false" in (embedded.data_dir / "server.properties").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_stops_cleanly_and_leaves_no_process(command, number):
+    process, servers, java = command()
+    assert KafkaPythonBroker(servers, timeout_s=PATIENCE_S).topics() == {}
+    process.send_signal(number)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0 and "Traceback" not in err
+    assert not psutil.pid_exists(java)
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_java_before_the_worker_has_drained(command):
+    process, _, java = command()
+    assert os.getpgid(java) != os.getpgid(process.pid)
+
+
+def test_java_dies_with_a_command_that_is_killed_and_the_next_one_takes_over(command):
+    process, servers, java = command()
+    process.kill()
+    process.wait()
+    await_end(java)
+    _, again, _ = command()
+    assert again == servers
+
+
+def test_the_command_says_so_when_java_dies(command):
+    process, _, java = command()
+    os.kill(java, signal.SIGKILL)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert "tidecast: Kafka was ended by signal 9; the end of" in err and "Traceback" not in err
+
+
+def test_a_broker_that_hangs_is_given_up_in_time_and_forgiven_when_it_wakes(tmp_path):
+    with EmbeddedBroker(tmp_path / "data", heap_mb=256) as broker:
+        port = KafkaPythonBroker(broker.bootstrap_servers, timeout_s=2)
+        port.create_topic("t", 1)
+        fill(port, "t", 1, partition=0)
+        consumer = port.consumer(group="g")
+        consumer.assign("t", {0: -2})
+        drain(consumer, 1)
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            for attempt in (lambda: consumer.commit({0: 1}), lambda: port.partitions("t"), port.topics):
+                with pytest.raises(BrokerError, match="did not answer within 2 s"):
+                    attempt()
+            assert len(consumer.poll(0.2, 10)) == 0
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BrokerError):
+                consumer.commit({0: 1})
+                break
+        assert consumer.committed([0]) == {0: (1, "")}
+        consumer.close()
+        port.close()

@@ -1,0 +1,55 @@
+"""What is trained on is what will be served: the worker's rules for gaps and duplicates hold in the trainer."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from service.errors import DataError
+from training.data import load_dataset
+from training.linear import ahead, carried_forward
+
+
+def test_a_short_gap_becomes_silent_steps(dataset):
+    first = dataset.stretches[0]
+    assert first.series == "a"
+    assert np.flatnonzero(first.rows < 0).tolist() == [100, 101, 102]
+    assert np.isnan(first.x[100:103]).all()
+    assert (np.diff(first.ts) == 3_600_000).all()
+
+
+def test_a_long_gap_starts_the_series_again(dataset):
+    assert [s.series for s in dataset.stretches] == ["a", "b", "b"]
+    assert dataset.restarts == 1
+    assert len(dataset.stretches[1].ts) == 200
+
+
+def test_the_second_reading_of_a_time_is_dropped(dataset):
+    assert dataset.duplicates == 1
+    assert not (dataset.stretches[0].x == 999).any()
+
+
+def test_missing_values_are_kept_as_missing_and_counted(dataset):
+    assert np.isnan(dataset.stretches[0].x[5, 0])
+    assert dataset.missing["load"] > 10
+    assert dataset.missing["heat"] == 0
+
+
+def test_no_validation_rows_is_said_with_the_period_of_the_file(config, daily_file):
+    late = msgspec.structs.replace(
+        config, data=msgspec.structs.replace(config.data, train_until="2030-01-01", validate_until="2031-01-01")
+    )
+    with pytest.raises(DataError, match="the file runs from|The file runs from"):
+        load_dataset(late, daily_file)
+
+
+def test_what_follows_a_step_is_one_to_horizon_ahead():
+    z = np.arange(5.0)[:, None]
+    out = ahead(z, 2)[:, :, 0]
+    np.testing.assert_array_equal(out, [[1, 2], [2, 3], [3, 4], [4, np.nan], [np.nan, np.nan]])
+
+
+def test_carrying_forward_never_looks_ahead_but_for_the_start():
+    column = np.array([np.nan, 1, np.nan, np.nan, 2, np.nan])
+    np.testing.assert_array_equal(carried_forward(column), [1, 1, 1, 1, 2, 2])

@@ -1,0 +1,119 @@
+"""No graph leaves the trainer unless it equals the model; what leaves carries nothing of this machine."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from service.errors import ModelError
+from service.model import Model
+from training import pipeline
+from training.commands import evaluate as evaluate_command
+from training.config import write_config
+from training.export import build_graph, write
+from training.fit import fit
+from training.gate import STEPS, check_parity, fold, sequences, torch_step
+from training.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def fitted(config, dataset):
+    model, history = fit(config, dataset, Progress(quiet=True))
+    return model, history, build_graph(model)
+
+
+def test_the_three_ways_to_run_the_model_agree(fitted, dataset):
+    model, _, graph = fitted
+    results = check_parity(model, graph.SerializeToString(), dataset)
+    assert [r.batch for r in results] == [1, 64]
+    assert all(r.steps >= 500 for r in results)
+
+
+def test_a_graph_that_differs_from_the_model_is_refused(fitted, dataset):
+    model, _, graph = fitted
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(graph)
+    tensor = max((t for t in wrong.graph.initializer if t.data_type == 1), key=lambda t: len(t.raw_data))
+    tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(1.01)).tobytes()
+    with pytest.raises(ModelError, match="No model was written"):
+        check_parity(model, wrong.SerializeToString(), dataset)
+
+
+def test_the_file_loads_as_the_worker_loads_it(fitted, config, dataset, tmp_path):
+    model, _, graph = fitted
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    spec = write(copy, model, config, dataset, {"load.mae": 1.0}, tmp_path / "model.onnx")
+    served = Model.load(tmp_path)
+    assert served.spec == spec
+    x, ts = sequences(model, dataset, 3, seed=1)
+    ours = fold(torch_step(model), model.initial_state().numpy(), x, ts)
+    theirs = fold(served.step, served.initial_state, x, ts)
+    assert ours.shape == (3, STEPS, 3, 1, 7)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-3)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_file_that_the_worker_would_refuse_is_not_written(fitted, config, dataset, tmp_path, monkeypatch):
+    model, _, graph = fitted
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    monkeypatch.setattr("training.export.content_hash", lambda data: "0" * 64)
+    with pytest.raises(ModelError):
+        write(copy, model, config, dataset, {}, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_this_machine_is_in_the_graph(fitted):
+    data = fitted[2].SerializeToString()
+    for trace in (b"/root", b"/home", b"/tmp", b".py", b"File \"", b"site-packages"):
+        assert trace not in data
+    assert torch.__version__.encode() not in data.split(b"pytorch")[0]
+
+
+def test_only_batch_is_dynamic_and_only_standard_operators_are_used(fitted):
+    graph = fitted[2]
+    assert [o.domain for o in graph.opset_import] == [""]
+    assert not graph.functions
+    assert not [n for n in graph.graph.node if n.op_type in ("Loop", "Scan", "If")]
+    for value in [*graph.graph.input, *graph.graph.output]:
+        dims = value.type.tensor_type.shape.dim
+        assert dims[0].dim_param
+        assert all(d.dim_value for d in dims[1:])
+
+
+def test_a_model_directory_holds_all_that_the_readme_says(config, daily_file, tmp_path, capsys):
+    spec, evaluation = pipeline.train(config, daily_file, tmp_path, quiet=True)
+    printed = capsys.readouterr().out
+    assert "persistence" in printed
+    assert "linear autoregression" in printed
+    for name in ("model.onnx", "MODEL_CARD.md", "metrics.json", "config.toml"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == {"forecast.png", "error_by_lead.png", "training.png"}
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert spec.id in card
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert len(metrics["scores"]["load"]["tidecast"]["mae"]) == 3
+
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    evaluate_command.configure(parser)
+    assert evaluate_command.run(parser.parse_args(["--model", str(tmp_path), "--json"])) == 0
+    again = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(again["scores"]["load"]["tidecast"]["mae"], evaluation.scores["load"]["tidecast"].mae)
+
+
+def test_an_interrupted_export_leaves_no_model(config, daily_file, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ModelError("the export is wrong")
+
+    monkeypatch.setattr(pipeline, "check_parity", broken)
+    with pytest.raises(ModelError):
+        pipeline.train(config, daily_file, tmp_path, quiet=True)
+    assert not (tmp_path / "model.onnx").exists()
+    write_config(config, daily_file, tmp_path)

@@ -1,0 +1,134 @@
+"""The model itself: a window equals its folded steps, quantiles never cross, series never touch, time stays exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from training.config import check
+from training.forecaster import Forecaster, whole_parts
+from training.gate import fold, torch_step
+from training.prepare import fit_linear_path, fit_scalers, prepare
+
+SHAPES = [
+    pytest.param({"cell": cell, "layers": layers}, {"members": members}, id=f"{cell}-{layers}-{members}")
+    for cell, layers, members in (("gru", 1, 1), ("lstm", 2, 1), ("rnn", 2, 1), ("gru", 1, 2))
+]
+
+
+def _wild(config, dataset) -> Forecaster:
+    """A model with a fitted linear path and random weights, so that every part of it matters."""
+    check(config)
+    torch.manual_seed(0)
+    model = Forecaster(config).eval()
+    fit_scalers(model, dataset, config.train_until_ms)
+    fit_linear_path(model, dataset, config)
+    prepare(model, dataset, config, lambda done: None)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+        model.calibration.copy_(0.5 + torch.rand_like(model.calibration) * 2)
+    return model
+
+
+def _readings(dataset, batch, steps, missing=0.15):
+    generator = np.random.default_rng(5)
+    stretch = dataset.stretches[0]
+    at = generator.integers(0, len(stretch.ts) - steps, batch)[:, None] + np.arange(steps)
+    x = stretch.x[at].copy()
+    x[generator.random(x.shape) < missing] = np.nan
+    return x, stretch.ts[at].copy()
+
+
+@pytest.mark.parametrize(("model", "fit"), SHAPES)
+def test_a_window_equals_its_folded_steps(changed, dataset, model, fit):
+    forecaster = _wild(changed(model, fit), dataset)
+    x, ts = _readings(dataset, 5, 80)
+    with torch.no_grad():
+        window = forecaster.window(torch.from_numpy(x), torch.from_numpy(ts)).numpy()
+    folded = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)
+    np.testing.assert_allclose(folded, window, rtol=1e-4, atol=1e-4)
+
+
+def test_quantiles_ascend_whatever_the_weights_and_readings(changed, dataset):
+    forecaster = _wild(changed(), dataset)
+    x, ts = _readings(dataset, 8, 40)
+    x[0] *= 1e20
+    x[1] = np.nan
+    y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)
+    assert np.isfinite(y).all()
+    assert (np.diff(y, axis=-1) >= 0).all()
+
+
+def test_a_missing_value_in_one_series_leaves_the_others_bit_equal(changed, dataset):
+    forecaster = _wild(changed(), dataset)
+    x, ts = _readings(dataset, 6, 30, missing=0)
+    whole = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)
+    x[2, 5:] = np.nan
+    holed = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)
+    others = [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(whole[others], holed[others])
+    assert not np.array_equal(whole[2], holed[2])
+
+
+def test_a_state_stays_finite_through_a_long_outage(changed, dataset):
+    forecaster = _wild(changed(), dataset)
+    x, ts = _readings(dataset, 2, 30)
+    step, state = torch_step(forecaster), np.tile(forecaster.initial_state().numpy(), (2, 1))
+    for t in range(600):
+        now = x[:, t] if t < 30 else np.full_like(x[:, 0], np.nan)
+        y, state, _ = step(now, ts[:, 0] + t * 3_600_000, state)
+    assert np.isfinite(state).all()
+    assert np.isfinite(y).all()
+
+
+def test_the_score_is_the_error_of_what_was_forecast_then(changed, dataset):
+    forecaster = _wild(changed(), dataset)
+    x, ts = _readings(dataset, 1, 30, missing=0)
+    x = np.nan_to_num(x, nan=50.0)
+    step, state = torch_step(forecaster), forecaster.initial_state().numpy()[None]
+    ys, scores = [], []
+    for t in range(30):
+        y, state, score = step(x[:, t], ts[:, t], state)
+        ys.append(y[0])
+        scores.append(score[0])
+    names = [d.name for d in forecaster.diagnostics]
+    for h in (1, 3):
+        column = names.index(f"absolute_error_load_{h}")
+        assert all(np.isnan(scores[t][column]) for t in range(h))
+        for t in range(h, 30):
+            expected = abs(x[0, t, 0] - ys[t - h][h - 1, 0, forecaster.center])
+            np.testing.assert_allclose(scores[t][column], expected, rtol=1e-3, atol=1e-3)
+            inside = ys[t - h][h - 1, 0, 0] <= x[0, t, 0] <= ys[t - h][h - 1, 0, -1]
+            assert scores[t][names.index(f"inside_load_{h}")] == inside
+            naive = abs(x[0, t, 0] - x[0, t - h, 0])
+            np.testing.assert_allclose(scores[t][names.index(f"naive_error_load_{h}")], naive, rtol=1e-3, atol=1e-3)
+
+
+def test_slots_of_the_week_are_exact_to_the_millisecond():
+    week, slot = 604_800_000, 300_000
+    edges = torch.arange(0, week, slot, dtype=torch.int64)
+    assert torch.equal(whole_parts(edges, slot), torch.arange(len(edges)))
+    assert torch.equal(whole_parts(edges + slot - 1, slot), torch.arange(len(edges)))
+
+
+def test_scalers_and_the_linear_path_never_see_test_rows(changed, dataset, config):
+    import copy
+
+    other = copy.deepcopy(dataset)
+    for stretch in other.stretches:
+        stretch.x[stretch.ts >= config.validate_until_ms] *= 100
+    one, two = _wild(changed(), dataset), _wild(changed(), other)
+    for (name, a), (_, b) in zip(one.named_buffers(), two.named_buffers(), strict=True):
+        if name != "calibration":  # random in this test
+            assert torch.equal(a, b), name
+
+
+def test_the_state_is_named_without_holes(changed):
+    forecaster = Forecaster(changed(model={"cell": "lstm"}, fit={"members": 2}))
+    at = 0
+    for part in forecaster.slices:
+        assert part.start == at
+        at += int(np.prod(part.shape))
+    assert at == forecaster.state_size

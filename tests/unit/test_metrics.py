@@ -1,0 +1,178 @@
+"""Metrics: the names are a contract, values begin at zero, no label holds a series' name."""
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from service.metrics import BulkHistogram, Metrics
+from service.spec import Diagnostic, ModelSpec, SelfTest, TrainingData
+
+DIAGNOSTICS = [
+    Diagnostic("ae_t_1", "absolute_error", "t", 1),
+    Diagnostic("ae_t_24", "absolute_error", "t", 24),
+    Diagnostic("ne_t_1", "naive_error", "t", 1),
+    Diagnostic("in_t_1_90", "inside", "t", 1, 0.9),
+    Diagnostic("surprise", "surprise", "t", 1),
+]
+SPEC = ModelSpec(
+    name="tiny",
+    hash="a" * 64,
+    features=["t"],
+    targets=["t"],
+    horizon=24,
+    step_ms=1000,
+    quantiles=[0.5],
+    state_size=1,
+    state=[],
+    initial_state=[0.0],
+    warmup_steps=1,
+    diagnostics=DIAGNOSTICS,
+    training_data=TrainingData("", 0, 0, 0),
+    metrics={},
+    self_test=SelfTest([], [], []),
+)
+
+# Later versions may add; a name or label that goes or changes breaks dashboards and alerts of our users.
+NAMES = {
+    "tidecast_readings_total": (),
+    "tidecast_forecasts_total": (),
+    "tidecast_dead_letters_total": ("reason",),
+    "tidecast_duplicate_readings_total": (),
+    "tidecast_late_readings_total": (),
+    "tidecast_gaps_total": ("action",),
+    "tidecast_silent_steps_total": (),
+    "tidecast_resets_total": ("reason",),
+    "tidecast_transactions_total": ("outcome",),
+    "tidecast_rebalances_total": (),
+    "tidecast_batch_size_bucket": ("le",),
+    "tidecast_batch_size_count": (),
+    "tidecast_batch_size_sum": (),
+    "tidecast_stage_seconds_bucket": ("le", "stage"),
+    "tidecast_stage_seconds_count": ("stage",),
+    "tidecast_stage_seconds_sum": ("stage",),
+    "tidecast_event_to_forecast_seconds_bucket": ("le",),
+    "tidecast_event_to_forecast_seconds_count": (),
+    "tidecast_event_to_forecast_seconds_sum": (),
+    "tidecast_absolute_error_sum": ("horizon", "target"),
+    "tidecast_absolute_error_count": ("horizon", "target"),
+    "tidecast_naive_error_sum": ("horizon", "target"),
+    "tidecast_naive_error_count": ("horizon", "target"),
+    "tidecast_interval_coverage_sum": ("horizon", "level", "target"),
+    "tidecast_interval_coverage_count": ("horizon", "level", "target"),
+    "tidecast_lag_records": ("partition", "topic"),
+    "tidecast_lag_seconds": ("partition", "topic"),
+    "tidecast_series": ("partition",),
+    "tidecast_last_poll_timestamp_seconds": (),
+    "tidecast_restore_remaining_records": (),
+    "tidecast_restore_seconds": (),
+    "tidecast_model_info": ("contract", "hash", "kind", "name"),
+    "tidecast_build_info": ("version",),
+}
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(SPEC, ["late", "not_json"], wall=lambda: 1_000.0)
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    """`name{label=value,...}` (labels sorted) -> value, of our own metrics."""
+    return {
+        sample.name
+        + ("{" + ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items())) + "}" if sample.labels else ""): (
+            sample.value
+        )
+        for family in metrics.families()
+        for sample in family.samples
+        if sample.name.startswith("tidecast_")
+    }
+
+
+def test_the_names_and_labels_are_those_that_dashboards_were_built_on(metrics):
+    metrics.partitions.update("readings", {0: 0}, {0: 0})
+    found = {
+        s.name: tuple(sorted(s.labels)) for f in metrics.families() for s in f.samples if s.name.startswith("tidecast_")
+    }
+    assert found == NAMES
+
+
+def test_every_label_value_is_there_at_zero_before_anything_happens(metrics):
+    found = samples(metrics)
+    assert found["tidecast_dead_letters_total{reason=not_json}"] == 0
+    assert found["tidecast_gaps_total{action=restarted}"] == 0
+    assert found["tidecast_resets_total{reason=non_finite}"] == 0
+    assert found["tidecast_transactions_total{outcome=failed}"] == 0
+    assert found["tidecast_stage_seconds_count{stage=commit}"] == 0
+    assert found["tidecast_absolute_error_count{horizon=24,target=t}"] == 0
+    assert found["tidecast_interval_coverage_count{horizon=1,level=0.9,target=t}"] == 0
+
+
+def test_stages_are_timed_from_25_microseconds_up(metrics):
+    bounds = [
+        s.labels["le"] for f in metrics.families() for s in f.samples if s.name == "tidecast_stage_seconds_bucket"
+    ]
+    assert bounds[0] == "2.5e-05" and bounds[-1] == "+Inf"
+
+
+def test_a_histogram_puts_a_value_on_the_bound_into_that_bounds_bucket():
+    histogram = BulkHistogram("h", "help", [1.0, 2.0])
+    histogram.observe([0.5, 1.0, 1.5, 2.0, 99.0])
+    histogram.observe(np.array([], dtype=float))
+    (family,) = histogram.collect()
+    assert {s.labels.get("le", s.name): s.value for s in family.samples} == {
+        "1": 2,
+        "2": 4,
+        "+Inf": 5,
+        "h_count": 5,
+        "h_sum": 104.0,
+    }
+
+
+def test_scores_are_summed_where_there_was_something_to_score(metrics):
+    nan = float("nan")
+    metrics.scores.add(np.array([[1.0, nan, 4.0, 1.0, 9.0], [2.0, nan, 2.0, 0.0, 9.0]], dtype=np.float32))
+    metrics.scores.add(np.full((1, 5), nan, dtype=np.float32))
+    metrics.scores.add(np.empty((0, 5), dtype=np.float32))
+    found = samples(metrics)
+    assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 3.0
+    assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 2
+    assert found["tidecast_absolute_error_count{horizon=24,target=t}"] == 0
+    assert found["tidecast_naive_error_sum{horizon=1,target=t}"] == 6.0
+    assert found["tidecast_interval_coverage_sum{horizon=1,level=0.9,target=t}"] == 1.0
+    assert found["tidecast_interval_coverage_count{horizon=1,level=0.9,target=t}"] == 2
+
+
+def test_the_lag_in_seconds_goes_on_growing_while_nothing_is_processed(metrics):
+    now = [1_000.0]
+    metrics = Metrics(SPEC, [], wall=lambda: now[0])
+    metrics.partitions.update("readings", {0: 5, 1: 0}, {0: 2})
+    metrics.partitions.seen({0: 990_000, 1: 900_000})
+    assert samples(metrics)["tidecast_lag_seconds{partition=0,topic=readings}"] == 10.0
+    now[0] = 1_020.0
+    found = samples(metrics)
+    assert found["tidecast_lag_seconds{partition=0,topic=readings}"] == 30.0
+    assert found["tidecast_lag_seconds{partition=1,topic=readings}"] == 0.0, "nothing is waiting there"
+    assert found["tidecast_series{partition=0}"] == 2
+
+
+def test_a_partition_that_left_is_no_longer_reported(metrics):
+    metrics.partitions.update("readings", {0: 5, 1: 7}, {0: 1, 1: 1})
+    metrics.partitions.update("readings", {1: 7}, {1: 1})
+    assert [k for k in samples(metrics) if k.startswith("tidecast_lag_records")] == [
+        "tidecast_lag_records{partition=1,topic=readings}"
+    ]
+
+
+def test_both_exposition_formats_can_be_scraped(metrics):
+    metrics.partitions.update("readings", {0: 5}, {0: 1})
+    metrics.batch_size.observe([3])
+    assert b"# TYPE tidecast_batch_size histogram" in generate_latest(metrics.registry)
+    families = list(text_string_to_metric_families(generate_openmetrics(metrics.registry).decode()))
+    assert "tidecast_absolute_error" in {f.name for f in families}
+
+
+def test_two_workers_in_one_process_do_not_share_counts(metrics):
+    metrics.readings.inc()
+    assert samples(Metrics(SPEC, []))["tidecast_readings_total"] == 0

@@ -1,0 +1,115 @@
+"""The table of series: slots are given, found, reused and forgotten without one series touching another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from service.series import NEVER, SeriesTable
+from service.spec import StateSlice
+from service.waves import MAX_SERIES, missing_steps, newest_before
+
+INITIAL = np.array([0.5, -1.0, 2.0], dtype=np.float32)
+
+
+def table(max_series: int = 1000) -> SeriesTable:
+    return SeriesTable(INITIAL, max_series, [StateSlice("level", 0, (1,)), StateSlice("cell", 1, (1, 2))])
+
+
+def test_growing_keeps_every_state() -> None:
+    series = table()
+    for i in range(1000):
+        slot = series.add(b"%d" % i, 0)
+        series.states[slot] = i
+        series.last_ts[slot] = i
+    assert series.full
+    assert len(series) == len(series.states) == 1000
+    for i in range(1000):
+        slot = series.find(b"%d" % i)
+        assert slot is not None
+        assert series.states[slot].tolist() == [i] * 3
+        assert series.last_ts[slot] == i
+
+
+def test_a_reused_slot_starts_from_the_initial_state() -> None:
+    series = table(1)
+    slot = series.add(b"a", 3)
+    series.states[slot], series.steps[slot], series.last_ts[slot], series.offsets[slot] = 9.0, 9, 9, 9
+    assert series.forget(b"a")
+    assert not series.forget(b"a")
+    assert series.add(b"b", 1) == slot
+    assert series.states[slot].tolist() == INITIAL.tolist()
+    assert (series.steps[slot], series.last_ts[slot], series.offsets[slot]) == (0, NEVER, -1)
+    assert series.find(b"a") is None
+
+
+def test_the_one_to_forget_is_the_least_recently_seen() -> None:
+    series = table()
+    for key in (b"a", b"b", b"c"):
+        series.add(key, 0)
+    series.touch(b"a")
+    assert series.oldest() == b"b"
+    assert list(series) == [b"b", b"c", b"a"]
+
+
+def test_leaving_partitions_take_only_their_own_series() -> None:
+    series = table()
+    for i in range(200):
+        series.add(b"%d" % i, i % 4)
+    assert series.forget_partitions({1, 3, 77}) == 100
+    assert series.forget_partitions({1}) == 0
+    assert {int(key) % 4 for key in series} == {0, 2}
+    assert np.count_nonzero(series.partitions >= 0) == 100
+
+
+def test_idle_series_of_one_partition_are_forgotten() -> None:
+    series = table()
+    for i in range(4):
+        series.seen_ms[series.add(b"%d" % i, i % 2)] = i
+    assert series.forget_idle(0, 2) == 1
+    assert sorted(series) == [b"1", b"2", b"3"]
+
+
+def test_a_snapshot_names_the_slices_of_the_state() -> None:
+    series = table()
+    slot = series.add("Zürich".encode(), 3)
+    assert series.snapshot("Zürich".encode()) == {
+        "series": "Zürich",
+        "partition": 3,
+        "offset": -1,
+        "ts": None,
+        "steps": 0,
+        "state": {"level": [0.5], "cell": [[-1.0, 2.0]]},
+    }
+    series.last_ts[slot] = 7
+    assert (series.snapshot("Zürich".encode()) or {})["ts"] == 7
+    assert series.snapshot(b"nobody") is None
+
+
+def test_the_newest_time_before_each_reading_knows_the_table_and_the_batch() -> None:
+    slots = np.array([2, 2, 2, 2, 5, 5, 9])
+    ts = np.array([10, 30, 20, 40, 10, 10, 10])
+    last = np.array([15, 15, 15, 15, NEVER, NEVER, 10])
+    assert newest_before(slots, ts, last).tolist() == [15, 15, 30, 30, NEVER, 10, 10]
+
+
+def test_times_at_both_ends_of_the_range_do_not_mix_series() -> None:
+    slots = np.arange(200_000) // 2
+    ts = np.tile(np.array([7_258_118_400_000, -2_208_988_800_000]), 100_000)
+    assert MAX_SERIES > 100_000
+    before = newest_before(slots, ts, np.full(len(ts), NEVER))
+    assert (before[::2] == NEVER).all()
+    assert (before[1::2] == 7_258_118_400_000).all()
+
+
+@pytest.mark.parametrize(
+    ("ts", "missing"),
+    [(1001, 0), (1049, 0), (1100, 0), (1149, 0), (1150, 1), (1200, 1), (1249, 1), (1250, 2), (3100, 20)],
+)
+def test_a_gap_is_counted_to_the_nearest_step(ts: int, missing: int) -> None:
+    assert missing_steps(np.array([ts]), np.array([1000]), 100).tolist() == [missing]
+
+
+def test_there_is_no_gap_before_the_first_reading_nor_without_a_step() -> None:
+    assert missing_steps(np.array([10**9]), np.array([NEVER]), 100).tolist() == [0]
+    assert missing_steps(np.array([10**9]), np.array([0]), 0).tolist() == [0]

@@ -1,0 +1,56 @@
+import pytest
+
+from service import cli
+from service.broker.memory import MemoryBroker
+from service.commands import topics
+from service.errors import BrokerError
+from service.settings import Settings
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    broker = MemoryBroker()
+    monkeypatch.setattr(topics, "connect", lambda servers, **_: broker)
+    return broker
+
+
+def test_create_makes_what_is_missing_and_says_what_was_there(memory, capsys):
+    memory.create_topic("forecasts", 6)
+    assert cli.main(["topics", "create"]) == 0
+    assert memory.topics() == {"readings": 6, "forecasts": 6, "dead-letters": 6}
+    out = capsys.readouterr().out
+    assert "readings         6 partitions  made\n" in out and "forecasts        6 partitions  was there\n" in out
+
+
+def test_the_list_says_what_each_topic_is_for(memory, capsys):
+    cli.main(["topics", "create", "--partitions", "2"])
+    memory.create_topic("other", 1)
+    capsys.readouterr()
+    assert cli.main(["topics"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "dead-letters     2 partitions  dead letters",
+        "forecasts        2 partitions  output",
+        "other            1 partitions",
+        "readings         2 partitions  input",
+    ]
+
+
+def test_another_number_than_what_is_there_is_refused_with_the_command_that_mends_it(memory):
+    memory.create_topic("readings", 6)
+    with pytest.raises(BrokerError, match="readings has 6 partitions.*tidecast topics create --partitions 6"):
+        topics.create(memory, Settings(), partitions=4)
+    assert memory.topics() == {"readings": 6}
+
+
+def test_topics_that_do_not_fit_each_other_are_refused_and_nothing_is_made(memory):
+    memory.create_topic("readings", 6)
+    memory.create_topic("forecasts", 4)
+    with pytest.raises(BrokerError, match="readings has 6 partitions and forecasts has 4.*--output-topic forecasts-6"):
+        topics.create(memory, Settings())
+    assert "dead-letters" not in memory.topics()
+
+
+@pytest.mark.parametrize("flag", ["--partitions", "--replication-factor"])
+def test_a_number_below_one_is_refused(memory, flag, capsys):
+    assert cli.main(["topics", "create", flag, "0"]) == 2
+    assert f"{flag} must be at least 1, got 0" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Commands that need torch; `tidecast` finds them through the entry-point group `tidecast.commands`."""

@@ -1,0 +1,50 @@
+"""`tidecast train`: from a config to a model directory."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import msgspec
+
+from service.errors import UsageError
+from training.config import Config, check, read_config
+
+HELP = "fit a forecaster on a file of readings and export it as one ONNX graph"
+EXAMPLE = "tidecast train training/samples/weather.toml --out build/weather"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("config", metavar="CONFIG", help="the training config, a TOML file")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the model directory to write")
+    parser.add_argument("--data", metavar="FILE", help="CSV or Parquet, instead of the config's data.path")
+    parser.add_argument("--seed", type=int, metavar="N", help="instead of fit.seed")
+    parser.add_argument("--threads", type=int, metavar="N", help="instead of fit.threads (0 = one for each core)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="instead of fit.epochs")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, check, write, and print the table of the test rows."""
+    config_path = Path(args.config)
+    config = read_config(config_path)
+    overrides = {name: getattr(args, name) for name in ("seed", "threads", "epochs") if getattr(args, name) is not None}
+    config = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, **overrides))
+    check(config)
+    data = _data_path(args.data, config, config_path)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    from training.pipeline import train  # torch takes seconds to import: not before the config is known to be good
+
+    train(config, data, out, quiet=args.quiet)
+    return 0
+
+
+def _data_path(given: str | None, config: Config, config_path: Path) -> Path:
+    if given is not None:
+        return Path(given)
+    if config.data.path is None:
+        raise UsageError("the config has no data.path", do="Give the file with --data FILE.")
+    return config_path.parent / config.data.path

@@ -1,0 +1,123 @@
+"""From a file to what the trainer folds over: stretches of readings, one step apart, missing ones as NaN.
+
+The rules are the worker's own (`service.pipeline`): a short gap becomes silent steps, a long one starts the series
+again, a second reading for the same time is dropped. What is trained on is what will be served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import DataError
+from service.table import Table, file_sha256, read_table
+from service.timestamps import format_time
+from training.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Readings of one series without a long gap; rows are steps."""
+
+    series: str
+    ts: NDArray[np.int64]  # [steps] ms
+    x: NDArray[np.float32]  # [steps, features] raw units, NaN = missing
+    rows: NDArray[np.int64]  # [steps] index of the reading in the file's order, -1 = a silent step
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """All stretches of a file, and where it came from."""
+
+    stretches: list[Stretch]
+    sha256: str
+    readings: int
+    duplicates: int
+    silent_steps: int
+    restarts: int
+    missing: dict[str, int]  # feature -> missing values
+
+
+def load_dataset(config: Config, path: Path) -> Dataset:
+    """Read `path` as the config describes it.
+
+    Raises:
+        DataError: the file cannot be read, or it has no reading before `train_until`, or none to validate on.
+    """
+    table = read_table(path, config.columns)
+    series = np.asarray(table.series)
+    stretches: list[Stretch] = []
+    duplicates = 0
+    names = list(dict.fromkeys(table.series))
+    for name in names:
+        mine = np.flatnonzero(series == name)
+        mine = mine[np.argsort(table.ts[mine], kind="stable")]
+        ts = table.ts[mine]
+        first = np.ones(len(ts), dtype=bool)
+        first[1:] = np.diff(ts) > 0
+        duplicates += int((~first).sum())
+        stretches += cut(name, mine[first], table, config.step_ms, config.data.max_gap)
+    counts = np.isnan(table.x).sum(axis=0)
+    dataset = Dataset(
+        stretches=stretches,
+        sha256=file_sha256(path),
+        readings=len(table.ts),
+        duplicates=duplicates,
+        silent_steps=int(sum((s.rows < 0).sum() for s in stretches)),
+        restarts=len(stretches) - len(names),
+        missing=dict(zip(config.features, counts.tolist(), strict=True)),
+    )
+    _need_rows(dataset, config, path)
+    return dataset
+
+
+def cut(series: str, rows: NDArray[np.int64], table: Table, step_ms: int, max_gap: int) -> list[Stretch]:
+    """The stretches of one series from its `rows`, which are ascending in time without duplicates."""
+    ts = table.ts[rows]  # [readings]
+    silent = np.zeros(len(rows), dtype=np.int64)  # steps missing before each reading
+    if step_ms > 0:
+        silent[1:] = np.maximum((np.diff(ts) + step_ms // 2) // step_ms - 1, 0)
+    starts = np.concatenate([[0], np.flatnonzero(silent > max_gap)])
+    silent[starts] = 0
+    stretches = []
+    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        at = np.cumsum(silent[start:end] + 1) - 1  # [readings] the step each reading lands on
+        steps = int(at[-1]) + 1
+        out = Stretch(
+            series=series,
+            ts=np.empty(steps, np.int64),
+            x=np.full((steps, table.x.shape[1]), np.nan, np.float32),
+            rows=np.full(steps, -1, np.int64),
+        )
+        out.x[at] = table.x[rows[start:end]]
+        out.rows[at] = rows[start:end]
+        before = np.maximum.accumulate(np.where(out.rows >= 0, np.arange(steps), 0))  # [steps] the reading at or before
+        reading_ts = np.zeros(steps, np.int64)
+        reading_ts[at] = ts[start:end]
+        out.ts[:] = reading_ts[before] + (np.arange(steps) - before) * step_ms
+        stretches.append(out)
+    return stretches
+
+
+def _need_rows(dataset: Dataset, config: Config, path: Path) -> None:
+    ts = np.concatenate([s.ts for s in dataset.stretches])
+    x = np.concatenate([s.x for s in dataset.stretches])
+    for target, column in zip(config.targets, x[ts < config.train_until_ms].T, strict=False):
+        if np.isfinite(column).sum() < 2 * config.model.horizon + 8:
+            raise DataError(
+                f"{path} has too few readings of {target} before train_until",
+                got=int(np.isfinite(column).sum()),
+                do=f"{_period(ts)}; move train_until.",
+            )
+    if not ((ts >= config.train_until_ms) & (ts < config.validate_until_ms)).any():
+        raise DataError(
+            f"{path} has no reading between train_until and validate_until",
+            do=f"{_period(ts)}; move them.",
+        )
+
+
+def _period(ts: NDArray[np.int64]) -> str:
+    return f"The file runs from {format_time(int(ts.min()))} to {format_time(int(ts.max()))}"

@@ -1,0 +1,332 @@
+"""The whole forecaster as one torch module: everything that the ONNX graph computes and remembers.
+
+    y, next_state, score = forecaster(x, ts, state)
+
+One step reads top to bottom: `observe` (scale, fill what is missing, lags, calendar, the linear forecast), the
+recurrent cell, `head` (quantiles that cannot cross), `calibrate`, `judge` (score the earlier forecasts), pack. The
+linear forecast is a ridge autoregression, solved in closed form by `training.linear`; the recurrent path learns what it
+leaves over. A missing value is replaced by the linear forecast that was made for it one step earlier, so that a window
+can be trained on in one pass (`window`) and still equal the folded step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from service.spec import Diagnostic, StateSlice
+from training.config import Config
+from training.recurrent import Recurrent
+
+DAY_MS, WEEK_MS, YEAR_MS = 86_400_000, 604_800_000, 31_556_952_000
+PERIODS = {"day": DAY_MS, "week": WEEK_MS, "year": YEAR_MS}
+FINEST_SLOT_MS = 1_800_000  # slots of half an hour at the least: finer ones have too few rows each
+CLOCK = 1 << 22  # a time in ms as two float32 that are each exact
+LIMIT = 1.0  # a value further outside the trained range than this many ranges is clipped
+
+
+class Memory(NamedTuple):
+    """What `observe` remembers, unpacked."""
+
+    values: Tensor  # [batch, history, targets] scaled, filled, newest last
+    covariates: Tensor  # [batch, covariates] scaled, last known
+    expected: Tensor  # [batch, targets] the linear forecast of the next value
+    seen: Tensor  # [batch, targets] 1 once a value was observed
+    age: Tensor  # [batch, 1] steps so far, saturating
+    clock: Tensor  # [batch, 2] the last event time, only where readings are irregular
+
+
+class View(NamedTuple):
+    """What `observe` hands on."""
+
+    inputs: Tensor  # [batch, inputs] of the recurrent cell, not yet normalised
+    linear: Tensor  # [batch, horizon * targets] scaled
+    observed: Tensor  # [batch, targets] bool
+
+
+class Forecaster(nn.Module):
+    """A stateful quantile forecaster in raw units; `state` is flat, its parts are named in `slices`."""
+
+    mean: Tensor  # [features], and so the others: raw units to scaled ones
+    std: Tensor
+    low: Tensor  # [features] scaled; what lies outside is clipped
+    high: Tensor
+    linear_weight: Tensor  # [horizon * targets, history * targets + covariates]
+    linear_bias: Tensor  # [horizon * targets]
+    spread: Tensor  # [horizon, targets, 1] deviation of what the linear path leaves over
+    calibration: Tensor  # [horizon, targets, quantiles]
+    input_mean: Tensor  # [inputs]
+    input_std: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.targets, self.covariates = config.targets, config.data.covariates
+        self.d, self.c, self.h = len(self.targets), len(self.covariates), model.horizon
+        self.quantiles, self.q = list(model.quantiles), len(model.quantiles)
+        self.center = min(range(self.q), key=lambda i: abs(self.quantiles[i] - 0.5))
+        self.history, self.lags, self.step_ms = config.history, config.lag_steps, config.step_ms
+        self.calendar = list(model.calendar)
+        self.score_horizons, self.members_count = config.score_horizons, config.fit.members
+        self.leads = sorted({1, *(max(1, round(self.h * f)) for f in (0.25, 0.5, 0.75)), self.h})
+
+        features = self.d + self.c
+        self.register_buffer("mean", torch.zeros(features))  # [features]
+        self.register_buffer("std", torch.ones(features))
+        self.register_buffer("low", torch.full((features,), -10.0))  # scaled
+        self.register_buffer("high", torch.full((features,), 10.0))
+        self.register_buffer("linear_weight", torch.zeros(self.h * self.d, self.history * self.d + self.c))
+        self.register_buffer("linear_bias", torch.zeros(self.h * self.d))
+        for name in self.slotted:
+            self.register_buffer(f"slots_{name}", torch.zeros(self.slot_count(name), self.h * self.d))
+        self.register_buffer("spread", torch.ones(self.h, self.d, 1))  # of what the linear path leaves over
+        self.register_buffer("calibration", torch.ones(self.h, self.d, self.q))
+        width = self.input_width
+        self.register_buffer("input_mean", torch.zeros(width))
+        self.register_buffer("input_std", torch.ones(width))
+
+        self.cells = nn.ModuleList(
+            Recurrent(model.cell, width, model.hidden, model.layers, model.dropout) for _ in range(self.members_count)
+        )
+        self.heads = nn.ModuleList(
+            nn.Linear(model.hidden + width, self.h * self.d * self.q) for _ in range(self.members_count)
+        )
+        self.dropout = nn.Dropout(model.dropout)
+        for head in self.heads:
+            assert isinstance(head, nn.Linear)
+            nn.init.zeros_(head.weight)
+            nn.init.constant_(head.bias, -0.5)
+        self.slices = self._layout()
+        self.state_size = sum(math.prod(s.shape) for s in self.slices)
+
+    # ------------------------------------------------------------------ shapes and layout
+
+    @property
+    def slotted(self) -> list[str]:
+        """The calendar periods that have a learned value for each slot (the year has only waves)."""
+        return [name for name in self.calendar if name != "year"]
+
+    def slot_ms(self, name: str) -> int:
+        """Length of one slot of a period."""
+        return max(min(self.step_ms, PERIODS[name]), FINEST_SLOT_MS)
+
+    def slot_count(self, name: str) -> int:
+        """Slots in a period."""
+        return -(-PERIODS[name] // self.slot_ms(name))
+
+    @property
+    def input_width(self) -> int:
+        """Inputs of the recurrent cell: see `observe`."""
+        per_target = 4 + len(self.leads) + len(self.lags)
+        return per_target * self.d + 2 * self.c + 2 * len(self.calendar) + (1 if self.step_ms == 0 else 0)
+
+    def _layout(self) -> list[StateSlice]:
+        parts: list[tuple[str, tuple[int, ...]]] = [
+            ("values", (self.history, self.d)),
+            ("covariates", (self.c,)),
+            ("expected", (self.d,)),
+            ("seen", (self.d,)),
+            ("age", (1,)),
+            ("clock", (2 if self.step_ms == 0 else 0,)),
+        ]
+        for m, cell in enumerate(self.cells):
+            assert isinstance(cell, Recurrent)
+            parts.append((f"hidden_{m}", cell.state_shape))
+        parts += [(f"pending_{h}", (h, self.d, 3)) for h in self.score_horizons]
+        slices, start = [], 0
+        for name, shape in parts:
+            slices.append(StateSlice(name=name, start=start, shape=shape))
+            start += math.prod(shape)
+        return slices
+
+    @property
+    def diagnostics(self) -> list[Diagnostic]:
+        """The columns of `score`, in order."""
+        level = round(self.quantiles[-1] - self.quantiles[0], 6)
+        out = []
+        for h in self.score_horizons:
+            for t in self.targets:
+                tail = f"{t}_{h}"
+                out.append(Diagnostic(f"absolute_error_{tail}", "absolute_error", t, h))
+                out.append(Diagnostic(f"naive_error_{tail}", "naive_error", t, h))
+                out.append(Diagnostic(f"inside_{tail}", "inside", t, h, level))
+                out.append(Diagnostic(f"surprise_{tail}", "surprise", t, h))
+        return out
+
+    def initial_state(self) -> Tensor:
+        """[state]; all zeros: nothing seen yet."""
+        return torch.zeros(self.state_size)
+
+    def unpack(self, state: Tensor) -> dict[str, Tensor]:
+        """name -> [batch, *shape]."""
+        flat = {s.name: state[:, s.start : s.start + math.prod(s.shape)] for s in self.slices}
+        return {s.name: flat[s.name].reshape(-1, *s.shape) if len(s.shape) > 1 else flat[s.name] for s in self.slices}
+
+    # ------------------------------------------------------------------ the path of a reading
+
+    def forward(self, x: Tensor, ts: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step. x [batch, features] raw, ts [batch] ms, state [batch, state]: y, next_state, score."""
+        parts = self.unpack(state)
+        memory = Memory(*(parts[name] for name in Memory._fields))
+        view, after = self.observe(x, ts, memory)
+        hidden, outs = [], []
+        inputs = self.normalise(view.inputs)
+        for m, (cell, head) in enumerate(zip(self.cells, self.heads, strict=True)):
+            top, following = cell(inputs, parts[f"hidden_{m}"])
+            hidden.append(following)
+            outs.append(self.head(head, top, inputs, view.linear))
+        scaled = self.calibrate(self.average(outs))  # [batch, horizon, targets, quantiles]
+        pending, score = self.judge(x, view.observed, memory, parts, scaled)
+        flat = [part.flatten(1) for part in (*after, *hidden, *pending)]
+        return self.unscale(scaled), torch.cat([part for part in flat if part.shape[1] > 0], dim=1), score
+
+    def observe(self, x: Tensor, ts: Tensor, memory: Memory) -> tuple[View, Memory]:
+        """Scale, fill, lags, calendar, linear forecast; nothing in it is trained by gradient."""
+        there = ~torch.isnan(x)  # [batch, features]
+        z = torch.clamp((x - self.mean) / self.std, min=self.low, max=self.high)
+        z = torch.where(there, z, torch.cat([memory.expected, memory.covariates], dim=1))
+        now, covariates = z[:, : self.d], z[:, self.d :]
+        observed = there[:, : self.d]
+        first = (observed & (memory.seen == 0))[:, None]  # [batch, 1, targets]: the past is as this first value
+        shifted = torch.cat([memory.values[:, 1:], now[:, None]], dim=1)
+        values = torch.where(first, now[:, None].expand_as(shifted), shifted)  # [batch, history, targets]
+
+        linear = F.linear(torch.cat([values.flatten(1), covariates], dim=1), self.linear_weight, self.linear_bias)
+        waves = []
+        for name in self.calendar:
+            phase = torch.remainder(ts, PERIODS[name])  # [batch] int64: exact
+            if name in self.slotted:
+                slots = self.get_buffer(f"slots_{name}")
+                linear = linear + slots[whole_parts(phase, self.slot_ms(name))]
+            angle = phase.to(torch.float32) * (2 * math.pi / PERIODS[name])
+            waves += [torch.sin(angle)[:, None], torch.cos(angle)[:, None]]
+        leads = linear.reshape(-1, self.h, self.d)
+        error = torch.where(observed & (memory.seen > 0), now - memory.expected, torch.zeros_like(now))
+        parts = [now, observed.to(z.dtype), error, now - memory.values[:, -1] * memory.seen]
+        parts += [leads[:, lead - 1] - now for lead in self.leads]
+        parts += [values[:, self.history - lag] - now for lag in self.lags]  # that lag before the next step
+        parts += [covariates, there[:, self.d :].to(z.dtype), *waves]
+        clock = memory.clock
+        if self.step_ms == 0:
+            clock, since = self._tick(ts, memory)
+            parts.append(since)
+        after = Memory(
+            values=values,
+            covariates=covariates,
+            expected=torch.clamp(leads[:, 0], min=self.low[: self.d], max=self.high[: self.d]),
+            seen=torch.maximum(memory.seen, observed.to(z.dtype)),
+            age=torch.clamp(memory.age + 1, max=1e6),
+            clock=clock,
+        )
+        return View(torch.cat(parts, dim=1), linear, observed), after
+
+    def _tick(self, ts: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """The clock after this reading, and log seconds since the one before [batch, 1]."""
+        lower = torch.remainder(ts, CLOCK)
+        upper = (ts - lower).to(torch.float32) / CLOCK  # a multiple of a power of two: exact
+        clock = torch.stack([upper, lower.to(torch.float32)], dim=1)  # [batch, 2]
+        passed = (clock[:, :1] - memory.clock[:, :1]) * CLOCK + (clock[:, 1:] - memory.clock[:, 1:])
+        return clock, torch.log1p(torch.clamp(passed, min=0.0) / 1000.0) * torch.clamp(memory.age, max=1.0)
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Inputs of the cell at zero mean and unit variance on training rows; clamped, as it extrapolates badly."""
+        return torch.clamp((inputs - self.input_mean) / self.input_std, min=-8.0, max=8.0)
+
+    def head(self, head: nn.Module, top: Tensor, inputs: Tensor, linear: Tensor) -> Tensor:
+        """Quantiles around the linear forecast [..., horizon, targets, quantiles], scaled; they cannot cross."""
+        raw = head(torch.cat([self.dropout(top), inputs], dim=-1))
+        raw = raw.reshape(*raw.shape[:-1], self.h, self.d, self.q)
+        middle = linear.reshape(*linear.shape[:-1], self.h, self.d, 1)
+        centre = raw[..., self.center : self.center + 1] + 0.5  # the bias starts at -0.5
+        columns = [centre]
+        for k in range(self.center + 1, self.q):
+            columns.append(columns[-1] + F.softplus(raw[..., k : k + 1]))
+        for k in range(self.center - 1, -1, -1):
+            columns.insert(0, columns[0] - F.softplus(raw[..., k : k + 1]))
+        return middle + self.spread * torch.cat(columns, dim=-1)
+
+    def average(self, outs: list[Tensor]) -> Tensor:
+        """The members' quantiles, averaged level by level."""
+        return outs[0] if len(outs) == 1 else torch.stack(outs).mean(dim=0)
+
+    def calibrate(self, scaled: Tensor) -> Tensor:
+        """Stretch each quantile about the median by what validation rows asked for, keeping the order."""
+        middle = scaled[..., self.center : self.center + 1]
+        moved = middle + self.calibration * (scaled - middle)
+        columns = [middle]
+        for k in range(self.center + 1, self.q):
+            columns.append(torch.maximum(columns[-1], moved[..., k : k + 1]))
+        for k in range(self.center - 1, -1, -1):
+            columns.insert(0, torch.minimum(columns[0], moved[..., k : k + 1]))
+        return torch.cat(columns, dim=-1)
+
+    def unscale(self, scaled: Tensor) -> Tensor:
+        """Raw units; [..., horizon, targets, quantiles]."""
+        return scaled * self.std[: self.d, None] + self.mean[: self.d, None]
+
+    def judge(
+        self, x: Tensor, observed: Tensor, memory: Memory, parts: dict[str, Tensor], scaled: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Score what was forecast for this step, and queue what is forecast now. Returns the queues and score."""
+        mean, std = self.mean[: self.d], self.std[: self.d]
+        truth = torch.where(observed, x[:, : self.d], mean)  # [batch, targets]
+        nothing = torch.full_like(truth, float("nan"))
+        queues, columns = [], []
+        for h in self.score_horizons:
+            queue = parts[f"pending_{h}"]  # [batch, h, targets, (middle, lower, upper)], oldest first
+            due = queue[:, 0] * std[:, None] + mean[:, None]
+            middle, lower, upper = due[..., 0], due[..., 1], due[..., 2]
+            naive = memory.values[:, self.history - h] * std + mean
+            error = torch.abs(truth - middle)
+            scored = observed & (memory.age >= h) & (memory.seen > 0)
+            inside = ((truth >= lower) & (truth <= upper)).to(truth.dtype)
+            surprise = error / torch.clamp((upper - lower) / 2, min=1e-6 * std)
+            for column in (error, torch.abs(truth - naive), inside, surprise):
+                columns.append(torch.where(scored, column, nothing))
+            fresh = scaled[:, h - 1][..., [self.center, 0, self.q - 1]]  # [batch, targets, 3]
+            queues.append(torch.cat([queue[:, 1:], fresh[:, None]], dim=1))
+        by_target = torch.stack(columns, dim=2).reshape(-1, self.d, len(self.score_horizons), 4)
+        return queues, by_target.permute(0, 2, 1, 3).flatten(1)
+
+    # ------------------------------------------------------------------ the same, over windows
+
+    def prepare(self, x: Tensor, ts: Tensor) -> tuple[Tensor, Tensor]:
+        """Fold `observe` over whole stretches, once: x [n, steps, features], ts [n, steps].
+
+        Returns inputs [n, steps, inputs] (not normalised) and linear [n, steps, horizon * targets].
+        """
+        parts = self.unpack(self.initial_state().expand(x.shape[0], -1))
+        memory = Memory(*(parts[name] for name in Memory._fields))
+        inputs, linear = [], []
+        with torch.no_grad():
+            for t in range(x.shape[1]):
+                view, memory = self.observe(x[:, t], ts[:, t], memory)
+                inputs.append(view.inputs)
+                linear.append(view.linear)
+        return torch.stack(inputs, dim=1), torch.stack(linear, dim=1)
+
+    def roll(self, member: int, inputs: Tensor, linear: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One member over a window in one pass: normalised inputs [n, steps, inputs], hidden [n, *state_shape] or None.
+
+        Returns scaled quantiles [n, steps, horizon, targets, quantiles], not calibrated, and the hidden state after.
+        """
+        cell = self.cells[member]
+        assert isinstance(cell, Recurrent)
+        tops, hidden = cell.roll(inputs, hidden)
+        return self.head(self.heads[member], tops, inputs, linear), hidden
+
+    def window(self, x: Tensor, ts: Tensor) -> Tensor:
+        """Forecasts y [n, steps, horizon, targets, quantiles], raw units, of whole stretches from the initial state."""
+        inputs, linear = self.prepare(x, ts)
+        inputs = self.normalise(inputs)
+        outs = [self.roll(m, inputs, linear)[0] for m in range(self.members_count)]
+        return self.unscale(self.calibrate(self.average(outs)))
+
+
+def whole_parts(ms: Tensor, part: int) -> Tensor:
+    """ms // part as int64. The exporter divides integers as float32, which is exact enough only for whole multiples."""
+    return torch.round((ms - torch.remainder(ms, part)).to(torch.float32) / part).to(torch.int64)

@@ -1,0 +1,124 @@
+"""The parity gate: no graph leaves the trainer unless the window, the folded step and onnxruntime agree.
+
+For long carried sequences, one series at a time and many together, with missing values:
+torch's window pass = torch's folded steps = onnxruntime's folded steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped,unused-ignore]
+import torch
+from numpy.typing import NDArray
+
+from service.errors import ModelError
+from training.data import Dataset
+from training.forecaster import Forecaster
+
+STEPS = 600
+BATCHES = (1, 64)
+MISSING = 0.1
+TOLERANCE = 1e-4
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The largest relative difference seen for one batch size, over all carried steps."""
+
+    batch: int
+    steps: int
+    window_to_fold: float  # torch against torch
+    fold_to_onnx: float  # torch against onnxruntime
+
+
+def sequences(model: Forecaster, dataset: Dataset, batch: int, seed: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Real readings with holes punched into them: x [batch, STEPS, features], ts [batch, STEPS] ms."""
+    generator = np.random.default_rng(seed)
+    x = np.empty((batch, STEPS, model.d + model.c), np.float32)
+    ts = np.empty((batch, STEPS), np.int64)
+    for row in range(batch):
+        stretch = dataset.stretches[int(generator.integers(len(dataset.stretches)))]
+        at = (int(generator.integers(len(stretch.ts))) + np.arange(STEPS)) % len(stretch.ts)  # short ones go round
+        x[row] = stretch.x[at]
+        gap = model.step_ms or int(np.median(np.diff(stretch.ts))) if len(stretch.ts) > 1 else 1000
+        ts[row] = stretch.ts[at[0]] + np.arange(STEPS) * gap
+    x[generator.random(x.shape) < MISSING] = np.nan
+    return x, ts
+
+
+def fold(
+    step: Callable[..., tuple[Floats, Floats, Floats]], initial: Floats, x: Floats, ts: NDArray[np.int64]
+) -> Floats:
+    """Forecasts y [batch, steps, horizon, targets, quantiles] of a step carried over x [batch, steps, features]."""
+    state = np.tile(initial, (len(x), 1))  # [batch, state]
+    out = []
+    for t in range(x.shape[1]):
+        y, state, _ = step(np.ascontiguousarray(x[:, t]), np.ascontiguousarray(ts[:, t]), state)
+        out.append(y)
+    return np.stack(out, axis=1)
+
+
+def torch_step(model: Forecaster) -> Callable[..., tuple[Floats, Floats, Floats]]:
+    """The module's own step over numpy arrays."""
+
+    def step(x: Floats, ts: NDArray[np.int64], state: Floats) -> tuple[Floats, Floats, Floats]:
+        with torch.no_grad():
+            y, after, score = model(torch.from_numpy(x), torch.from_numpy(ts), torch.from_numpy(state))
+        return y.numpy(), after.numpy(), score.numpy()
+
+    return step
+
+
+def onnx_step(data: bytes) -> Callable[..., tuple[Floats, Floats, Floats]]:
+    """onnxruntime's step of a serialised graph."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def step(x: Floats, ts: NDArray[np.int64], state: Floats) -> tuple[Floats, Floats, Floats]:
+        y, after, score = session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
+        return y, after, score
+
+    return step
+
+
+def difference(a: Floats, b: Floats, scale: Floats) -> float:
+    """Largest |a - b| relative to |b|, or to the target's own deviation where b is near zero; infinite with a NaN."""
+    worst = np.abs(a - b) / np.maximum(np.abs(b), scale)
+    return float("inf") if np.isnan(worst).any() else float(worst.max())
+
+
+def check_parity(model: Forecaster, graph: bytes, dataset: Dataset, seed: int = 0) -> list[Parity]:
+    """Compare the three ways to run the model.
+
+    Raises:
+        ModelError: any two differ by more than TOLERANCE, relative.
+    """
+    model.eval()
+    scale = model.std[: model.d].numpy()[:, None]
+    initial = model.initial_state().numpy()
+    runtime = onnx_step(graph)
+    results = []
+    for batch in BATCHES:
+        x, ts = sequences(model, dataset, batch, seed + batch)
+        with torch.no_grad():
+            window = model.window(torch.from_numpy(x), torch.from_numpy(ts)).numpy()
+        folded = fold(torch_step(model), initial, x, ts)
+        served = fold(runtime, initial, x, ts)
+        found = Parity(batch, STEPS, difference(folded, window, scale), difference(served, folded, scale))
+        results.append(found)
+        for pair, worst in (("torch's window pass and folded steps", found.window_to_fold),
+                            ("torch's and onnxruntime's folded steps", found.fold_to_onnx)):  # fmt: skip
+            if not worst <= TOLERANCE:
+                raise ModelError(
+                    f"the export is wrong: {pair} differ over {STEPS} carried steps at batch {batch}",
+                    got=f"{worst:.2e} relative, at most {TOLERANCE:.0e} is allowed",
+                    do="No model was written. Report this with the training config; it is a fault of the trainer.",
+                )
+    return results

@@ -1,0 +1,73 @@
+"""What a person sees while a model is trained: a bar with loss and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+EpochDone = Callable[[int, float, float, float], None]
+
+
+class Progress:
+    """Writes to stderr; use it as a context."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(file=sys.stderr)
+        self.live = self.console.is_terminal and not quiet
+        self.bars = Bars(
+            TextColumn("{task.description:<44}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.live,
+        )
+        self._fold = None if not self.live else self.bars.add_task("preparing", total=100, note="", visible=False)
+
+    def __enter__(self) -> Progress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def stage(self, text: str) -> None:
+        """A new stage begins."""
+        if self._fold is not None:
+            self.bars.update(self._fold, description=text, completed=0, visible=True)
+        else:
+            self.say(text)
+
+    def fraction(self, done: float) -> None:
+        """How much of the stage is done, 0 to 1."""
+        if self._fold is not None:
+            self.bars.update(self._fold, completed=round(100 * done))
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if not self.quiet:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def epochs(self, name: str, total: int) -> EpochDone:
+        """Begin to count epochs; call what it returns with (epoch, train loss, validation loss, best so far)."""
+        task = self.bars.add_task(name, total=total, note="") if self.live else None
+
+        def done(epoch: int, train: float, validation: float, best: float) -> None:
+            note = f"loss {train:.4f}  validation {validation:.4f}  best {best:.4f}"
+            if task is not None:
+                self.bars.update(task, completed=epoch, note=note)
+            else:
+                self.say(f"{name}: epoch {epoch}/{total}  {note}")
+
+        return done

@@ -1,0 +1,142 @@
+"""What a person is shown of a model: tables, plots, and the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from service.spec import ModelSpec
+from service.timestamps import format_duration, format_time
+from training.config import Config
+from training.data import Dataset
+from training.evaluate import MODEL, Evaluation
+from training.fit import History
+from training.gate import Parity
+
+NOT_A_TERMINAL_WIDTH = 130  # a file or a pipe wraps nothing
+
+
+def shown_leads(horizon: int) -> list[int]:
+    """At most four leads to print, the first and the last among them."""
+    return sorted({1, round(1 + (horizon - 1) / 3), round(1 + 2 * (horizon - 1) / 3), horizon})
+
+
+def rows(evaluation: Evaluation, config: Config, target: str) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of one target's table: mean absolute error by lead, their mean, RMSE, and the model's gain."""
+    leads = shown_leads(config.model.horizon)
+    methods = evaluation.scores[target]
+    ours = float(np.nanmean(methods[MODEL].mae))
+    head = ["method", *(f"MAE +{_ahead(config, lead)}" for lead in leads), "MAE mean", "RMSE mean", "our gain"]
+    body = []
+    for name, scores in methods.items():
+        mean = float(np.nanmean(scores.mae))
+        label = f"{name} ({evaluation.season})" if name == "seasonal naive" else name
+        gain = "" if name == MODEL or mean == 0 else f"{100 * (1 - ours / mean):+.1f} %"
+        body.append(
+            [label, *(_number(scores.mae[lead - 1]) for lead in leads), _number(mean),
+             _number(float(np.nanmean(scores.rmse))), gain]
+        )  # fmt: skip
+    return head, body
+
+
+def print_tables(evaluation: Evaluation, config: Config) -> None:
+    """One table on stdout for each target, in its own units."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=NOT_A_TERMINAL_WIDTH)
+    for target, intervals in evaluation.intervals.items():
+        unit = config.data.units.get(target)
+        head, body = rows(evaluation, config, target)
+        covered = f"{100 * float(np.nanmean(intervals.coverage)):.1f} %"
+        table = Table(
+            title=f"{target}{f' in {unit}' if unit else ''}: {evaluation.rows:,} test readings",
+            caption=f"The {100 * intervals.level:g} % interval held {covered} of what happened.",
+        )
+        for i, name in enumerate(head):
+            table.add_column(name, justify="left" if i == 0 else "right")
+        for line in body:
+            table.add_row(*line, style="bold" if line[0] == MODEL else None)
+        console.print(table)
+
+
+def write_card(
+    directory: Path, spec: ModelSpec, config: Config, dataset: Dataset, history: History, evaluation: Evaluation,
+    parity: list[Parity],
+) -> None:  # fmt: skip
+    """`MODEL_CARD.md`: what the model is, what it was made of, how good it is, and what it is not for."""
+    model, data = config.model, config.data
+    step = "irregular" if spec.step_ms == 0 else format_duration(spec.step_ms)
+    lines = [
+        f"# {spec.name}",
+        "",
+        f"A stateful {model.cell.upper()} ({model.layers} x {model.hidden}, {config.fit.members} member(s)) that "
+        f"corrects a ridge autoregression. It reads one reading at a time, remembers {spec.state_size} numbers for "
+        f"each series, and forecasts {', '.join(spec.targets)} 1 to {spec.horizon} steps of {step} ahead as quantiles "
+        f"{', '.join(f'{q:g}' for q in spec.quantiles)}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| model | `{spec.id}` |",
+        f"| features | {', '.join(spec.features)} (raw units; missing values are allowed) |",
+        f"| trusted after | {spec.warmup_steps} steps of a series (`warm` in its forecasts) |",
+        f"| training rows | {spec.training_data.rows:,} readings, {format_time(spec.training_data.start)} to "
+        f"{format_time(spec.training_data.end)} |",
+        f"| validation rows | until {format_time(config.validate_until_ms)}; what follows is test |",
+        f"| data | sha256 `{spec.training_data.sha256[:16]}…`, {dataset.readings:,} readings, {dataset.silent_steps} "
+        f"silent steps in gaps, {dataset.restarts} restarts after long gaps, {dataset.duplicates} duplicates dropped |",
+        f"| missing values | {', '.join(f'{n}: {c}' for n, c in dataset.missing.items())} |",
+        f"| trained | {history.seconds:.0f} s, best epoch {', '.join(map(str, history.best_epoch))}, "
+        f"seed {config.fit.seed} |",
+        "",
+        "## How good it is",
+        "",
+        "On test rows, each forecast made before its truth was seen, in original units. Seasonal naive repeats the "
+        "season that was best on validation rows; the linear autoregression sees the same past values as the model.",
+    ]
+    for target, intervals in evaluation.intervals.items():
+        head, body = rows(evaluation, config, target)
+        unit = data.units.get(target)
+        lines += ["", f"### {target}{f' ({unit})' if unit else ''}", "", _row(head), _row(["---"] * len(head))]
+        lines += [_row(line) for line in body]
+        held, wide = float(np.nanmean(intervals.coverage)), float(np.nanmean(intervals.width))
+        lines += [
+            "",
+            f"The {100 * intervals.level:g} % interval held {100 * held:.1f} % of what happened, "
+            f"at a mean width of {_number(wide)}.",
+        ]
+    lines += [
+        "",
+        "![forecasts](plots/forecast.png) ![error by lead](plots/error_by_lead.png) ![training](plots/training.png)",
+        "",
+        "## The export",
+        "",
+        "The file was written only after torch's window pass, torch's folded steps and onnxruntime's folded steps "
+        "agreed (largest relative difference, 10 % of the values missing):",
+        "",
+        "| batch | steps carried | window to fold | fold to onnxruntime |",
+        "|---|---|---|---|",
+        *(f"| {p.batch} | {p.steps} | {p.window_to_fold:.1e} | {p.fold_to_onnx:.1e} |" for p in parity),
+        "",
+        "## Limits",
+        "",
+        "It knows only what its training rows showed: values more than one trained range outside of it are clipped, "
+        "and the intervals are as wide as training and validation rows asked for. `config.toml` beside it trains "
+        "it again; `tidecast evaluate --model DIR` prints the table again.",
+        "",
+    ]
+    (directory / "MODEL_CARD.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ahead(config: Config, lead: int) -> str:
+    return format_duration(lead * config.step_ms) if config.step_ms else f"{lead} steps"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
