@@ -34,8 +34,8 @@ lint: $(VENV)/.dev ## ruff: errors, style, format
 types: $(VENV)/.dev ## mypy --strict on service and training
 	@$(BIN)/mypy
 
-unit: $(VENV)/.dev ## The tests that need nothing but Python
-	@$(BIN)/python -m pytest tests/unit
+unit: $(VENV)/.dev ## The tests that need no Kafka
+	@$(BIN)/python -m pytest tests/unit tests/training
 
 integration: $(VENV)/.dev ## The tests on a real embedded Kafka
 	@$(BIN)/python -m pytest tests/integration
@@ -53,7 +53,7 @@ pins: $(BIN)/python ## Bring requirements.txt up to date with pyproject.toml (UP
 	@echo "tidecast: requirements.txt is made again; run make test before you keep it"
 
 clean: ## Remove .venv, caches and what was built; trained models stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build/lib build/bdist.* dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find service training tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The marks below say which extras .venv holds. They grow old with the two files that say what to install.

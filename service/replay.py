@@ -7,46 +7,78 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from service.broker.base import Batch
 from service.pipeline import Pipeline
 from service.policy import Result
 from service.records import keys, values
+from service.spec import ModelSpec
 from service.table import Table
 
+_BATCH = 2_000  # readings in one call of the pipeline
+_WINDOW_BYTES = 64 << 20
 _encode = msgspec.json.Encoder().encode
 
 
-def replay(pipeline: Pipeline, tables: Iterable[Table], tally: Tally) -> Iterator[list[bytes]]:
-    """For each table its forecasts as JSON lines, in the order of the readings, each with "series" added."""
+def window_rows(spec: ModelSpec) -> int:
+    """Readings to hold at once: their lines fit in about 64 MB."""
+    numbers = spec.horizon * len(spec.targets) * len(spec.quantiles)
+    return max(_BATCH, min(50_000, _WINDOW_BYTES // (12 * numbers + 300)))
+
+
+def replay(pipeline: Pipeline, windows: Iterable[Table], tally: Tally) -> Iterator[list[bytes]]:
+    """For each window its forecasts as JSON lines, in the order of the readings, each with "series" added.
+
+    Inside a window the series take turns, so that the pipeline has wide waves also where the file holds one series
+    after the other. A series' own order is kept, and nothing else matters to its forecasts.
+    """
     offset = 0
-    prefixes: dict[bytes, bytes] = {}  # key -> the line's beginning
-    for table in tables:
-        # One partition, offset = the reading's number in the file. The pipeline makes the waves.
-        n = len(table)
-        ts = table.ts.tolist()
-        batch = Batch(
-            topic="replay",
-            partitions=[0] * n,
-            offsets=list(range(offset, offset + n)),
-            timestamps=ts,
-            keys=list(keys(table)),
-            values=list(values(table)),
-            headers=[()] * n,
-            next_offsets={0: offset + n},
-        )
-        offset += n
-        result = pipeline.process(batch)
-        tally.add(table, result)
-        lines: list[bytes] = []
-        for key, value in zip(result.forecasts.keys, result.forecasts.values, strict=True):
-            if key is None or value is None:
-                raise AssertionError("a forecast has a key and a value")
-            prefix = prefixes.get(key)
-            if prefix is None:
-                prefix = prefixes[key] = b'{"series":' + _encode(key.decode()) + b","
-            lines.append(prefix + value[1:] + b"\n")
-        yield lines
+    prefixes: dict[bytes, bytes] = {}  # key -> how its lines begin
+    for window in windows:
+        lines: list[bytes] = [b""] * len(window)
+        for rows in _turns(window.series):
+            result = pipeline.process(_batch(window.take(rows), rows, offset))
+            tally.add(result)
+            forecasts = result.forecasts
+            for key, value, headers in zip(forecasts.keys, forecasts.values, forecasts.headers, strict=True):
+                if key is None or value is None:
+                    raise AssertionError("a forecast has a key and a value")
+                prefix = prefixes.get(key)
+                if prefix is None:
+                    prefix = prefixes[key] = b'{"series":' + _encode(key.decode()) + b","
+                source = int(dict(headers)["source"].rpartition(b"-")[2])  # the reading's number in the file
+                lines[source - offset] = prefix + value[1:] + b"\n"
+        tally.series.update(window.series)
+        offset += len(window)
+        yield [line for line in lines if line]
+
+
+def _turns(series: list[str]) -> Iterator[NDArray[np.int64]]:
+    """Row numbers in batches: every series' first reading, then every series' second, and so on."""
+    seen: Counter[str] = Counter()
+    turns = np.empty(len(series), dtype=np.int64)
+    for row, name in enumerate(series):
+        turns[row] = seen[name]
+        seen[name] += 1
+    order = np.argsort(turns, kind="stable")
+    for start in range(0, len(order), _BATCH):
+        yield order[start : start + _BATCH]
+
+
+def _batch(table: Table, rows: NDArray[np.int64], offset: int) -> Batch:
+    """What the worker would have polled: one partition, offset = the reading's number in the file."""
+    n = len(table)
+    return Batch(
+        topic="replay",
+        partitions=[0] * n,
+        offsets=(rows + offset).tolist(),
+        timestamps=table.ts.tolist(),
+        keys=list(keys(table)),
+        values=list(values(table)),
+        headers=[()] * n,
+    )
 
 
 class Tally:
@@ -61,12 +93,11 @@ class Tally:
         self.missing_steps = 0
         self.restarts = 0
 
-    def add(self, table: Table, result: Result) -> None:
+    def add(self, result: Result) -> None:
         """Count one batch."""
         counts = result.counts
-        self.readings += len(table)
+        self.readings += counts.readings
         self.forecasts += counts.forecasts
-        self.series.update(table.series)
         self.missing_steps += counts.silent_steps
         self.restarts += counts.gaps["restarted"]
         reasons = {

@@ -43,9 +43,7 @@ def file_table(
     rows = rows[_stream_order(table.ts[rows], [table.series[row] for row in rows])][:limit]
     if not len(rows):
         raise DataError(f"{path} has no readings in the asked part", do="Check --from, --until and --limit.")
-    return Table(
-        ts=table.ts[rows], series=[table.series[row] for row in rows], x=table.x[rows], features=table.features
-    )
+    return table.take(rows)
 
 
 def _stream_order(ts: NDArray[np.int64], series: list[str]) -> NDArray[np.int64]:

@@ -140,7 +140,7 @@ class EmbeddedBroker:
         for name in ("broker.log", "broker.out"):
             with contextlib.suppress(OSError):
                 text = (self.data_dir / name).read_text(errors="replace").splitlines()
-                found += [line for line in text if not line.startswith("WARNING: ")][-lines:]
+                found += [line for line in text if not line.startswith(("WARNING: ", "\tat "))][-lines:]
         return "\n".join(found[-lines:])
 
     def __enter__(self) -> EmbeddedBroker:

@@ -6,6 +6,7 @@ import base64
 import uuid
 from pathlib import Path
 
+# After a kill -9 the node is taken for its own ghost until the broker session ends: 9 s by default, 3 s here.
 _SERVER = """\
 process.roles=broker,controller
 node.id=1
@@ -28,7 +29,8 @@ share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
-controlled.shutdown.enable=false
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 log.cleaner.dedupe.buffer.size=16777216
 log.index.size.max.bytes=1048576
 num.network.threads=2

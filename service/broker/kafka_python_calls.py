@@ -71,9 +71,7 @@ class Server:
                 f"{doing}: the consumer group has moved on without this member",
                 do="Poll on: this member joins again, and what was not committed is read again.",
             )
-        if isinstance(
-            error, (errors.KafkaTimeoutError, errors.KafkaConnectionError, errors.NodeNotReadyError, OSError)
-        ):
+        if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time was up
             return BrokerError(
                 f"{doing}: Kafka at {where} did not answer within {self.timeout_s:g} s",
                 do="Check that a broker listens there (start one with: tidecast broker), or name another with "

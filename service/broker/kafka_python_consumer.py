@@ -3,11 +3,17 @@
 kafka-python runs rebalance callbacks on its I/O thread, where a callback that commits would wait for itself. Here they
 run on the caller's thread, as the port promises: a group's polls go through a thread of their own, which hands each
 callback back to the caller and lets the library's event loop (and so the heartbeats) run on meanwhile.
+
+That thread also sees a join through to its end, over as many polls of the caller as it takes. The library throws away
+a join that ends between two polls and starts another, and so two members that poll briefly may go on joining for ever.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from queue import Empty, SimpleQueue
@@ -20,6 +26,8 @@ from kafka.future import Future
 from service.broker.base import Batch, Consumer, Headers
 from service.broker.kafka_python_calls import Server
 from service.errors import BrokerError
+
+log = logging.getLogger("tidecast.broker")
 
 _offset, _timestamp, _key, _value, _headers = (
     cast(Callable[[Any], Any], attrgetter(name)) for name in ("offset", "timestamp", "key", "value", "headers")
@@ -39,6 +47,7 @@ class KafkaPythonConsumer(Consumer):
         self._topic = ""
         self._positions: dict[int, int] = {}  # as last told by `poll`
         self._caller: _Caller | None = None
+        self._leaving = False
         options = server.options() | {
             "group_id": group,
             "isolation_level": isolation,
@@ -93,31 +102,57 @@ class KafkaPythonConsumer(Consumer):
     def poll(self, timeout_s: float, max_records: int) -> Batch:
         """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
         with self._server.errors(f"reading {self._topic}"):
-            timeout_ms = int(timeout_s * 1_000)
             if self._caller is None:
-                found = self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records)
+                found = self._kafka.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
             else:
-                limit = timeout_s + self._server.timeout_s
-                found = self._caller.run(
-                    lambda: self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records), limit
-                )
-            batch = Batch(self._topic)
-            for tp, records in found.items():
-                batch.partitions += [tp.partition] * len(records)
-                batch.offsets += map(_offset, records)
-                batch.timestamps += map(_timestamp, records)
-                batch.keys += map(_key, records)
-                batch.values += map(_value, records)
-                batch.headers += map(_headers, records)
-            if any(batch.headers):
-                batch.headers = [_without_null(headers) if headers else headers for headers in batch.headers]
-            # Positions pass what is never returned (transaction markers, compacted records). Without records, all
-            # partitions are looked at: one of them may hold nothing else.
-            for tp in found or self._kafka.assignment():
-                position = self._kafka.position(tp, timeout_ms=0)
-                if position is not None and self._positions.get(tp.partition) != position:
-                    self._positions[tp.partition] = batch.next_offsets[tp.partition] = position
-            return batch
+                found = self._poll_as_member(self._caller, timeout_s, max_records)
+                if found is None:
+                    return Batch(self._topic)
+            return self._batch(found)
+
+    def _poll_as_member(self, caller: _Caller, timeout_s: float, max_records: int) -> dict[TopicPartition, Any] | None:
+        """What has arrived by partition; None where the group is still settling."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if not caller.busy:
+                if self._kafka._coordinator.need_rejoin():
+                    caller.start(self._join)
+                else:
+                    timeout_ms = int(left * 1_000)
+                    caller.start(lambda: self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records))  # noqa: B023
+            ended = caller.wait(left if caller.doing == self._join else left + self._server.timeout_s)
+            if not ended:
+                if caller.doing == self._join:
+                    return None
+                raise errors.KafkaTimeoutError
+            if (found := caller.value) is not None:
+                return cast(dict[TopicPartition, Any], found)
+
+    def _join(self) -> None:
+        """In the caller's other thread: until the group has settled, or this member leaves."""
+        coordinator = self._kafka._coordinator
+        while not self._leaving and coordinator.need_rejoin():
+            coordinator.poll(timeout_ms=500)
+
+    def _batch(self, found: dict[TopicPartition, Any]) -> Batch:
+        batch = Batch(self._topic)
+        for tp, records in found.items():
+            batch.partitions += [tp.partition] * len(records)
+            batch.offsets += map(_offset, records)
+            batch.timestamps += map(_timestamp, records)
+            batch.keys += map(_key, records)
+            batch.values += map(_value, records)
+            batch.headers += map(_headers, records)
+        if any(batch.headers):
+            batch.headers = [_without_null(headers) if headers else headers for headers in batch.headers]
+        # Positions pass what is never returned (transaction markers, compacted records). Without records, all
+        # partitions are looked at: one of them may hold nothing else.
+        for tp in found or self._kafka.assignment():
+            position = self._kafka.position(tp, timeout_ms=0)
+            if position is not None and self._positions.get(tp.partition) != position:
+                self._positions[tp.partition] = batch.next_offsets[tp.partition] = position
+        return batch
 
     def commit(self, offsets: Mapping[int, int], metadata: str = "") -> None:
         """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
@@ -185,14 +220,22 @@ class KafkaPythonConsumer(Consumer):
         def leave() -> None:
             self._kafka.close(autocommit=False, timeout_ms=_CLOSE_TIMEOUT_MS)
 
+        self._leaving = True
+        caller, limit = self._caller, _CLOSE_TIMEOUT_MS / 1_000 + self._server.timeout_s
         try:
-            if self._caller is None:
+            if caller is None:
                 self._server.call("leaving", leave)
-            else:
-                self._caller.run(leave, _CLOSE_TIMEOUT_MS / 1_000 + self._server.timeout_s)
-                self._caller.end()
-        except (BrokerError, errors.KafkaError, OSError, RuntimeError):
-            pass  # a group that cannot be told notices at the end of the session
+                return
+            if caller.busy:
+                with contextlib.suppress(BrokerError, errors.KafkaError):  # what went wrong there is over now
+                    caller.wait(limit)
+            caller.start(leave)
+            caller.wait(limit)
+        except (BrokerError, errors.KafkaError, OSError, RuntimeError) as error:
+            log.debug("leaving the group failed; it notices at the end of the session", exc_info=error)
+        finally:
+            if caller is not None:
+                caller.end()
 
     def _require(self, topic: str) -> int:
         count = self._count(topic)
@@ -205,59 +248,59 @@ class KafkaPythonConsumer(Consumer):
 
 
 class _Caller:
-    """Runs library calls in a thread, and meanwhile, on the caller's thread, the callbacks that they lead to."""
+    """Runs one library call at a time in a thread, and on the caller's thread the callbacks that it leads to."""
 
     def __init__(
         self, net: Any, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
     ) -> None:
         self.on_assigned, self.on_revoked = on_assigned, on_revoked
+        self.doing: Callable[[], Any] | None = None  # the latest call
+        self.busy = False
+        self.value: Any = None  # of the latest call, once it has ended
         self._net = net
-        self._calls: SimpleQueue[tuple[int, Callable[[], Any]] | None] = SimpleQueue()
-        self._number = 0  # of the latest call; an interrupted caller does not wait for the end of the one before
-        # what the caller waits for: (number, "done", value), (number, "failed", error) or
-        # (0, "callback", (function, partitions, future))
-        self._events: SimpleQueue[tuple[int, str, Any]] = SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
+        # ("done", value), ("failed", error) or ("callback", (function, partitions, future))
+        self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         threading.Thread(target=self._work, name="kafka-poll", daemon=True).start()
 
     def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
-            number, call = item
+        while (call := self._calls.get()) is not None:
             try:
-                self._events.put((number, "done", call()))
+                self._events.put(("done", call()))
             except BaseException as error:
-                self._events.put((number, "failed", error))
+                self._events.put(("failed", error))
 
-    def run(self, call: Callable[[], Any], limit_s: float) -> Any:
-        """`call()`'s value. An error that a callback raises is raised here, once the call is over."""
-        self._number += 1
-        self._calls.put((self._number, call))
-        raised: BaseException | None = None
-        while True:
+    def start(self, call: Callable[[], Any]) -> None:
+        """Begin `call`; `wait` for it before the next."""
+        self.doing, self.busy, self.value = call, True, None
+        self._calls.put(call)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the call to end, True if it did; raises what it or a callback raised."""
+        deadline = time.monotonic() + seconds
+        while self.busy:
             try:
-                number, kind, what = self._events.get(timeout=limit_s)
+                kind, what = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
-                raise errors.KafkaTimeoutError from None
+                return False
             if kind == "callback":
                 callback, partitions, future = what
                 try:
                     callback(partitions)
-                except BaseException as error:
-                    raised = raised or error
                 finally:
                     self._net.call_soon_threadsafe(lambda done=future: done.success(None))
-            elif number == self._number:
-                break
-        if raised is not None:
-            raise raised
-        if kind == "failed":
-            raise what
-        return what
+                continue
+            self.busy = False
+            if kind == "failed":
+                raise what
+            self.value = what
+        return True
 
     async def call_back(self, callback: Callable[[set[int]], None], tps: Collection[TopicPartition]) -> None:
         """On the library's event loop: have the caller's thread do it, and wait."""
         if tps:
             future = Future()
-            self._events.put((0, "callback", (callback, {tp.partition for tp in tps}, future)))
+            self._events.put(("callback", (callback, {tp.partition for tp in tps}, future)))
             await future
 
     def end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, then run it."""
     logs.setup("critical")  # what matters comes as an error; the worker's log is a file
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     config = settings.from_args(args)
     from service.demo.run import Plan
     from service.demo.run import run as run_demo

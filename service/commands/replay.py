@@ -24,8 +24,7 @@ EXAMPLE = """\
 tidecast replay --model model --data weather.csv --out forecasts.jsonl
 tidecast replay --model model --data weather.csv.gz | jq -c '[.series, .ts, .targets.temp.p50[0]]' | head"""
 
-BATCH = 2_000  # readings; bounds the memory, for each becomes horizon x quantiles numbers
-_SETTINGS = ("model_max_bytes", "max_gap_steps", "max_series", "series_ttl_seconds", "intra_op_threads")
+_SETTINGS = ("model_max_bytes", "max_gap_steps", "intra_op_threads")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,22 +41,29 @@ def run(args: argparse.Namespace) -> int:
     from service.pipeline import Pipeline
     from service.policy import Policy
     from service.records import check_features, read_model_config
-    from service.replay import Tally, replay
+    from service.replay import Tally, replay, window_rows
     from service.table import read_chunks
 
     config = settings.from_args(args)
     columns = read_model_config(args.model).columns
     model = Model.load(args.model, max_bytes=config.model_max_bytes, intra_op_threads=config.intra_op_threads)
     check_features(columns, model.spec.features, args.model)
-    # The file is history: its times lie before any clock of ours, and a limit on the future has no meaning.
-    config = dataclasses.replace(config, max_future_seconds=0.0, dead_letter_late=False, dead_letter_duplicate=False)
+    # The file is history: no clock limits its times, and no series is forgotten for being idle.
+    config = dataclasses.replace(
+        config,
+        max_future_seconds=0.0,
+        series_ttl_seconds=0.0,
+        max_series=settings.default("max_series"),
+        dead_letter_late=False,
+        dead_letter_duplicate=False,
+    )
     pipeline = Pipeline(model, Policy.from_settings(config), output_topic="forecasts", dead_letter_topic="dead-letters")
-    rows = max(1, BATCH // len(columns.features)) if columns.each_column else BATCH
-    tables = read_chunks(args.data, columns, rows)
+    rows = window_rows(model.spec)  # of readings
+    windows = read_chunks(args.data, columns, max(1, rows // len(columns.features)) if columns.each_column else rows)
 
     tally = Tally()
     with _output(args.out) as out:
-        for lines in replay(pipeline, tables, tally):
+        for lines in replay(pipeline, windows, tally):
             out.writelines(lines)
     if not tally.readings:
         raise DataError(f"{args.data} has no rows below its header")

@@ -81,7 +81,7 @@ def run(plan: Plan, settings: Settings) -> None:
         producer = _child(stack, 10.0, "producer", plan.folder, *produce, *live, "--speed", str(plan.speed))
         each_second = format_duration(round(plan.speed) * 1_000)
         _say(f"live: {each_second} of {config.name} readings each second, for {plan.seconds:g} s. Ctrl-C ends it.")
-        _watch(plan, settings, config, board, worker, producer, f"metrics: {url}/metrics")
+        _watch(plan, settings, config, board, worker, producer, f"{config.name}, live ({url}/metrics)")
     _say("stopped; nothing is left running")
 
 
@@ -204,8 +204,8 @@ def _watch(
     broker = connect(settings.bootstrap_servers, client=settings.client, timeout_s=settings.broker_timeout_seconds)
     display = make_display(target, unit, title)
     end = time.monotonic() + plan.seconds
+    readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))
     try:
-        readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))
         while time.monotonic() < end:
             _take_readings(readings.poll(0.05, 2_000), board, target)
             _take_forecasts(forecasts.poll(0.05, 2_000), board, target)
@@ -214,12 +214,11 @@ def _watch(
                 raise TidecastError(f"the worker ended; the end of {worker.log}:\n{worker.last_words()}\n")
             if producer.ended():
                 end = min(end, time.monotonic() + 2.0)  # the file has ended: the last forecasts, then the end
-        readings.close()
-        forecasts.close()
     finally:
         display.close()
-        broker.close()
-    _sum_up(board, unit)
+        for connection in (readings, forecasts, broker):
+            connection.close()
+        _sum_up(board, unit)  # also after a Ctrl-C, or where a part failed
 
 
 def _reader(broker: Broker, topic: str) -> Consumer:

@@ -6,6 +6,7 @@ import pytest
 
 from service.broker.embedded import EmbeddedBroker
 from service.broker.kafka_python import KafkaPythonBroker
+from tests.serving import Topics
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +42,16 @@ def topic(kafka):
         return unique
 
     return make
+
+
+@pytest.fixture
+def topics(broker):
+    made = []
+
+    def make(partitions=1):
+        made.append(Topics(broker, partitions))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.broker.close()

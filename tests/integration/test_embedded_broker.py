@@ -35,8 +35,7 @@ def command(tmp_path):
 
     def start():
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "broker", "--port", "0", "--heap-mb", "256"]
-            + ["--data-dir", str(tmp_path / "data")],
+            [sys.executable, "-m", "service", "broker", "--port=0", "--heap-mb=256", f"--data-dir={tmp_path / 'data'}"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -103,7 +102,7 @@ def test_a_folder_that_kafka_cannot_use_shows_the_end_of_its_log(tmp_path):
     broker = EmbeddedBroker(tmp_path / "data")
     with pytest.raises(BrokerError, match=r"Kafka was ended with exit code 1") as caught:
         broker.start()
-    assert "node.id" in str(caught.value) and "broker.log" in str(caught.value)
+    assert "meta.properties" in str(caught.value) and "broker.log" in str(caught.value)
     assert not broker.alive()
 
 

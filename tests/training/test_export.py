@@ -70,7 +70,7 @@ def test_a_file_that_the_worker_would_refuse_is_not_written(fitted, config, data
 
 def test_nothing_of_this_machine_is_in_the_graph(fitted):
     data = fitted[2].SerializeToString()
-    for trace in (b"/root", b"/home", b"/tmp", b".py", b"File \"", b"site-packages"):
+    for trace in (b"/root", b"/home", b"/tmp", b".py", b'File "', b"site-packages"):
         assert trace not in data
     assert torch.__version__.encode() not in data.split(b"pytorch")[0]
 

@@ -37,7 +37,7 @@ def test_the_list_says_what_each_topic_is_for(memory, capsys):
 
 def test_another_number_than_what_is_there_is_refused_with_the_command_that_mends_it(memory):
     memory.create_topic("readings", 6)
-    with pytest.raises(BrokerError, match="readings has 6 partitions.*tidecast topics create --partitions 6"):
+    with pytest.raises(BrokerError, match=r"readings has 6 partitions.*tidecast topics create --partitions 6"):
         topics.create(memory, Settings(), partitions=4)
     assert memory.topics() == {"readings": 6}
 
@@ -45,7 +45,7 @@ def test_another_number_than_what_is_there_is_refused_with_the_command_that_mend
 def test_topics_that_do_not_fit_each_other_are_refused_and_nothing_is_made(memory):
     memory.create_topic("readings", 6)
     memory.create_topic("forecasts", 4)
-    with pytest.raises(BrokerError, match="readings has 6 partitions and forecasts has 4.*--output-topic forecasts-6"):
+    with pytest.raises(BrokerError, match=r"readings has 6 partitions and forecasts has 4.*--output-topic forecasts-6"):
         topics.create(memory, Settings())
     assert "dead-letters" not in memory.topics()
 

@@ -1,0 +1,80 @@
+"""Writes docs/settings.md and docs/metrics.md from the code: python docs/generate.py. A test holds them together."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import groupby
+from pathlib import Path
+
+from service import settings
+from service.messages import DeadLetterReason
+from service.metrics import Metrics
+from service.model import Model
+from tests.models import counting_model
+
+DOCS = Path(__file__).parent
+HOME_DIR = "~/.local/share/tidecast/broker"  # the same on every machine
+
+
+def settings_page() -> str:
+    """Every setting of the service, by group."""
+    lines = [
+        "# Settings of the service",
+        "",
+        "A flag wins over the environment, the environment over the default. An unknown `TIDECAST_*` variable is an error that",
+        "names the nearest real one. `tidecast config` prints what is in force and where it came from. Made by",
+        "`docs/generate.py` from `service/settings.py`.",
+    ]
+    for group, fields in groupby(settings.FIELDS.values(), key=lambda f: f.metadata["group"]):
+        lines += ["", f"## {group}", "", "| flag | variable | default | what |", "|---|---|---|---|"]
+        for f in fields:
+            default = HOME_DIR if f.name == "broker_data_dir" else settings.default(f.name)
+            what = f.metadata["help"].replace("|", "\\|")
+            choices = f.metadata["choices"]
+            if choices:
+                what += f" ({', '.join(choices)})"
+            flag, variable = settings.flag(f.name), settings.variable(f.name)
+            lines.append(f"| `{flag}` | `{variable}` | `{str(default).lower() if isinstance(default, bool) else default}` | {what} |")
+    return "\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """Every metric of the worker's own, with its labels."""
+    with tempfile.TemporaryDirectory() as directory:
+        spec = Model.load(counting_model(Path(directory))).spec
+    registry = Metrics(spec, list(DeadLetterReason)).registry
+    lines = [
+        "# Metrics of the worker",
+        "",
+        "Served at `/metrics` (port 9108). Base units; no label ever holds a series' name; every label's values are there from the",
+        "start, at zero. Process metrics (`process_*`) come on top. Made by `docs/generate.py` from `service/metrics.py`.",
+        "",
+        "| metric | type | labels | what |",
+        "|---|---|---|---|",
+    ]
+    labels = {"lag_records": "topic, partition", "lag_seconds": "topic, partition", "series": "partition"}
+    labels |= {"absolute_error": "target, horizon", "naive_error": "target, horizon"}
+    labels |= {"interval_coverage": "target, horizon, level"}
+    for family in sorted(registry.collect(), key=lambda f: f.name):
+        if not family.name.startswith("tidecast_"):
+            continue
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        known = list(dict.fromkeys(k for s in family.samples for k in s.labels if k != "le"))
+        shown = ", ".join(known) or labels.get(family.name.removeprefix("tidecast_"), "")
+        lines.append(f"| `{name}` | {family.type} | {shown} | {family.documentation.replace('|', chr(92) + '|')} |")
+    lines += [
+        "",
+        "Useful queries: skill over the naive forecast is",
+        "`1 - rate(tidecast_absolute_error_sum[5m]) / rate(tidecast_naive_error_sum[5m])`; the share of truths inside the interval is",
+        "`rate(tidecast_interval_coverage_sum[5m]) / rate(tidecast_interval_coverage_count[5m])`.",
+        "",
+        "Reasons of dead letters: " + ", ".join(f"`{r.value}`" for r in DeadLetterReason) + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"settings.md": settings_page, "metrics.md": metrics_page}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), encoding="utf-8")
