@@ -21,9 +21,9 @@ def settings_page() -> str:
     lines = [
         "# Settings of the service",
         "",
-        "A flag wins over the environment, the environment over the default. An unknown `TIDECAST_*` variable is an error that",
-        "names the nearest real one. `tidecast config` prints what is in force and where it came from. Made by",
-        "`docs/generate.py` from `service/settings.py`.",
+        "A flag wins over the environment, the environment over the default. An unknown `TIDECAST_*` variable is an",
+        "error that names the nearest real one. `tidecast config` prints what is in force and where it came from. Made",
+        "by `docs/generate.py` from `service/settings.py`.",
     ]
     for group, fields in groupby(settings.FIELDS.values(), key=lambda f: f.metadata["group"]):
         lines += ["", f"## {group}", "", "| flag | variable | default | what |", "|---|---|---|---|"]
@@ -33,8 +33,9 @@ def settings_page() -> str:
             choices = f.metadata["choices"]
             if choices:
                 what += f" ({', '.join(choices)})"
+            default = str(default).lower() if isinstance(default, bool) else default
             flag, variable = settings.flag(f.name), settings.variable(f.name)
-            lines.append(f"| `{flag}` | `{variable}` | `{str(default).lower() if isinstance(default, bool) else default}` | {what} |")
+            lines.append(f"| `{flag}` | `{variable}` | `{default}` | {what} |")
     return "\n".join(lines) + "\n"
 
 
@@ -46,8 +47,9 @@ def metrics_page() -> str:
     lines = [
         "# Metrics of the worker",
         "",
-        "Served at `/metrics` (port 9108). Base units; no label ever holds a series' name; every label's values are there from the",
-        "start, at zero. Process metrics (`process_*`) come on top. Made by `docs/generate.py` from `service/metrics.py`.",
+        "Served at `/metrics` (port 9108). Base units; no label ever holds a series' name; every label's values are",
+        "there from the start, at zero. Process metrics (`process_*`) come on top. Made by `docs/generate.py` from",
+        "`service/metrics.py`.",
         "",
         "| metric | type | labels | what |",
         "|---|---|---|---|",
@@ -65,7 +67,8 @@ def metrics_page() -> str:
     lines += [
         "",
         "Useful queries: skill over the naive forecast is",
-        "`1 - rate(tidecast_absolute_error_sum[5m]) / rate(tidecast_naive_error_sum[5m])`; the share of truths inside the interval is",
+        "`1 - rate(tidecast_absolute_error_sum[5m]) / rate(tidecast_naive_error_sum[5m])`; the share of truths inside",
+        "the interval is",
         "`rate(tidecast_interval_coverage_sum[5m]) / rate(tidecast_interval_coverage_count[5m])`.",
         "",
         "Reasons of dead letters: " + ", ".join(f"`{r.value}`" for r in DeadLetterReason) + ".",

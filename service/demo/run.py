@@ -153,7 +153,7 @@ def _worker_flags(settings: Settings) -> list[str]:
     s = settings
     return [
         *_produce_flags(s), "--output-topic", s.output_topic, "--dead-letter-topic", s.dead_letter_topic,
-        "--group", s.group, "--http-port", "0", "--log-format", "text",
+        "--group", s.group, "--http-port", "0", "--log-format", "text", "--log-level", "info",
     ]  # fmt: skip
 
 

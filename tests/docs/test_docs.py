@@ -63,4 +63,6 @@ def test_no_file_names_a_package_index():
     for path in tracked:
         if path.is_file() and path.suffix != ".png":
             text = path.read_text(encoding="utf-8", errors="replace")
-            assert not re.search(r"https?://[^\s]*(pypi|pythonhosted|maven|registry\.npm|download\.pytorch)", text), path
+            assert not re.search(r"https?://[^\s]*(pypi|pythonhosted|maven|registry\.npm|download\.pytorch)", text), (
+                path
+            )
