@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from service.errors import DataError
 from service.table import Table, file_sha256, read_table
 from service.timestamps import format_time
+from service.waves import missing_steps
 from training.config import Config
 
 
@@ -78,8 +79,7 @@ def cut(series: str, rows: NDArray[np.int64], table: Table, step_ms: int, max_ga
     """The stretches of one series from its `rows`, which are ascending in time without duplicates."""
     ts = table.ts[rows]  # [readings]
     silent = np.zeros(len(rows), dtype=np.int64)  # steps missing before each reading
-    if step_ms > 0:
-        silent[1:] = np.maximum((np.diff(ts) + step_ms // 2) // step_ms - 1, 0)
+    silent[1:] = missing_steps(ts[1:], ts[:-1], step_ms)
     starts = np.concatenate([[0], np.flatnonzero(silent > max_gap)])
     silent[starts] = 0
     stretches = []

@@ -68,7 +68,10 @@ class Consumer(Protocol):
     def subscribe(
         self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
     ) -> None:
-        """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
+        """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread.
+
+        A member for which no partition is left is told so, by `on_assigned(set())`.
+        """
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Read these partitions from these offsets, without a group's say (-1 = the end, -2 = the beginning)."""

@@ -52,7 +52,7 @@ def classpath(progress: Progress, fetch: Fetch | None = None) -> list[Path]:
         return jars
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".lock").open("w") as lock:
+        with folder.with_name(folder.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be fetching them right now: then wait for it
             if (jars := _cached(folder)) is None:
                 _fill(folder, progress, fetch or _fetch)
@@ -61,7 +61,7 @@ def classpath(progress: Progress, fetch: Fetch | None = None) -> list[Path]:
         if error.errno == errno.ENOSPC:
             raise BrokerError(
                 f"no space left for Kafka's jars in {folder.parent}",
-                do="Free about 150 MB, or set XDG_CACHE_HOME to a folder with room.",
+                do="Free about 100 MB, or set XDG_CACHE_HOME to a folder with room.",
             ) from error
         raise BrokerError(
             f"the cache folder {folder.parent} cannot be used: {error.strerror or error}",
@@ -90,10 +90,10 @@ def _cached(folder: Path) -> list[Path] | None:
 
 def _fill(folder: Path, progress: Progress, fetch: Fetch) -> None:
     """Download beside `folder`, then rename: an interrupted download never looks like a finished one."""
-    partial = folder.with_suffix(".partial")
+    partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    progress(f"fetching Kafka {KAFKA_VERSION} from Maven Central into {folder} (once, 46 jars, about 70 MB)")
+    progress(f"fetching Kafka {KAFKA_VERSION} from Maven Central into {folder} (once, 46 jars, about 45 MB)")
     try:
         jars = fetch(partial, progress)
     except (UsageError, OSError) as error:

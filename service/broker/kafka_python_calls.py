@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from kafka import errors
 from service.errors import BrokerError
 
 T = TypeVar("T")
+_NOT_READY_PAUSE_S = 0.25
 
 # What the library raises besides its own errors: mistakes in arguments, and its event loop being gone.
 _RAISED = (errors.KafkaError, OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError)
@@ -85,10 +87,16 @@ class Server:
         answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
         def work() -> None:
-            try:
-                answers.put((call(), None))
-            except BaseException as error:
-                answers.put((None, error))
+            deadline = time.monotonic() + self.timeout_s
+            while True:
+                try:
+                    return answers.put((call(), None))
+                except errors.NodeNotReadyError as error:  # raised at once where a broker is just coming back
+                    if time.monotonic() > deadline:
+                        return answers.put((None, error))
+                    time.sleep(_NOT_READY_PAUSE_S)
+                except BaseException as error:
+                    return answers.put((None, error))
 
         threading.Thread(target=work, name="kafka-call", daemon=True).start()
         with self.errors(doing):

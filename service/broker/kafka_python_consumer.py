@@ -80,6 +80,8 @@ class KafkaPythonConsumer(Consumer):
             for partition in partitions:
                 self._positions.pop(partition, None)
 
+        # The library shares out the partitions that it knows of: without this it may join before it knows of any.
+        self._server.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
         self._caller = _Caller(self._kafka._net, on_assigned, revoked)
         with self._server.errors(f"subscribing to {topic}"):
             self._kafka.subscribe([topic], listener=_Listener(self._caller))
@@ -127,6 +129,9 @@ class KafkaPythonConsumer(Consumer):
                     return None
                 raise errors.KafkaTimeoutError
             if (found := caller.value) is not None:
+                if not caller.told and self._kafka._coordinator.generation_if_stable() is not None:
+                    caller.told = True  # the library has a word only for those who get something
+                    caller.on_assigned(set())
                 return cast(dict[TopicPartition, Any], found)
 
     def _join(self) -> None:
@@ -254,6 +259,7 @@ class _Caller:
         self, net: Any, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
     ) -> None:
         self.on_assigned, self.on_revoked = on_assigned, on_revoked
+        self.told = False  # of a first share of the partitions, be it empty
         self.doing: Callable[[], Any] | None = None  # the latest call
         self.busy = False
         self.value: Any = None  # of the latest call, once it has ended
@@ -299,6 +305,7 @@ class _Caller:
     async def call_back(self, callback: Callable[[set[int]], None], tps: Collection[TopicPartition]) -> None:
         """On the library's event loop: have the caller's thread do it, and wait."""
         if tps:
+            self.told = True
             future = Future()
             self._events.put(("callback", (callback, {tp.partition for tp in tps}, future)))
             await future

@@ -161,6 +161,7 @@ class MemoryConsumer(Consumer):
         self._told: dict[int, int] = {}  # positions as last told by `poll`
         self._paused: set[int] = set()
         self._member: _Group | None = None
+        self._joined = False  # the callback has told of a first share, be it empty
         self._on_assigned: Callback = _nothing
         self._on_revoked: Callback = _nothing
 
@@ -330,5 +331,6 @@ class MemoryConsumer(Consumer):
             for partition in sorted(new):
                 group.owner[partition] = self
                 self._positions[partition] = known.get(partition, (0, ""))[0]
-        if new:
+        if new or not self._joined:
+            self._joined = True
             self._on_assigned(new)

@@ -17,7 +17,7 @@ from service.errors import BrokerError
 HELP = """\
 Run a real Apache Kafka on this machine, in the foreground: no Docker, no Java to install.
 
-The first start on a machine fetches Kafka (about 70 MB). Prints `bootstrap.servers HOST:PORT` on stdout once it
+The first start on a machine fetches Kafka (about 45 MB). Prints `bootstrap.servers HOST:PORT` on stdout once it
 answers. Its data outlives it, also a kill -9. Ends on SIGTERM or Ctrl-C; never outlives this command."""
 EXAMPLE = """\
 tidecast broker

@@ -54,12 +54,13 @@ class Member:
     """A consumer in a group that notes what is assigned to it."""
 
     def __init__(self, port, topic, group):
-        self.assigned, self.threads = set(), set()
+        self.assigned, self.threads, self.told = set(), set(), []
         self.consumer = port.consumer(group=group)
         self.consumer.subscribe(topic, self.take, self.leave)
 
     def take(self, partitions):
         self.threads.add(threading.get_ident())
+        self.told.append(set(partitions))
         self.assigned |= partitions
 
     def leave(self, partitions):
@@ -220,6 +221,18 @@ class BrokerContract:
         first.consumer.close()
         poll_until([second.consumer], lambda: len(second.assigned) == 4)
         second.consumer.close()
+
+    def test_a_spare_member_is_told_that_nothing_is_left_for_it(self, port):
+        topic = f"t-{uuid.uuid4().hex[:8]}"
+        assert port.create_topic(topic, 1)
+        first = Member(port, topic, topic)
+        poll_until([first.consumer], lambda: first.assigned == {0})
+        second = Member(port, topic, topic)
+        members = [first, second]
+        poll_until([m.consumer for m in members], lambda: second.told and len(first.assigned | second.assigned) == 1)
+        assert set() in second.told or set() in first.told
+        for member in members:
+            member.consumer.close()
 
     def test_a_member_can_commit_when_partitions_are_taken_from_it(self, port, topic):
         fill(port, topic, 40)
