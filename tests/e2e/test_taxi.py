@@ -1,4 +1,4 @@
-"""New York's taxi passengers, five half hours ahead: half an hour of the promise that this project makes about accuracy.
+"""New York taxi passengers, five half hours ahead: what this project promises about accuracy, on real data.
 
 The data may not be shipped; where the folder is not there the test says so.
 """
