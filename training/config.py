@@ -63,7 +63,7 @@ class FitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     patience: int = 8  # epochs without a better validation loss before it stops
     seed: int = 0
     members: int = 1
-    threads: int = 0  # 0 = one for each core
+    threads: int = 1  # more gain little on a small model, and lose much where they share cores; 0 = one for each core
     max_minutes: float = 0.0  # 0 = no limit; the best so far is kept
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from tests.daily import write_daily
 from training.config import Config, read_config
 from training.data import Dataset, load_dataset
+
+torch.set_num_threads(1)  # waiting threads spin: tests must not depend on a second core being free
 
 
 @pytest.fixture(scope="session")
