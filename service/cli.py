@@ -36,7 +36,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 # Training's commands announce themselves here, so that the service never imports training.
 ENTRY_POINTS = "tidecast.commands"
 TRAINING = ("train", "evaluate")
-_TRAIN_EXTRA = ("torch", "onnx", "onnxscript", "polars", "matplotlib", "sklearn", "scipy")
+_TRAIN_EXTRA = ("torch", "onnx", "onnxscript", "polars", "matplotlib", "rich", "tomli_w")
 
 
 class Command(Protocol):

@@ -27,6 +27,7 @@ Int64 = NDArray[np.int64]
 MODEL_FILE = "model.onnx"
 MAX_BYTES = 64 * 1024 * 1024
 _EXPORT_AGAIN = "Export the model again with this version of `tidecast train`"
+ort.disable_telemetry_events()  # what a plant measures is nobody else's business
 _ERRORS_ONLY = 3  # onnxruntime's severity: its warnings speak to its developers
 
 
@@ -71,7 +72,7 @@ class Model:
                 got=f"content hash {content_hash(data)[:12]}, the spec says {spec.hash[:12]}",
                 do=_EXPORT_AGAIN,
             )
-        model = cls(spec, _open(data, intra_op_threads), digest)
+        model = cls(spec, open_session(data, intra_op_threads), digest)
         model._check_tensors()
         model._self_test()
         return model
@@ -259,7 +260,12 @@ class _Version(msgspec.Struct):
     contract: int
 
 
-def _open(data: bytes, intra_op_threads: int) -> ort.InferenceSession:
+def open_session(data: bytes, intra_op_threads: int = 1) -> ort.InferenceSession:
+    """A session as the worker runs it, and the trainer's gate too.
+
+    Raises:
+        ModelError: onnxruntime does not take the graph.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped,unused-ignore]
 import torch
 from numpy.typing import NDArray
 
 from service.errors import ModelError
+from service.model import open_session
 from training.data import Dataset
 from training.forecaster import Forecaster
 
@@ -76,10 +76,7 @@ def torch_step(model: Forecaster) -> Callable[..., tuple[Floats, Floats, Floats]
 
 def onnx_step(data: bytes) -> Callable[..., tuple[Floats, Floats, Floats]]:
     """onnxruntime's step of a serialised graph."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = open_session(data)
 
     def step(x: Floats, ts: NDArray[np.int64], state: Floats) -> tuple[Floats, Floats, Floats]:
         y, after, score = session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
