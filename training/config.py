@@ -48,6 +48,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     calendar: list[Literal["day", "week", "year"]] = []
     history: int | None = None  # steps of past values kept in the state; default: the longest lag, at least 24
     dropout: float = 0.1
+    scale: Literal["auto", "global", "local"] = "auto"  # local: each series by its own recent past; see choose_scale
+    interval_adaptation: float = 0.02  # how fast intervals follow what they missed; 0 = not at all
     score_horizons: list[int] | None = None  # steps ahead at which the graph scores itself; default: 1 and `horizon`
 
 
@@ -198,6 +200,7 @@ def check(config: Config) -> None:
         len(quantiles) > 0 and all(0 < q < 1 for q in quantiles) and quantiles == sorted(set(quantiles)),
         "model.quantiles", quantiles, "ascending numbers between 0 and 1",
     )  # fmt: skip
+    need(0 <= model.interval_adaptation <= 0.5, "model.interval_adaptation", model.interval_adaptation, "0 to 0.5")
     need(0 <= model.dropout < 1, "model.dropout", model.dropout, "at least 0 and below 1")
     step = config.step_ms
     need(step > 0 or not model.lags, "model.lags", model.lags, "empty where data.step is 0 (irregular)")

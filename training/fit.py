@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training.config import Config
 from training.data import Dataset
 from training.forecaster import Forecaster
-from training.prepare import Prepared, fit_linear_path, fit_scalers, future, prepare
+from training.prepare import Prepared, choose_scale, fit_linear_path, fit_scalers, prepare
 from training.progress import Progress
 
 WINDOWS_PER_LANE = 6  # fewer lanes on short data: each must hold some windows, or nothing is carried
@@ -49,6 +49,7 @@ def fit(config: Config, dataset: Dataset, progress: Progress) -> tuple[Forecaste
     started = time.monotonic()
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(config.fit.threads or os.cpu_count() or 1)
+    config = choose_scale(config, dataset)
     model = Forecaster(config)
     fit_scalers(model, dataset, config.train_until_ms)
     progress.stage("solving the linear path")
@@ -130,7 +131,7 @@ def _epoch(
             at, inside = _steps(lanes, begin, config.fit.window)
             out, hidden = model.roll(member, data.inputs[at], data.linear[at], hidden)
             hidden = hidden.detach()
-            truth = future(data.z, at, model.h, allowed)
+            truth = data.future(at, model.h, allowed)
             truth = torch.where(inside[..., None, None], truth, torch.full((), float("nan")))
             loss = pinball(model, out, truth)
             if loss is None:
@@ -204,7 +205,7 @@ def outputs(model: Forecaster, member: int, data: Prepared, since: int, until: i
             out, _ = model.roll(member, data.inputs[None, at], data.linear[None, at])
             keep = at >= origins
             outs.append(out[0, keep])
-            truths.append(future(data.z, at[keep], model.h, mask))
+            truths.append(data.future(at[keep], model.h, mask))
     return torch.cat(outs), torch.cat(truths)
 
 

@@ -26,6 +26,8 @@ DAY_MS, WEEK_MS, YEAR_MS = 86_400_000, 604_800_000, 31_556_952_000
 PERIODS = {"day": DAY_MS, "week": WEEK_MS, "year": YEAR_MS}
 FINEST_SLOT_MS = 1_800_000  # slots of half an hour at the least: finer ones have too few rows each
 CLOCK = 1 << 22  # a time in ms as two float32 that are each exact
+SMALLEST_SCALE = 1e-6  # of a series that does not move
+WIDEST = 1.5  # intervals grow or shrink by at most exp(1.5)
 LIMIT = 1.0  # a value further outside the trained range than this many ranges is clipped
 
 
@@ -46,6 +48,8 @@ class View(NamedTuple):
     inputs: Tensor  # [batch, inputs] of the recurrent cell, not yet normalised
     linear: Tensor  # [batch, horizon * targets] scaled
     observed: Tensor  # [batch, targets] bool
+    center: Tensor  # [batch, targets] scaled; with `scale`, the series' local units
+    scale: Tensor  # [batch, targets]
 
 
 class Forecaster(nn.Module):
@@ -59,6 +63,7 @@ class Forecaster(nn.Module):
     linear_bias: Tensor  # [horizon * targets]
     spread: Tensor  # [horizon, targets, 1] deviation of what the linear path leaves over
     calibration: Tensor  # [horizon, targets, quantiles]
+    between: Tensor  # [horizon, scored] weights of the scored leads for each lead
     input_mean: Tensor  # [inputs]
     input_std: Tensor
 
@@ -72,6 +77,10 @@ class Forecaster(nn.Module):
         self.history, self.lags, self.step_ms = config.history, config.lag_steps, config.step_ms
         self.calendar = list(model.calendar)
         self.score_horizons, self.members_count = config.score_horizons, config.fit.members
+        self.local = model.scale == "local"
+        self.settled_after = min(self.history, 48)  # steps until local units mean something
+        self.adaptation = model.interval_adaptation
+        self.level = round(self.quantiles[-1] - self.quantiles[0], 6)
         self.leads = sorted({1, *(max(1, round(self.h * f)) for f in (0.25, 0.5, 0.75)), self.h})
 
         features = self.d + self.c
@@ -85,6 +94,7 @@ class Forecaster(nn.Module):
             self.register_buffer(f"slots_{name}", torch.zeros(self.slot_count(name), self.h * self.d))
         self.register_buffer("spread", torch.ones(self.h, self.d, 1))  # of what the linear path leaves over
         self.register_buffer("calibration", torch.ones(self.h, self.d, self.q))
+        self.register_buffer("between", _between(self.score_horizons, self.h))
         width = self.input_width
         self.register_buffer("input_mean", torch.zeros(width))
         self.register_buffer("input_std", torch.ones(width))
@@ -136,6 +146,7 @@ class Forecaster(nn.Module):
         for m, cell in enumerate(self.cells):
             assert isinstance(cell, Recurrent)
             parts.append((f"hidden_{m}", cell.state_shape))
+        parts.append(("widening", (len(self.score_horizons), self.d)))
         parts += [(f"pending_{h}", (h, self.d, 3)) for h in self.score_horizons]
         slices, start = [], 0
         for name, shape in parts:
@@ -146,14 +157,13 @@ class Forecaster(nn.Module):
     @property
     def diagnostics(self) -> list[Diagnostic]:
         """The columns of `score`, in order."""
-        level = round(self.quantiles[-1] - self.quantiles[0], 6)
         out = []
         for h in self.score_horizons:
             for t in self.targets:
                 tail = f"{t}_{h}"
                 out.append(Diagnostic(f"absolute_error_{tail}", "absolute_error", t, h))
                 out.append(Diagnostic(f"naive_error_{tail}", "naive_error", t, h))
-                out.append(Diagnostic(f"inside_{tail}", "inside", t, h, level))
+                out.append(Diagnostic(f"inside_{tail}", "inside", t, h, self.level))
                 out.append(Diagnostic(f"surprise_{tail}", "surprise", t, h))
         return out
 
@@ -179,9 +189,11 @@ class Forecaster(nn.Module):
             top, following = cell(inputs, parts[f"hidden_{m}"])
             hidden.append(following)
             outs.append(self.head(head, top, inputs, view.linear))
-        scaled = self.calibrate(self.average(outs))  # [batch, horizon, targets, quantiles]
-        pending, score = self.judge(x, view.observed, memory, parts, scaled)
-        flat = [part.flatten(1) for part in (*after, *hidden, *pending)]
+        score, widening = self.judge(x, view.observed, memory, parts)
+        calibrated = self.calibrate(self.average(outs), widening)  # [batch, horizon, targets, quantiles] local units
+        scaled = calibrated * view.scale[:, None, :, None] + view.center[:, None, :, None]
+        pending = self.enqueue(parts, scaled)
+        flat = [part.flatten(1) for part in (*after, *hidden, widening, *pending)]
         return self.unscale(scaled), torch.cat([part for part in flat if part.shape[1] > 0], dim=1), score
 
     def observe(self, x: Tensor, ts: Tensor, memory: Memory) -> tuple[View, Memory]:
@@ -195,7 +207,10 @@ class Forecaster(nn.Module):
         shifted = torch.cat([memory.values[:, 1:], now[:, None]], dim=1)
         values = torch.where(first, now[:, None].expand_as(shifted), shifted)  # [batch, history, targets]
 
-        linear = F.linear(torch.cat([values.flatten(1), covariates], dim=1), self.linear_weight, self.linear_bias)
+        center, scale = self.locate(values)  # [batch, targets]
+        past = (values - center[:, None]) / scale[:, None]
+        newest = past[:, -1]
+        linear = F.linear(torch.cat([past.flatten(1), covariates], dim=1), self.linear_weight, self.linear_bias)
         waves = []
         for name in self.calendar:
             phase = torch.remainder(ts, PERIODS[name])  # [batch] int64: exact
@@ -205,10 +220,10 @@ class Forecaster(nn.Module):
             angle = phase.to(torch.float32) * (2 * math.pi / PERIODS[name])
             waves += [torch.sin(angle)[:, None], torch.cos(angle)[:, None]]
         leads = linear.reshape(-1, self.h, self.d)
-        error = torch.where(observed & (memory.seen > 0), now - memory.expected, torch.zeros_like(now))
-        parts = [now, observed.to(z.dtype), error, now - memory.values[:, -1] * memory.seen]
-        parts += [leads[:, lead - 1] - now for lead in self.leads]
-        parts += [values[:, self.history - lag] - now for lag in self.lags]  # that lag before the next step
+        error = torch.where(observed & (memory.seen > 0), (now - memory.expected) / scale, torch.zeros_like(now))
+        parts = [newest, observed.to(z.dtype), error, newest - past[:, -2]]
+        parts += [leads[:, lead - 1] - newest for lead in self.leads]
+        parts += [past[:, self.history - lag] - newest for lag in self.lags]  # that lag before the next step
         parts += [covariates, there[:, self.d :].to(z.dtype), *waves]
         clock = memory.clock
         if self.step_ms == 0:
@@ -217,12 +232,24 @@ class Forecaster(nn.Module):
         after = Memory(
             values=values,
             covariates=covariates,
-            expected=torch.clamp(leads[:, 0], min=self.low[: self.d], max=self.high[: self.d]),
+            expected=torch.clamp(leads[:, 0] * scale + center, min=self.low[: self.d], max=self.high[: self.d]),
             seen=torch.maximum(memory.seen, observed.to(z.dtype)),
             age=torch.clamp(memory.age + 1, max=1e6),
             clock=clock,
         )
-        return View(torch.cat(parts, dim=1), linear, observed), after
+        return View(torch.cat(parts, dim=1), linear, observed, center, scale), after
+
+    def locate(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the series' own recent past lies and how wide it is, [batch, targets] each: its local units.
+
+        With one scale for all series these are 0 and 1. Otherwise series of any size look alike to the model
+        (Kim et al. 2022, reversible instance normalisation).
+        """
+        if not self.local:
+            return torch.zeros_like(values[:, 0]), torch.ones_like(values[:, 0])
+        center = values.mean(dim=1)
+        deviation = (values - center[:, None]).abs().mean(dim=1) * 1.2533  # a normal's deviation
+        return center, deviation + 0.01 * center.abs() + SMALLEST_SCALE
 
     def _tick(self, ts: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """The clock after this reading, and log seconds since the one before [batch, 1]."""
@@ -253,10 +280,17 @@ class Forecaster(nn.Module):
         """The members' quantiles, averaged level by level."""
         return outs[0] if len(outs) == 1 else torch.stack(outs).mean(dim=0)
 
-    def calibrate(self, scaled: Tensor) -> Tensor:
-        """Stretch each quantile about the median by what validation rows asked for, keeping the order."""
+    def calibrate(self, scaled: Tensor, widening: Tensor | None = None) -> Tensor:
+        """Stretch each quantile about the median, keeping the order.
+
+        By what validation rows asked for, and by what the series itself has asked for since: `widening`
+        [..., scored, targets], in logarithms, given for some leads and interpolated between them.
+        """
         middle = scaled[..., self.center : self.center + 1]
-        moved = middle + self.calibration * (scaled - middle)
+        factor = self.calibration
+        if widening is not None and self.adaptation > 0:
+            factor = factor * torch.exp(torch.matmul(self.between, widening))[..., None]
+        moved = middle + factor * (scaled - middle)
         columns = [middle]
         for k in range(self.center + 1, self.q):
             columns.append(torch.maximum(columns[-1], moved[..., k : k + 1]))
@@ -268,17 +302,18 @@ class Forecaster(nn.Module):
         """Raw units; [..., horizon, targets, quantiles]."""
         return scaled * self.std[: self.d, None] + self.mean[: self.d, None]
 
-    def judge(
-        self, x: Tensor, observed: Tensor, memory: Memory, parts: dict[str, Tensor], scaled: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """Score what was forecast for this step, and queue what is forecast now. Returns the queues and score."""
+    def judge(self, x: Tensor, observed: Tensor, memory: Memory, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Score what was forecast for this step, and widen or narrow the intervals by it: (score, widening).
+
+        Adaptive conformal inference (Gibbs and Candès 2021): a miss widens, a hit narrows a little, so that in the long
+        run the widest interval holds what it says, whatever the series does.
+        """
         mean, std = self.mean[: self.d], self.std[: self.d]
         truth = torch.where(observed, x[:, : self.d], mean)  # [batch, targets]
         nothing = torch.full_like(truth, float("nan"))
-        queues, columns = [], []
+        columns, moves = [], []
         for h in self.score_horizons:
-            queue = parts[f"pending_{h}"]  # [batch, h, targets, (middle, lower, upper)], oldest first
-            due = queue[:, 0] * std[:, None] + mean[:, None]
+            due = parts[f"pending_{h}"][:, 0] * std[:, None] + mean[:, None]  # [batch, targets, (middle, lower, upper)]
             middle, lower, upper = due[..., 0], due[..., 1], due[..., 2]
             naive = memory.values[:, self.history - h] * std + mean
             error = torch.abs(truth - middle)
@@ -287,27 +322,35 @@ class Forecaster(nn.Module):
             surprise = error / torch.clamp((upper - lower) / 2, min=1e-6 * std)
             for column in (error, torch.abs(truth - naive), inside, surprise):
                 columns.append(torch.where(scored, column, nothing))
-            fresh = scaled[:, h - 1][..., [self.center, 0, self.q - 1]]  # [batch, targets, 3]
-            queues.append(torch.cat([queue[:, 1:], fresh[:, None]], dim=1))
+            moves.append(torch.where(scored, self.level - inside, torch.zeros_like(inside)))
         by_target = torch.stack(columns, dim=2).reshape(-1, self.d, len(self.score_horizons), 4)
-        return queues, by_target.permute(0, 2, 1, 3).flatten(1)
+        score = by_target.permute(0, 2, 1, 3).flatten(1)
+        moved = parts["widening"] + self.adaptation * torch.stack(moves, dim=1)  # [batch, scored, targets]
+        return score, torch.clamp(moved, min=-WIDEST, max=WIDEST)
+
+    def enqueue(self, parts: dict[str, Tensor], scaled: Tensor) -> list[Tensor]:
+        """What is forecast now waits for its truth: the queue of each scored lead, [batch, h, targets, 3]."""
+        queues = []
+        for h in self.score_horizons:
+            fresh = scaled[:, h - 1][..., [self.center, 0, self.q - 1]]  # [batch, targets, 3]
+            queues.append(torch.cat([parts[f"pending_{h}"][:, 1:], fresh[:, None]], dim=1))
+        return queues
 
     # ------------------------------------------------------------------ the same, over windows
 
-    def prepare(self, x: Tensor, ts: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, x: Tensor, ts: Tensor) -> View:
         """Fold `observe` over whole stretches, once: x [n, steps, features], ts [n, steps].
 
-        Returns inputs [n, steps, inputs] (not normalised) and linear [n, steps, horizon * targets].
+        Returns what it sees, with steps as the second axis: inputs are not normalised yet.
         """
         parts = self.unpack(self.initial_state().expand(x.shape[0], -1))
         memory = Memory(*(parts[name] for name in Memory._fields))
-        inputs, linear = [], []
+        views = []
         with torch.no_grad():
             for t in range(x.shape[1]):
                 view, memory = self.observe(x[:, t], ts[:, t], memory)
-                inputs.append(view.inputs)
-                linear.append(view.linear)
-        return torch.stack(inputs, dim=1), torch.stack(linear, dim=1)
+                views.append(view)
+        return View(*(torch.stack(column, dim=1) for column in zip(*views, strict=True)))
 
     def roll(self, member: int, inputs: Tensor, linear: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One member over a window in one pass: normalised inputs [n, steps, inputs], hidden [n, *state_shape] or None.
@@ -320,13 +363,42 @@ class Forecaster(nn.Module):
         return self.head(self.heads[member], tops, inputs, linear), hidden
 
     def window(self, x: Tensor, ts: Tensor) -> Tensor:
-        """Forecasts y [n, steps, horizon, targets, quantiles], raw units, of whole stretches from the initial state."""
-        inputs, linear = self.prepare(x, ts)
-        inputs = self.normalise(inputs)
-        outs = [self.roll(m, inputs, linear)[0] for m in range(self.members_count)]
-        return self.unscale(self.calibrate(self.average(outs)))
+        """Forecasts y [n, steps, horizon, targets, quantiles], raw units, of whole stretches from the initial state.
+
+        The recurrent cell takes the window in one pass; only what feeds on the forecasts themselves goes step by step.
+        """
+        view = self.prepare(x, ts)
+        inputs = self.normalise(view.inputs)
+        outs = self.average([self.roll(m, inputs, view.linear)[0] for m in range(self.members_count)])
+        parts = self.unpack(self.initial_state().expand(x.shape[0], -1))
+        memory = Memory(*(parts[name] for name in Memory._fields))
+        ys = []
+        for t in range(x.shape[1]):
+            _, widening = self.judge(x[:, t], view.observed[:, t], memory, parts)
+            _, memory = self.observe(x[:, t], ts[:, t], memory)
+            calibrated = self.calibrate(outs[:, t], widening)
+            scaled = calibrated * view.scale[:, t, None, :, None] + view.center[:, t, None, :, None]
+            queues = self.enqueue(parts, scaled)
+            parts = {"widening": widening}
+            parts |= {f"pending_{h}": queue for h, queue in zip(self.score_horizons, queues, strict=True)}
+            ys.append(self.unscale(scaled))
+        return torch.stack(ys, dim=1)
 
 
 def whole_parts(ms: Tensor, part: int) -> Tensor:
     """ms // part as int64. The exporter divides integers as float32, which is exact enough only for whole multiples."""
     return torch.round((ms - torch.remainder(ms, part)).to(torch.float32) / part).to(torch.int64)
+
+
+def _between(scored: list[int], horizon: int) -> Tensor:
+    """[horizon, scored]: each lead's weights of its scored neighbours, linear in the logarithm of the lead."""
+    at = [math.log(h) for h in scored]
+    weights = torch.zeros(horizon, len(scored))
+    for lead in range(1, horizon + 1):
+        x = min(max(math.log(lead), at[0]), at[-1])
+        right = next(i for i, a in enumerate(at) if a >= x)
+        left = max(right - 1, 0)
+        share = 1.0 if right == left else (x - at[left]) / (at[right] - at[left])
+        weights[lead - 1, right] += share
+        weights[lead - 1, left] += 1.0 - share
+    return weights

@@ -9,7 +9,7 @@ Ben Taieb et al. 2012.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -23,6 +23,7 @@ CHUNK_ROWS = 2048
 MOST_ROWS = 120_000  # beyond it rows are thinned evenly: the solution no longer moves
 DENSE_HISTORY = 512  # longer histories use the newest values and the surroundings of each lag
 RECENT = 96
+FARTHEST = 8.0  # local units: one wild jump must not bend the fit of all series
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Scaled:
     covariates: Floats  # [steps, covariates]
     slots: tuple[NDArray[np.int64], ...]  # [steps] each
     ts: NDArray[np.int64]
+    center: Floats | None = None  # [steps, targets] of the local units; None = 0 and 1
+    scale: Floats | None = None  # [steps, targets], NaN where they mean nothing yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Ridge:
     def forecast(self, stretch: Scaled, history: int) -> Floats:
         """Scaled forecasts [steps, horizon * targets] of a stretch, missing values carried forward."""
         z, covariates = filled(stretch)
-        past = _windows(z, history)
+        past = windows(z, history)
         rows = []
         for start in range(0, len(z), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
@@ -78,7 +81,7 @@ def filled(stretch: Scaled) -> tuple[Floats, Floats]:
     return z, np.stack(columns, axis=1) if columns else np.zeros((len(z), 0))
 
 
-def _windows(z: Floats, history: int) -> NDArray[np.float64]:
+def windows(z: Floats, history: int) -> NDArray[np.float64]:
     """[steps, history, targets]: the newest value last; before the first reading the past is as its value."""
     padded = np.concatenate([np.repeat(z[:1], history - 1, axis=0), z])
     return sliding_window_view(padded, history, axis=0).transpose(0, 2, 1)
@@ -114,17 +117,24 @@ class _Design:
         for stretch in stretches:
             z, covariates = filled(stretch)
             truth = np.where((stretch.ts < until)[:, None], stretch.z, np.nan)
-            future, past = ahead(truth, self.horizon), _windows(z, self.history)
+            future, past = ahead(truth, self.horizon), windows(z, self.history)
             origins = np.flatnonzero((stretch.ts >= since) & (stretch.ts < until))[::thin]
+            if stretch.scale is not None:
+                origins = origins[np.isfinite(stretch.scale[origins]).all(axis=1)]
             for start in range(0, len(origins), CHUNK_ROWS):
                 at = origins[start : start + CHUNK_ROWS]
-                newest = z[at]
-                parts = [(past[at][:, self.taps] - newest[:, None]).reshape(len(at), -1), newest, covariates[at]]
+                newest, past_at, future_at = z[at], past[at], future[at]
+                if stretch.center is not None and stretch.scale is not None:
+                    center, scale = stretch.center[at][:, None], stretch.scale[at][:, None]
+                    past_at, future_at = (past_at - center) / scale, (future_at - center) / scale
+                    past_at, future_at = past_at.clip(-FARTHEST, FARTHEST), future_at.clip(-FARTHEST, FARTHEST)
+                    newest = past_at[:, -1]
+                parts = [(past_at[:, self.taps] - newest[:, None]).reshape(len(at), -1), newest, covariates[at]]
                 for slot, count in zip(stretch.slots, self.slot_counts, strict=True):
                     one = np.zeros((len(at), count))
                     one[np.arange(len(at)), slot[at]] = 1.0
                     parts.append(one)
-                delta = (future[at] - newest[:, None]).reshape(len(at), -1)
+                delta = (future_at - newest[:, None]).reshape(len(at), -1)
                 yield np.concatenate(parts, axis=1), delta, newest
 
 
@@ -229,4 +239,4 @@ def _bridged(stretch: Scaled, until: int) -> Scaled:
         if len(there) > 1:
             inner = np.arange(there[0], there[-1] + 1)
             column[inner] = np.interp(inner, there, column[there])
-    return Scaled(z, stretch.covariates, stretch.slots, stretch.ts)
+    return replace(stretch, z=z)

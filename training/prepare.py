@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,8 +14,10 @@ from torch import Tensor
 
 from training.config import Config
 from training.data import Dataset, Stretch
-from training.forecaster import LIMIT, PERIODS, Forecaster
-from training.linear import Scaled, fit_ridge
+from training.forecaster import LIMIT, PERIODS, Forecaster, View
+from training.linear import CHUNK_ROWS, Scaled, filled, fit_ridge, windows
+
+ORDERS_APART = 100.0  # times; ETT's channels, which share a size for this purpose, are 10 apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,18 @@ class Prepared:
     linear: Tensor  # [steps, horizon * targets] scaled
     z: Tensor  # [steps, targets] scaled, not clipped, NaN = missing
     ts: NDArray[np.int64]  # [steps] ms; the empty steps hold the largest value there is
+    center: Tensor  # [steps, targets] scaled; with `scale`, the local units that inputs, linear and outputs are in
+    scale: Tensor  # [steps, targets], NaN where local units mean nothing yet
     spans: list[tuple[int, int]]  # of each stretch: first step, step after its last
+
+    def future(self, origins: Tensor, horizon: int, allowed: Tensor) -> Tensor:
+        """What follows each origin in its local units: [origins..., horizon, targets].
+
+        NaN where it is missing or not `allowed` [steps], and where the origin has no local units yet.
+        """
+        at = (origins[..., None] + torch.arange(1, horizon + 1)).clamp(max=len(self.z) - 1)
+        truth = (self.z[at] - self.center[origins][..., None, :]) / self.scale[origins][..., None, :]
+        return torch.where(allowed[at][..., None], truth, torch.full((), float("nan")))
 
 
 def fit_scalers(model: Forecaster, dataset: Dataset, until: int) -> None:
@@ -34,7 +49,8 @@ def fit_scalers(model: Forecaster, dataset: Dataset, until: int) -> None:
         known = column[np.isfinite(column)]
         if len(known) == 0:
             continue  # a covariate that training never saw: mean 0, deviation 1
-        mean = np.float32(known.mean())
+        # In local units a common mean would only cost digits where series differ by orders of magnitude.
+        mean = np.float32(0.0 if model.local and f < model.d else known.mean())
         std = np.float32(known.std())
         std = std if std > 1e-6 * max(1.0, abs(float(mean))) else np.float32(1.0)  # a constant column
         low, high = (known.min() - mean) / std, (known.max() - mean) / std
@@ -48,7 +64,39 @@ def scaled(model: Forecaster, stretch: Stretch) -> Scaled:
     z = (stretch.x.astype(np.float64) - model.mean.numpy()) / model.std.numpy()
     z = np.clip(z, model.low.numpy(), model.high.numpy())
     slots = tuple((stretch.ts % PERIODS[name]) // model.slot_ms(name) for name in model.slotted)
-    return Scaled(z[:, : model.d], z[:, model.d :], slots, stretch.ts)
+    out = Scaled(z[:, : model.d], z[:, model.d :], slots, stretch.ts)
+    if not model.local:
+        return out
+    center, scale = [], []
+    past = windows(filled(out)[0], model.history)  # [steps, history, targets]
+    for start in range(0, len(z), CHUNK_ROWS):
+        located = model.locate(torch.from_numpy(past[start : start + CHUNK_ROWS].copy()))
+        center.append(located[0].numpy())
+        scale.append(located[1].numpy())
+    scales = np.concatenate(scale)
+    scales[: model.settled_after] = np.nan
+    return replace(out, center=np.concatenate(center), scale=scales)
+
+
+def choose_scale(config: Config, dataset: Dataset) -> Config:
+    """Settle `model.scale = "auto"`: local units where the series' training rows differ in size by orders of magnitude.
+
+    Where they do not, how large a value is tells the model something, and stays.
+    """
+    if config.model.scale != "auto":
+        return config
+    by_series: dict[str, list[NDArray[np.float32]]] = {}
+    for s in dataset.stretches:
+        by_series.setdefault(s.series, []).append(s.x[s.ts < config.train_until_ms, : len(config.targets)])
+    sizes = []
+    for parts in by_series.values():
+        rows = np.concatenate(parts)
+        if np.isfinite(rows).any(axis=0).all():
+            sizes.append(np.nanstd(rows.astype(np.float64), axis=0))
+    deviations = np.array(sizes).reshape(-1, len(config.targets))  # [series, targets]
+    apart = deviations.max(axis=0) / np.maximum(deviations.min(axis=0), 1e-9) if len(deviations) else np.zeros(1)
+    scale: Literal["local", "global"] = "local" if (apart > ORDERS_APART).any() else "global"
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, scale=scale))
 
 
 def fit_linear_path(model: Forecaster, dataset: Dataset, config: Config) -> None:
@@ -72,42 +120,40 @@ def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Calla
     """Fold the model's `observe` over every stretch; sets the inputs' mean and deviation and the residuals' spread."""
     folded = _fold(model, dataset.stretches, progress)
     pad = model.h
-    inputs, linear, z, ts, spans, start = [], [], [], [], [], 0
+    columns: list[list[Tensor]] = [[] for _ in range(5)]
+    ts, spans, start = [], [], 0
     mean, std = model.mean[: model.d], model.std[: model.d]
-    for stretch, (u, base) in zip(dataset.stretches, folded, strict=True):
-        inputs += [u, u.new_zeros(pad, u.shape[1])]
-        linear += [base, base.new_zeros(pad, base.shape[1])]
-        values = (torch.from_numpy(stretch.x[:, : model.d]) - mean) / std  # [steps, targets]
-        z += [values, torch.full((pad, model.d), float("nan"))]
+    empty = (0.0, 0.0, float("nan"), 0.0, 1.0)
+    for stretch, view in zip(dataset.stretches, folded, strict=True):
+        z = (torch.from_numpy(stretch.x[:, : model.d]) - mean) / std  # [steps, targets]
+        scale = view.scale.clone()
+        if model.local:
+            scale[: model.settled_after] = float("nan")
+        parts = (view.inputs, view.linear, z, view.center, scale)
+        for column, values, fill in zip(columns, parts, empty, strict=True):
+            column += [values, torch.full((pad, values.shape[1]), fill)]
         ts += [stretch.ts, np.full(pad, np.iinfo(np.int64).max)]
         spans.append((start, start + len(stretch.ts)))
         start += len(stretch.ts) + pad
-    out = Prepared(torch.cat(inputs), torch.cat(linear), torch.cat(z), np.concatenate(ts), spans)
+    inputs, linear, z, center, scale = (torch.cat(column) for column in columns)
+    out = Prepared(inputs, linear, z, np.concatenate(ts), center, scale, spans)
 
     training = torch.from_numpy(out.ts < config.train_until_ms)
     model.input_mean.copy_(out.inputs[training].mean(dim=0))
     deviation = out.inputs[training].std(dim=0)
     model.input_std.copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))
     origins = training.nonzero()[:, 0]
-    truth = future(out.z, origins, model.h, torch.from_numpy(out.ts < config.train_until_ms))
+    truth = out.future(origins, model.h, training)
     residual = truth - out.linear[origins].reshape(-1, model.h, model.d)
     spread = residual.pow(2).nanmean(dim=0).sqrt().nan_to_num(1.0).clamp(min=1e-3)
     model.spread.copy_(spread[..., None])
-    return Prepared(model.normalise(out.inputs), out.linear, out.z, out.ts, out.spans)
+    return replace(out, inputs=model.normalise(out.inputs))
 
 
-def future(z: Tensor, origins: Tensor, horizon: int, allowed: Tensor) -> Tensor:
-    """What follows each origin: [origins..., horizon, targets], NaN where it is missing or not `allowed` [steps]."""
-    at = (origins[..., None] + torch.arange(1, horizon + 1)).clamp(max=len(z) - 1)
-    return torch.where(allowed[at][..., None], z[at], torch.full((), float("nan")))
-
-
-def _fold(
-    model: Forecaster, stretches: list[Stretch], progress: Callable[[float], None]
-) -> list[tuple[Tensor, Tensor]]:
+def _fold(model: Forecaster, stretches: list[Stretch], progress: Callable[[float], None]) -> list[View]:
     """`model.prepare` of each stretch; stretches of like length go together, so that padding stays small."""
     order = sorted(range(len(stretches)), key=lambda i: -len(stretches[i].ts))
-    out: dict[int, tuple[Tensor, Tensor]] = {}
+    out: dict[int, View] = {}
     done, total = 0, sum(len(s.ts) for s in stretches)
     while order:
         longest = len(stretches[order[0]].ts)
@@ -119,10 +165,10 @@ def _fold(
             steps = len(stretches[i].ts)
             x[row, :steps] = torch.from_numpy(stretches[i].x)
             ts[row, :steps] = torch.from_numpy(stretches[i].ts)
-        inputs, linear = model.prepare(x, ts)
+        seen = model.prepare(x, ts)
         for row, i in enumerate(group):
             steps = len(stretches[i].ts)
-            out[i] = (inputs[row, :steps], linear[row, :steps])
+            out[i] = View(*(column[row, :steps] for column in seen))
             done += steps
         progress(done / total)
     return [out[i] for i in range(len(stretches))]

@@ -9,17 +9,25 @@ import torch
 from training.config import check
 from training.forecaster import Forecaster, whole_parts
 from training.gate import fold, torch_step
-from training.prepare import fit_linear_path, fit_scalers, prepare
+from training.prepare import choose_scale, fit_linear_path, fit_scalers, prepare
 
 SHAPES = [
-    pytest.param({"cell": cell, "layers": layers}, {"members": members}, id=f"{cell}-{layers}-{members}")
-    for cell, layers, members in (("gru", 1, 1), ("lstm", 2, 1), ("rnn", 2, 1), ("gru", 1, 2))
+    pytest.param(
+        {"cell": cell, "layers": layers, "scale": scale}, {"members": members}, id=f"{cell}-{layers}-{members}"
+    )
+    for cell, layers, members, scale in (
+        ("gru", 1, 1, "local"),
+        ("lstm", 2, 1, "global"),
+        ("rnn", 2, 1, "local"),
+        ("gru", 1, 2, "global"),
+    )
 ]
 
 
 def _wild(config, dataset) -> Forecaster:
     """A model with a fitted linear path and random weights, so that every part of it matters."""
     check(config)
+    config = choose_scale(config, dataset)
     torch.manual_seed(0)
     model = Forecaster(config).eval()
     fit_scalers(model, dataset, config.train_until_ms)
@@ -104,6 +112,51 @@ def test_the_score_is_the_error_of_what_was_forecast_then(changed, dataset):
             assert scores[t][names.index(f"inside_load_{h}")] == inside
             naive = abs(x[0, t, 0] - x[0, t - h, 0])
             np.testing.assert_allclose(scores[t][names.index(f"naive_error_load_{h}")], naive, rtol=1e-3, atol=1e-3)
+
+
+def test_in_local_units_a_series_a_thousand_times_as_large_is_forecast_alike(changed, dataset):
+    forecaster = _wild(changed({"scale": "local"}), dataset)
+    forecaster.low.fill_(-1e9)
+    forecaster.high.fill_(1e9)
+    x, ts = _readings(dataset, 3, 80, missing=0.05)
+    step, initial = torch_step(forecaster), forecaster.initial_state().numpy()
+    y = fold(step, initial, x, ts)
+    x[:, :, 0] *= 1000
+    np.testing.assert_allclose(fold(step, initial, x, ts), 1000 * y, rtol=1e-2, atol=50)
+
+
+def test_intervals_widen_until_they_hold_what_they_say_when_the_noise_grows(changed, dataset):
+    forecaster = _wild(changed({"interval_adaptation": 0.05, "horizon": 1, "score_horizons": [1]}), dataset)
+    with torch.no_grad():  # the linear path with its spread, as a fitted model would have it
+        forecaster.heads[0].weight.zero_()
+        forecaster.heads[0].bias.fill_(-0.5)
+        forecaster.calibration.fill_(1.0)
+    generator = np.random.default_rng(3)
+    steps = 1500
+    hours = np.arange(steps)
+    load = 50 + 10 * np.sin(2 * np.pi * hours / 24) + generator.normal(0, 1, steps) * np.where(hours > 700, 3.0, 1.0)
+    x = np.stack([load, np.zeros(steps)], axis=1)[None].astype(np.float32)
+    ts = (1_700_000_000_000 + hours * 3_600_000)[None]
+    held = {}
+    for adaptation in (0.0, 0.05):
+        forecaster.adaptation = adaptation
+        y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :-1, 0, 0]  # [steps, quantiles]
+        inside = (load[1:] >= y[:, 0]) & (load[1:] <= y[:, -1])
+        held[adaptation] = inside[900:].mean()
+    assert held[0.05] == pytest.approx(0.9, abs=0.03)
+    assert abs(held[0.0] - 0.9) > 0.03, "the test shows nothing: the intervals were right by themselves"
+
+
+def test_the_scale_is_local_only_where_series_differ_by_orders_of_magnitude(changed, dataset):
+    import copy
+
+    assert choose_scale(changed(), dataset).model.scale == "global"
+    other = copy.deepcopy(dataset)
+    for stretch in other.stretches:
+        if stretch.series == "b":
+            stretch.x[:, 0] *= 1000
+    assert choose_scale(changed(), other).model.scale == "local"
+    assert choose_scale(changed({"scale": "global"}), other).model.scale == "global"
 
 
 def test_slots_of_the_week_are_exact_to_the_millisecond():
