@@ -27,7 +27,7 @@ PERIODS = {"day": DAY_MS, "week": WEEK_MS, "year": YEAR_MS}
 FINEST_SLOT_MS = 1_800_000  # slots of half an hour at the least: finer ones have too few rows each
 CLOCK = 1 << 22  # a time in ms as two float32 that are each exact
 SMALLEST_SCALE = 1e-6  # of a series that does not move
-WIDEST = 1.5  # intervals grow or shrink by at most exp(1.5)
+NARROWEST, WIDEST = -1.5, 3.0  # intervals shrink to a quarter at the least, and grow twentyfold at the most
 LIMIT = 1.0  # a value further outside the trained range than this many ranges is clipped
 
 
@@ -326,7 +326,7 @@ class Forecaster(nn.Module):
         by_target = torch.stack(columns, dim=2).reshape(-1, self.d, len(self.score_horizons), 4)
         score = by_target.permute(0, 2, 1, 3).flatten(1)
         moved = parts["widening"] + self.adaptation * torch.stack(moves, dim=1)  # [batch, scored, targets]
-        return score, torch.clamp(moved, min=-WIDEST, max=WIDEST)
+        return score, torch.clamp(moved, min=NARROWEST, max=WIDEST)
 
     def enqueue(self, parts: dict[str, Tensor], scaled: Tensor) -> list[Tensor]:
         """What is forecast now waits for its truth: the queue of each scored lead, [batch, h, targets, 3]."""
