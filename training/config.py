@@ -33,6 +33,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     train_until: str
     validate_until: str
     max_gap: int = 24  # steps: more than this missing and the series starts again, as in the worker
+    outliers: Literal["keep", "clip", "mask"] = "keep"  # in training rows only
+    outlier_threshold: float = 6.0  # deviations from the running median
     units: dict[str, str] = {}
 
 
@@ -192,6 +194,7 @@ def check(config: Config) -> None:
         data.covariates,
         'empty with series = "columns"',
     )
+    need(data.outlier_threshold > 0, "data.outlier_threshold", data.outlier_threshold, "above 0")
     need(data.max_gap >= 0, "data.max_gap", data.max_gap, "0 or more")
     for name in ("hidden", "layers", "horizon"):
         need(getattr(model, name) >= 1, f"model.{name}", getattr(model, name), "1 or more")

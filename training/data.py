@@ -17,6 +17,7 @@ from service.table import Table, file_sha256, read_table
 from service.timestamps import format_time
 from service.waves import missing_steps
 from training.config import Config
+from training.outliers import treat
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Dataset:
     silent_steps: int
     restarts: int
     missing: dict[str, int]  # feature -> missing values
+    outliers: dict[str, int]  # feature -> outliers in training rows
 
 
 def load_dataset(config: Config, path: Path) -> Dataset:
@@ -69,6 +71,7 @@ def load_dataset(config: Config, path: Path) -> Dataset:
         duplicates=duplicates,
         silent_steps=int(sum((s.rows < 0).sum() for s in stretches)),
         restarts=len(stretches) - len(names),
+        outliers=_treat_outliers(stretches, config),
         missing=dict(zip(config.features, counts.tolist(), strict=True)),
     )
     _need_rows(dataset, config, path)
@@ -100,6 +103,19 @@ def cut(series: str, rows: NDArray[np.int64], table: Table, step_ms: int, max_ga
         out.ts[:] = reading_ts[before] + (np.arange(steps) - before) * step_ms
         stretches.append(out)
     return stretches
+
+
+def _treat_outliers(stretches: list[Stretch], config: Config) -> dict[str, int]:
+    """Keep, clip or mask outliers, in place and before `train_until` only; how many there were of each feature."""
+    counts = dict.fromkeys(config.features, 0)
+    for stretch in stretches:
+        rows = int(np.searchsorted(stretch.ts, config.train_until_ms))  # the filter sees nothing later
+        for f, name in enumerate(config.features):
+            column = stretch.x[:rows, f].astype(np.float64)
+            kept, found = treat(column, config.data.outliers, threshold=config.data.outlier_threshold)
+            stretch.x[:rows, f] = kept
+            counts[name] += int(found.sum())
+    return counts
 
 
 def _need_rows(dataset: Dataset, config: Config, path: Path) -> None:

@@ -28,7 +28,7 @@ from training.forecaster import Forecaster
 from training.prepare import Prepared, choose_scale, fit_linear_path, fit_scalers, prepare
 from training.progress import Progress
 
-WINDOWS_PER_LANE = 6  # fewer lanes on short data: each must hold some windows, or nothing is carried
+WINDOWS_PER_LANE = 12  # fewer lanes on short data: each must hold some windows, or nothing is carried
 CONTEXT_STEPS = 512  # steps before the validation rows that warm the state up
 AVERAGING = 0.97  # decay of the weights' exponential average, for each update
 

@@ -53,3 +53,20 @@ def test_what_follows_a_step_is_one_to_horizon_ahead():
 def test_carrying_forward_never_looks_ahead_but_for_the_start():
     column = np.array([np.nan, 1, np.nan, np.nan, 2, np.nan])
     np.testing.assert_array_equal(carried_forward(column), [1, 1, 1, 1, 2, 2])
+
+
+@pytest.mark.parametrize("how", ["keep", "clip", "mask"])
+def test_outliers_are_treated_in_training_rows_and_nowhere_else(config, daily_file, how):
+    chosen = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, outliers=how))
+    path = daily_file.with_name(f"outliers-{how}.csv")
+    lines = daily_file.read_text().splitlines()
+    for row in (60, 470):  # one before train_until, one after
+        time, sensor, _, heat = lines[row].split(",")
+        lines[row] = f"{time},{sensor},5000.0,{heat}"
+    path.write_text("\n".join(lines) + "\n")
+    dataset = load_dataset(chosen, path)
+    load = dataset.stretches[0].x[:, 0]
+    wild = int((load == 5000).sum())
+    assert dataset.outliers["load"] >= 1
+    assert wild == (2 if how == "keep" else 1)
+    assert (load[dataset.stretches[0].ts >= config.train_until_ms] == 5000).sum() == 1

@@ -1,0 +1,62 @@
+"""`tidecast inspect`: what is in a data file, and a config to start from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import msgspec
+
+from service.errors import UsageError
+
+HELP = """\
+look at a data file: what is in it, what is wrong with it, and a training config to start from
+
+Finds the time column, the key of the series, the step, gaps, missing values, duplicates, outliers, level shifts and
+seasons of a CSV (also .gz) or Parquet file, and proposes a config that trains."""
+EXAMPLE = """\
+tidecast inspect readings.csv
+tidecast inspect readings.csv --targets load,heat --write-config load.toml --plots plots"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("file", metavar="FILE", help="CSV (also .gz) or Parquet")
+    parser.add_argument("--targets", metavar="A,B", help="the columns to forecast [the first complete one]")
+    parser.add_argument("--time", metavar="COLUMN", help="the column of times [found]")
+    parser.add_argument(
+        "--series", metavar="COLUMN",
+        help="the key column; none = one series; columns = each target column is a series of one shared model [found]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--write-config", metavar="FILE", help="write the proposed config here; never over another file"
+    )
+    parser.add_argument("--plots", metavar="DIR", help="draw the series, its seasons and its gaps into this directory")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found on stdout; write what was asked for."""
+    from training.inspect import Wishes, inspect
+    from training.inspection.show import show
+
+    target = Path(args.write_config) if args.write_config else None
+    if target is not None and target.exists():
+        raise UsageError("--write-config would overwrite a file", got=str(target), do="Name another, or remove it.")
+    targets = [name.strip() for name in args.targets.split(",") if name.strip()] if args.targets else None
+    wishes = Wishes(time=args.time, series=args.series, targets=targets)
+    found = inspect(args.file, wishes, beside=target.parent if target is not None else None)
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(found.proposal.text, encoding="utf-8")
+    plots: list[str] = []
+    if args.plots:
+        from training.inspection.plots import save_plots  # matplotlib takes a second to import
+
+        plots = [str(path) for path in save_plots(found, Path(args.plots))]
+    if args.json:
+        report = {**found.report(), "config_text": found.proposal.text, "plots": plots}
+        print(msgspec.json.encode(report).decode())
+        return 0
+    show(found, config_written=str(target) if target is not None else None, plots=plots)
+    return 0
