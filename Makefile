@@ -68,7 +68,7 @@ $(VENV)/.demo: pyproject.toml requirements.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml requirements.txt | $(VENV)/.demo
 	@echo "tidecast: installing the tools for tests, lint and types into $(VENV)"
-	@$(INSTALL) $(TORCH_INDEX) -e '.[demo,dev]'
+	@$(INSTALL) $(TORCH_INDEX) -e '.[demo,tune,dev]'
 	@touch $(VENV)/.demo $@
 	@echo "tidecast: installed"
 

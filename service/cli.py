@@ -35,8 +35,8 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 # Training's commands announce themselves here, so that the service never imports training.
 ENTRY_POINTS = "tidecast.commands"
-TRAINING = ("train", "evaluate")
-_TRAIN_EXTRA = ("torch", "onnx", "onnxscript", "polars", "matplotlib", "rich", "tomli_w")
+TRAINING = ("inspect", "train", "evaluate", "tune")
+_TRAIN_EXTRA = ("torch", "onnx", "onnxscript", "polars", "matplotlib", "rich", "tomli_w", "optuna")
 
 
 class Command(Protocol):

@@ -1,6 +1,13 @@
-"""What a forecast must beat: persistence, seasonal naive, a linear autoregression. All made online, as the model is."""
+"""What a forecast must beat: persistence, seasonal naive, a linear autoregression. All made online, as the model is.
+
+Each has intervals too, from its own errors on training rows, by lead and series: Gaussian ones around the linear
+autoregression (their root mean square), the errors' own quantiles around the other two.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,11 +15,13 @@ from numpy.typing import NDArray
 from service.timestamps import format_duration
 from training.config import Config
 from training.data import Dataset, Stretch
-from training.forecaster import PERIODS
+from training.forecaster import FINEST_SLOT_MS, PERIODS
 from training.linear import Scaled, ahead, carried_forward, fit_ridge
-from training.measures import mae
+from training.measures import mae, mean
 
 Floats = NDArray[np.float64]
+LEAST_ERRORS = 30  # a series with fewer on training rows has the intervals of all series together
+MOST_ERRORS = 20_000  # of all series together, thinned evenly beyond it
 
 
 def known_values(stretch: Stretch, targets: int) -> Floats:
@@ -57,34 +66,117 @@ def choose_season(config: Config, dataset: Dataset) -> int:
     return best
 
 
-class LinearAutoregression:
-    """Direct ridge autoregression on the targets' own past: `history` values, so every lag of the model."""
+class Scales:
+    """Mean and standard deviation of each target on each series' training rows; of all rows where a series has none."""
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
-        self.config, self.targets = config, len(config.targets)
-        rows = np.concatenate([s.x[s.ts < config.train_until_ms, : self.targets] for s in dataset.stretches])
-        self.mean = np.nanmean(rows.astype(np.float64), axis=0)
-        std = np.nanstd(rows.astype(np.float64), axis=0)
-        self.std = np.where(std > 0, std, 1.0)
+        targets = len(config.targets)
+        rows: dict[str, list[Floats]] = {}
+        for s in dataset.stretches:
+            known = s.x[s.ts < config.train_until_ms, :targets].astype(np.float64)
+            rows.setdefault(s.series, []).append(known)
+        together = _moments(np.concatenate([part for parts in rows.values() for part in parts]))
+        self._of = {series: _moments(np.concatenate(parts), together) for series, parts in rows.items()}
+
+    def __getitem__(self, series: str) -> tuple[Floats, Floats]:
+        """(mean [targets], standard deviation [targets]) in raw units; the deviation is above 0."""
+        return self._of[series]
+
+
+def _moments(rows: Floats, otherwise: tuple[Floats, Floats] | None = None) -> tuple[Floats, Floats]:
+    middle = mean(rows)
+    spread = np.sqrt(mean(np.square(rows - middle)))
+    if otherwise is not None:
+        enough = np.isfinite(rows).sum(axis=0) >= 2
+        middle, spread = np.where(enough, middle, otherwise[0]), np.where(enough, spread, otherwise[1])
+    return np.nan_to_num(middle), np.where(spread > 1e-9 * np.maximum(1.0, np.abs(middle)), spread, 1.0)
+
+
+class LinearAutoregression:
+    """Direct ridge autoregression on the targets' own past: `history` values, so every lag of the model.
+
+    One for all series, each scaled by its own training rows. With `slots` ("day", "week") it knows the calendar too.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, slots: Sequence[str] = (), scales: Scales | None = None
+    ) -> None:
+        self.config, self.targets, self.slots = config, len(config.targets), slots
+        self.scales = scales or Scales(config, dataset)
         self.ridge = fit_ridge(
             [self._scaled(s) for s in dataset.stretches],
             history=config.history,
             horizon=config.model.horizon,
             lags=config.lag_steps,
-            slot_counts=(),
+            slot_counts=tuple(PERIODS[name] // self._slot_ms for name in slots),
             train_until=config.train_until_ms,
             validate_until=config.validate_until_ms,
         )
 
+    @property
+    def _slot_ms(self) -> int:
+        return max(self.config.step_ms, FINEST_SLOT_MS)
+
     def _scaled(self, stretch: Stretch) -> Scaled:
-        z = (stretch.x[:, : self.targets].astype(np.float64) - self.mean) / self.std
-        return Scaled(z, np.zeros((len(z), 0)), (), stretch.ts)
+        middle, spread = self.scales[stretch.series]
+        z = (stretch.x[:, : self.targets].astype(np.float64) - middle) / spread
+        slots = tuple((stretch.ts % PERIODS[name]) // self._slot_ms for name in self.slots)
+        return Scaled(z, np.zeros((len(z), 0)), slots, stretch.ts)
 
     def forecast(self, stretch: Stretch) -> Floats:
         """[steps, horizon, targets], raw units."""
+        middle, spread = self.scales[stretch.series]
         out = self.ridge.forecast(self._scaled(stretch), self.config.history)
-        shaped: Floats = out.reshape(len(out), self.config.model.horizon, self.targets) * self.std + self.mean
+        shaped: Floats = out.reshape(len(out), self.config.model.horizon, self.targets) * spread + middle
         return shaped
+
+
+class Errors:
+    """What must be added to a method's point forecasts to have its quantiles: [horizon, targets, quantiles]."""
+
+    def __init__(
+        self,
+        forecast: Callable[[Stretch], Floats],
+        config: Config,
+        dataset: Dataset,
+        *,
+        levels: Sequence[float],
+        gaussian: bool,
+        skip: int = 0,
+    ) -> None:
+        """`skip`: so many first steps of a stretch lack the past that the method looks back on."""
+        found: dict[str, list[Floats]] = {}
+        for s in dataset.stretches:
+            training = int((s.ts < config.train_until_ms).sum())
+            if training < 2:
+                continue
+            part = Stretch(s.series, s.ts[:training], s.x[:training], s.rows[:training])
+            truth = ahead(part.x[:, : len(config.targets)].astype(np.float64), config.model.horizon)
+            errors = truth - forecast(part)  # [steps, horizon, targets]
+            found.setdefault(s.series, []).append(errors[skip if skip < training // 2 else 0 :])
+        self._levels, self._gaussian = levels, gaussian
+        every = [e for parts in found.values() for e in parts]
+        thin = max(1, sum(map(len, every)) // MOST_ERRORS)
+        self._together = self._offsets(np.concatenate([e[::thin] for e in every]))
+        self._of = {}
+        for series, parts in found.items():
+            errors = np.concatenate(parts)
+            enough = (np.isfinite(errors).sum(axis=0) >= LEAST_ERRORS)[..., None]
+            self._of[series] = np.where(enough, self._offsets(errors), self._together)
+
+    def _offsets(self, errors: Floats) -> Floats:
+        if self._gaussian:
+            deviation = np.sqrt(mean(np.square(errors)))[..., None]
+            offsets: Floats = deviation * np.array([NormalDist().inv_cdf(q) for q in self._levels])
+        else:
+            known = np.where(np.isfinite(errors).any(axis=0), errors, 0.0)
+            offsets = np.moveaxis(np.nanquantile(known, self._levels, axis=0), 0, -1)
+        return np.nan_to_num(offsets)
+
+    def quantiles(self, forecasts: Floats, series: str) -> Floats:
+        """[origins, horizon, targets] -> [origins, horizon, targets, quantiles]."""
+        out: Floats = forecasts[..., None] + self._of.get(series, self._together)
+        return out
 
 
 def season_name(config: Config, season: int) -> str:

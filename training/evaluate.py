@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from service.errors import DataError
 from training.baselines import (
+    Errors,
     LinearAutoregression,
+    Scales,
     choose_season,
     known_values,
     persistence,
@@ -24,30 +26,50 @@ from training.baselines import (
 from training.config import Config
 from training.data import Dataset, Stretch
 from training.linear import ahead
-from training.measures import coverage, mae, quantile_loss, rmse, width
+from training.measures import (
+    coverage,
+    crps,
+    mae,
+    mape,
+    mase,
+    mean,
+    naive_scale,
+    nrmse,
+    pinball,
+    rmse,
+    smape,
+    symmetric_pairs,
+    width,
+)
 
 Floats = NDArray[np.float64]
 Step = Callable[
     [NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]],
     tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
 ]
-MODEL = "tidecast"
+MODEL, LINEAR = "tidecast", "linear autoregression"
 
 
-class Scores(msgspec.Struct, frozen=True):
-    """One method on one target, by lead (index 0 is one step ahead), in the target's unit."""
-
-    mae: list[float]
-    rmse: list[float]
-
-
-class Intervals(msgspec.Struct, frozen=True):
-    """The widest interval of the model on one target, by lead, and the mean quantile loss over all quantiles."""
+class Interval(msgspec.Struct, frozen=True):
+    """One interval by lead: what share of the truths it held, and its mean width in the target's unit."""
 
     level: float
     coverage: list[float]
     width: list[float]
-    quantile_loss: list[float]
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """One method on one target, by lead (index 0 is one step ahead); see `training.measures` for each."""
+
+    mae: list[float]
+    rmse: list[float]
+    mase: list[float]
+    smape: list[float]  # per cent
+    mape: list[float]  # a share, not per cent
+    nrmse: list[float]
+    pinball: list[float]
+    crps: list[float]
+    intervals: list[Interval]  # the widest first
 
 
 class Evaluation(msgspec.Struct, frozen=True):
@@ -55,16 +77,17 @@ class Evaluation(msgspec.Struct, frozen=True):
 
     rows: int  # test readings that a forecast was held against
     scores: dict[str, dict[str, Scores]]  # target -> method -> scores
-    intervals: dict[str, Intervals]  # target -> intervals
+    intervals: dict[str, Interval]  # target -> the model's widest
     season: str | None
+    scaled: bool = False  # in units of the training rows' standard deviation, not in the targets' own
 
     def summary(self) -> dict[str, float]:
         """A few numbers for the model's spec, means over the leads."""
         out = {}
         for target, methods in self.scores.items():
             for method, scores in methods.items():
-                out[f"{target}.{method}.mae"] = float(np.nanmean(scores.mae))
-            out[f"{target}.coverage"] = float(np.nanmean(self.intervals[target].coverage))
+                out[f"{target}.{method}.mae"] = float(mean(scores.mae))
+            out[f"{target}.coverage"] = float(mean(self.intervals[target].coverage))
         return out
 
 
@@ -123,38 +146,103 @@ def _groups(stretches: list[Stretch]) -> Iterator[list[Stretch]]:
         order = [s for s in order if not any(s is g for g in group)]
 
 
-def evaluate(found: list[Track], config: Config, dataset: Dataset) -> Evaluation:
-    """Measure the model and the baselines on the same forecasts."""
-    horizon, quantiles = config.model.horizon, config.model.quantiles
-    center = min(range(len(quantiles)), key=lambda i: abs(quantiles[i] - 0.5))
-    season = choose_season(config, dataset)
-    linear = LinearAutoregression(config, dataset)
-    forecasts: dict[str, list[Floats]] = {MODEL: [t.y[..., center] for t in found], "persistence": []}
-    if season:
-        forecasts["seasonal naive"] = []
-    forecasts["linear autoregression"] = []
-    for track in found:
-        values = known_values(track.stretch, len(config.targets))
-        forecasts["persistence"].append(persistence(values, horizon)[track.origins])
-        if season:
-            forecasts["seasonal naive"].append(seasonal_naive(values, horizon, season)[track.origins])
-        forecasts["linear autoregression"].append(linear.forecast(track.stretch)[track.origins])
-    truth = np.concatenate([t.truth for t in found])  # [rows, horizon, targets]
-    y = np.concatenate([t.y for t in found])  # [rows, horizon, targets, quantiles]
-    stacked = {name: np.concatenate(parts) for name, parts in forecasts.items()}
-    scores, intervals = {}, {}
-    for d, target in enumerate(config.targets):
-        now = truth[..., d]
-        scores[target] = {
-            name: Scores(mae(now, f[..., d]).tolist(), rmse(now, f[..., d]).tolist()) for name, f in stacked.items()
-        }
-        low, high = y[..., d, 0], y[..., d, -1]
-        losses = [quantile_loss(now, y[..., d, k], q) for k, q in enumerate(quantiles)]
-        intervals[target] = Intervals(
-            level=round(quantiles[-1] - quantiles[0], 6),
-            coverage=coverage(now, low, high).tolist(),
-            width=width(now, low, high).tolist(),
-            quantile_loss=np.mean(losses, axis=0).tolist(),
-        )
+def evaluate(
+    found: list[Track],
+    config: Config,
+    dataset: Dataset,
+    *,
+    scaled: bool = False,
+    season: int | None = None,
+    baselines: bool = True,
+) -> Evaluation:
+    """Measure the model and the baselines on the same forecasts.
+
+    `scaled`: every value less the mean, over the standard deviation, of its target on its series' training rows.
+    `season` in steps instead of the one that validation rows prefer; 0 = none.
+    """
+    levels = config.model.quantiles
+    season = choose_season(config, dataset) if season is None else season
+    scales = Scales(config, dataset)
+    truth = _stacked([t.truth for t in found], found, scales, scaled)
+    naive = _naive_scales(found, config, dataset, season)  # [rows, targets]
+    if scaled:
+        naive = naive / np.concatenate([np.repeat(scales[t.series][1][None], len(t.ts), axis=0) for t in found])
+    scores: dict[str, dict[str, Scores]] = {target: {} for target in config.targets}
+    for name, points, quantiles in _methods(found, config, dataset, season, scales, baselines):
+        point = _stacked(points, found, scales, scaled)  # [rows, horizon, targets]
+        y = _stacked(quantiles, found, scales, scaled)  # [rows, horizon, targets, quantiles]
+        for d, target in enumerate(config.targets):
+            scores[target][name] = measure(truth[..., d], point[..., d], y[..., d, :], levels, naive[:, d])
+    widest = {target: methods[MODEL].intervals[0] for target, methods in scores.items()}
     rows = int(sum(((t.stretch.ts >= config.validate_until_ms) & (t.stretch.rows >= 0)).sum() for t in found))
-    return Evaluation(rows, scores, intervals, season_name(config, season) if season else None)
+    return Evaluation(rows, scores, widest, season_name(config, season) if season else None, scaled)
+
+
+def measure(truth: Floats, point: Floats, y: Floats, levels: list[float], naive: Floats) -> Scores:
+    """All measures of one target: truth and point [rows, horizon], y [rows, horizon, quantiles], naive [rows]."""
+    intervals = []
+    for low, high in symmetric_pairs(levels):
+        bounds = y[..., low], y[..., high]
+        held, wide = coverage(truth, *bounds).tolist(), width(truth, *bounds).tolist()
+        intervals.append(Interval(round(levels[high] - levels[low], 6), held, wide))
+    return Scores(
+        mae=mae(truth, point).tolist(),
+        rmse=rmse(truth, point).tolist(),
+        mase=mase(truth, point, naive).tolist(),
+        smape=smape(truth, point).tolist(),
+        mape=mape(truth, point).tolist(),
+        nrmse=nrmse(truth, point).tolist(),
+        pinball=pinball(truth, y, levels).tolist(),
+        crps=crps(truth, y, levels).tolist(),
+        intervals=intervals,
+    )
+
+
+def _methods(
+    found: list[Track], config: Config, dataset: Dataset, season: int, scales: Scales, baselines: bool
+) -> Iterator[tuple[str, list[Floats], list[Floats]]]:
+    """(name, point forecasts, quantiles) of each track, the model first; one method at a time, as they are large."""
+    levels, horizon, targets = config.model.quantiles, config.model.horizon, len(config.targets)
+    center = min(range(len(levels)), key=lambda i: abs(levels[i] - 0.5))
+    yield MODEL, [t.y[..., center] for t in found], [t.y for t in found]
+    if not baselines:
+        return
+    linear = LinearAutoregression(config, dataset, scales=scales)
+    methods: dict[str, tuple[Callable[[Stretch], Floats], int]] = {
+        "persistence": (lambda s: persistence(known_values(s, targets), horizon), 0),
+        "seasonal naive": (lambda s: seasonal_naive(known_values(s, targets), horizon, season), season),
+        LINEAR: (linear.forecast, config.history),
+    }
+    for name, (forecast, skip) in methods.items():
+        if name == "seasonal naive" and not season:
+            continue
+        errors = Errors(forecast, config, dataset, levels=levels, gaussian=forecast == linear.forecast, skip=skip)
+        points = [forecast(t.stretch)[t.origins] for t in found]
+        yield name, points, [errors.quantiles(p, t.series) for p, t in zip(points, found, strict=True)]
+
+
+def _stacked(parts: list[Floats], found: list[Track], scales: Scales, scaled: bool) -> Floats:
+    """Rows of all tracks one after the other, [rows, horizon, targets(, quantiles)], in raw units or scaled."""
+    if not scaled:
+        return np.concatenate(parts)
+    out = []
+    for part, track in zip(parts, found, strict=True):
+        middle, spread = scales[track.series]
+        shape = (-1, *[1] * (part.ndim - 3))  # [targets] or [targets, 1]
+        out.append((part - middle.reshape(shape)) / spread.reshape(shape))
+    return np.concatenate(out)
+
+
+def _naive_scales(found: list[Track], config: Config, dataset: Dataset, season: int) -> Floats:
+    """What MASE divides each row by, [rows, targets]: of the row's series, before the test rows begin."""
+    targets = len(config.targets)
+    past: dict[str, list[Floats]] = {}  # series -> [steps, targets], with a season of nothing between stretches
+    for s in dataset.stretches:
+        values = s.x[s.ts < config.validate_until_ms, :targets].astype(np.float64)
+        gap = np.full((max(season, 1), targets), np.nan)
+        past.setdefault(s.series, []).append(np.concatenate([values, gap]))
+    of = {
+        series: np.array([naive_scale(c, max(season, 1)) for c in np.concatenate(parts).T])
+        for series, parts in past.items()
+    }
+    return np.concatenate([np.repeat(of[t.series][None], len(t.ts), axis=0) for t in found])

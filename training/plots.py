@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -11,25 +13,41 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from training.config import Config
-from training.evaluate import MODEL, Evaluation, Track
+from training.evaluate import Evaluation, Scores, Track
 from training.fit import History
 from training.report import shown_leads
 
 mpl.use("agg")  # files only; a server has no display
 
 INK, BAND, ACTUAL, ACCENT = "#1f4e8c", "#7fa8d9", "#222222", "#c8553d"
-OTHERS = ("#8a8a8a", "#b58b2a", "#4b8f5c")
+OTHERS = ("#8a8a8a", "#b58b2a", "#4b8f5c", "#8a5a9e", "#3a9aa8", "#c8553d")
 SHOWN_STEPS = 240
+SHOWN_TARGETS = 4
+STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+         "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"}  # fmt: skip
 
 
 def save_plots(directory: Path, config: Config, found: list[Track], evaluation: Evaluation, history: History) -> None:
     """Write `forecast.png`, `error_by_lead.png` and `training.png` into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-                         "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"}):  # fmt: skip
+    with mpl.rc_context(STYLE):
         _forecast(config, found, evaluation).savefig(directory / "forecast.png", dpi=130)
-        _error_by_lead(config, evaluation).savefig(directory / "error_by_lead.png", dpi=130)
+        first = dict(list(evaluation.scores.items())[:1])
+        _error_by_lead(config, first, {}).savefig(directory / "error_by_lead.png", dpi=130)
         _training(history).savefig(directory / "training.png", dpi=130)
+
+
+def save_measures(
+    directory: Path, config: Config, scores: dict[str, dict[str, Scores]], units: dict[str, str | None]
+) -> list[Path]:
+    """Write `error_by_lead.png` and `coverage_by_lead.png` of every method; the first one is drawn as ours."""
+    directory.mkdir(parents=True, exist_ok=True)
+    shown = dict(list(scores.items())[:SHOWN_TARGETS])
+    paths = [directory / "error_by_lead.png", directory / "coverage_by_lead.png"]
+    with mpl.rc_context(STYLE):
+        _error_by_lead(config, shown, units).savefig(paths[0], dpi=130)
+        _coverage_by_lead(config, shown).savefig(paths[1], dpi=130)
+    return paths
 
 
 def _moments(ts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[datetime]:
@@ -66,22 +84,53 @@ def _forecast(config: Config, found: list[Track], evaluation: Evaluation) -> Fig
     return figure
 
 
-def _error_by_lead(config: Config, evaluation: Evaluation) -> Figure:
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axis = figure.subplots()
-    target = config.targets[0]
-    leads = np.arange(1, config.model.horizon + 1)
-    others = iter(OTHERS)
-    for name, scores in evaluation.scores[target].items():
-        ours = name == MODEL
-        axis.plot(leads, scores.mae, label=name, color=INK if ours else next(others), lw=2.2 if ours else 1.2,
-                  marker="o" if len(leads) <= 8 else None)  # fmt: skip
-    axis.set_title(f"{target}: mean absolute error on test rows")
-    axis.set_xlabel("steps ahead")
-    axis.set_xticks(shown_leads(config.model.horizon))
-    axis.set_ylim(bottom=0)
-    axis.legend(frameon=False)
+def _error_by_lead(config: Config, shown: dict[str, dict[str, Scores]], units: dict[str, str | None]) -> Figure:
+    """A panel for each target, a line for each method."""
+    figure = Figure(figsize=(6.4 * len(shown), 4), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axis, (target, methods) in zip(panels, shown.items(), strict=True):
+        for name, scores, style in _styled(methods):
+            _by_lead(axis, config, scores.mae, label=name, **style)
+        axis.set_title(f"{target}: mean absolute error on test rows")
+        axis.set_ylabel(units.get(target) or "")
+        axis.set_ylim(bottom=0)
+    panels[0].legend(frameon=False)
     return figure
+
+
+def _coverage_by_lead(config: Config, shown: dict[str, dict[str, Scores]]) -> Figure:
+    """What each interval held by lead, beside the thin line that it should hold; a column for each target."""
+    levels = len(next(iter(next(iter(shown.values())).values())).intervals)
+    figure = Figure(figsize=(6.4 * len(shown), 0.6 + 2.4 * levels), layout="constrained")
+    panels = figure.subplots(levels, len(shown), squeeze=False, sharex=True)
+    for column, (target, methods) in zip(panels.T, shown.items(), strict=True):
+        for k, axis in enumerate(column):
+            for name, scores, style in _styled(methods):
+                _by_lead(axis, config, [100 * c for c in scores.intervals[k].coverage], label=name, **style)
+            level = 100 * next(iter(methods.values())).intervals[k].level
+            axis.axhline(level, color=ACTUAL, lw=0.9, ls=(0, (4, 2)))
+            axis.set_title(f"{target}: what the {level:g} % interval held")
+            axis.set_ylabel("per cent")
+            axis.set_xlabel("steps ahead" if k == levels - 1 else "")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _styled(methods: dict[str, Scores]) -> Iterator[tuple[str, Scores, dict[str, Any]]]:
+    """The first method is ours."""
+    for i, (name, scores) in enumerate(methods.items()):
+        style = (
+            {"color": INK, "lw": 2.2, "zorder": 3} if i == 0 else {"color": OTHERS[(i - 1) % len(OTHERS)], "lw": 1.2}
+        )
+        yield name, scores, style
+
+
+def _by_lead(axis: Axes, config: Config, values: list[float], **style: Any) -> None:
+    leads = np.arange(1, config.model.horizon + 1)
+    few = len(leads) <= 8
+    axis.plot(leads, values, marker="o" if few else None, **style)
+    axis.set_xlabel("steps ahead")
+    axis.set_xticks(leads if few else shown_leads(config.model.horizon))
 
 
 def _training(history: History) -> Figure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -12,11 +11,12 @@ from service.spec import ModelSpec
 from service.timestamps import format_duration, format_time
 from training.config import Config
 from training.data import Dataset
-from training.evaluate import MODEL, Evaluation
+from training.evaluate import LINEAR, MODEL, Evaluation, Scores
 from training.fit import History
 from training.gate import Parity
+from training.measures import mean
 
-NOT_A_TERMINAL_WIDTH = 130  # a file or a pipe wraps nothing
+NOT_A_TERMINAL_WIDTH = 120  # a file or a pipe
 
 
 def shown_leads(horizon: int) -> list[int]:
@@ -24,42 +24,87 @@ def shown_leads(horizon: int) -> list[int]:
     return sorted({1, round(1 + (horizon - 1) / 3), round(1 + 2 * (horizon - 1) / 3), horizon})
 
 
-def rows(evaluation: Evaluation, config: Config, target: str) -> tuple[list[str], list[list[str]]]:
-    """(head, rows) of one target's table: mean absolute error by lead, their mean, RMSE, and the model's gain."""
-    leads = shown_leads(config.model.horizon)
+def rows(
+    evaluation: Evaluation, config: Config, target: str, leads: list[int] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of one target's table: MAE by lead, means over all leads of the others, and the model's gain."""
+    leads = leads or shown_leads(config.model.horizon)
     methods = evaluation.scores[target]
-    ours = float(np.nanmean(methods[MODEL].mae))
-    head = ["method", *(f"MAE +{_ahead(config, lead)}" for lead in leads), "MAE mean", "RMSE mean", "our gain"]
+    ours = float(mean(methods[MODEL].mae))
     body = []
     for name, scores in methods.items():
-        mean = float(np.nanmean(scores.mae))
+        theirs = float(mean(scores.mae))
         label = f"{name} ({evaluation.season})" if name == "seasonal naive" else name
-        gain = "" if name == MODEL or mean == 0 else f"{100 * (1 - ours / mean):+.1f} %"
-        body.append(
-            [label, *(_number(scores.mae[lead - 1]) for lead in leads), _number(mean),
-             _number(float(np.nanmean(scores.rmse))), gain]
-        )  # fmt: skip
+        gain = "" if name == MODEL or theirs == 0 else f"{100 * (1 - ours / theirs):+.1f} %"
+        body.append([label, *scores_row(scores, leads), gain])
+    return ["method", *scores_head(config, leads), "our gain"], body
+
+
+def scores_head(config: Config, leads: list[int]) -> list[str]:
+    """The columns of `scores_row`."""
+    return [*(f"MAE +{_ahead(config, lead)}" for lead in leads), "MAE mean", "RMSE mean", "CRPS mean"]
+
+
+def scores_row(scores: Scores, leads: list[int]) -> list[str]:
+    """One method's cells."""
+    means = [float(mean(values)) for values in (scores.mae, scores.rmse, scores.crps)]
+    return [number(value) for value in [*(scores.mae[lead - 1] for lead in leads), *means]]
+
+
+def interval_rows(evaluation: Evaluation, target: str) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): what each interval held and how wide it is, means over the leads, beside the linear one's."""
+    pairs = zip(evaluation.scores[target][MODEL].intervals, evaluation.scores[target][LINEAR].intervals, strict=True)
+    head = ["interval", "held", "width", "held, linear", "width, linear"]
+    body = []
+    for ours, linear in pairs:
+        cells = [
+            cell
+            for one in (ours, linear)
+            for cell in (f"{100 * float(mean(one.coverage)):.1f} %", number(float(mean(one.width))))
+        ]
+        body.append([f"{100 * ours.level:g} %", *cells])
     return head, body
 
 
-def print_tables(evaluation: Evaluation, config: Config) -> None:
-    """One table on stdout for each target, in its own units."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=NOT_A_TERMINAL_WIDTH)
-    for target, intervals in evaluation.intervals.items():
-        unit = config.data.units.get(target)
-        head, body = rows(evaluation, config, target)
-        covered = f"{100 * float(np.nanmean(intervals.coverage)):.1f} %"
-        table = Table(
-            title=f"{target}{f' in {unit}' if unit else ''}: {evaluation.rows:,} test readings",
-            caption=f"The {100 * intervals.level:g} % interval held {covered} of what happened.",
+def print_tables(
+    evaluation: Evaluation, config: Config, *, leads: list[int] | None = None, intervals: bool = False
+) -> None:
+    """One table on stdout for each target, in its own units or scaled; with `intervals` a second one."""
+    console = stdout_console()
+    for target, widest in evaluation.intervals.items():
+        unit = unit_of(evaluation, config, target)
+        covered = f"{100 * float(mean(widest.coverage)):.1f} %"
+        head, body = rows(evaluation, config, target, leads)
+        table = grid(
+            f"{target}{f' in {unit}' if unit else ''}: {evaluation.rows:,} test readings",
+            head,
+            body,
+            f"The {100 * widest.level:g} % interval held {covered} of what happened.",
         )
-        for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for line in body:
-            table.add_row(*line, style="bold" if line[0] == MODEL else None)
         console.print(table)
+        if intervals:
+            console.print(grid(f"{target}: intervals, mean of all leads", *interval_rows(evaluation, target)))
+
+
+def grid(title: str, head: list[str], body: list[list[str]], caption: str | None = None) -> Table:
+    """A table for the terminal; our own row stands out. A head is broken before its last word, so that all fit."""
+    table = Table(title=title, caption=caption)
+    for i, name in enumerate(head):
+        table.add_column("\n".join(name.rsplit(" ", 1)), justify="left" if i == 0 else "right", overflow="fold")
+    for line in body:
+        table.add_row(*line, style="bold" if line[0] == MODEL else None)
+    return table
+
+
+def stdout_console() -> Console:
+    """As wide as the terminal; elsewhere wide enough for every table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=NOT_A_TERMINAL_WIDTH)
+
+
+def unit_of(evaluation: Evaluation, config: Config, target: str) -> str | None:
+    """What the target's numbers are in."""
+    return "standard deviations of training rows" if evaluation.scaled else config.data.units.get(target)
 
 
 def write_card(
@@ -87,6 +132,8 @@ def write_card(
         f"| validation rows | until {format_time(config.validate_until_ms)}; what follows is test |",
         f"| data | sha256 `{spec.training_data.sha256[:16]}…`, {dataset.readings:,} readings, {dataset.silent_steps} "
         f"silent steps in gaps, {dataset.restarts} restarts after long gaps, {dataset.duplicates} duplicates dropped |",
+        f"| outliers in training rows | {data.outliers}: "
+        f"{', '.join(f'{n}: {c}' for n, c in dataset.outliers.items())} |",
         f"| missing values | {', '.join(f'{n}: {c}' for n, c in dataset.missing.items())} |",
         f"| trained | {history.seconds:.0f} s, best epoch {', '.join(map(str, history.best_epoch))}, "
         f"seed {config.fit.seed} |",
@@ -101,11 +148,11 @@ def write_card(
         unit = data.units.get(target)
         lines += ["", f"### {target}{f' ({unit})' if unit else ''}", "", _row(head), _row(["---"] * len(head))]
         lines += [_row(line) for line in body]
-        held, wide = float(np.nanmean(intervals.coverage)), float(np.nanmean(intervals.width))
+        held, wide = float(mean(intervals.coverage)), float(mean(intervals.width))
         lines += [
             "",
             f"The {100 * intervals.level:g} % interval held {100 * held:.1f} % of what happened, "
-            f"at a mean width of {_number(wide)}.",
+            f"at a mean width of {number(wide)}.",
         ]
     lines += [
         "",
@@ -123,7 +170,7 @@ def write_card(
         "## Limits",
         "",
         "It knows only what its training rows showed: values more than one trained range outside of it are clipped, "
-        "and the intervals are as wide as training and validation rows asked for. `config.toml` beside it trains "
+        "and the intervals follow a sudden change only after some misses. `config.toml` beside this file trains "
         "it again; `tidecast evaluate --model DIR` prints the table again.",
         "",
     ]
@@ -138,5 +185,6 @@ def _ahead(config: Config, lead: int) -> str:
     return format_duration(lead * config.step_ms) if config.step_ms else f"{lead} steps"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Four digits that count."""
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
