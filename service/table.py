@@ -123,39 +123,49 @@ def file_sha256(path: Path | str) -> str:
         raise _unreadable(Path(path), error) from None
 
 
-def _csv_chunks(path: Path, columns: Columns, rows: int) -> Iterator[Table]:
+def csv_cells(path: Path, rows: int) -> Iterator[tuple[list[list[str]], list[int]]]:
+    """The rows below the header as texts, so many at a time, each with the line that it ends on.
+
+    Raises:
+        DataError: the file cannot be read, or a row has more or fewer cells than the header.
+    """
     with _open_csv(path) as file:
         reader = csv.reader(file)
-        names = _csv_header(reader, path)
-        places = {name: _place(names, name, path) for name in _wanted(columns)}
-        while True:
-            cells: list[list[str]] = []
-            lines: list[int] = []
-            for row in reader:
-                if not row:
-                    continue  # a blank line, often the last
-                if len(row) != len(names):
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: the header has {len(names)} columns, this row {len(row)}",
-                        do="Quote cells that hold commas, and check that the last line is whole.",
-                    )
-                cells.append(row)
-                lines.append(reader.line_num)
-                if len(cells) == rows:
-                    break
-            if not cells:
-                return
-            texts = {name: [row[place] for row in cells] for name, place in places.items()}
+        width = len(_csv_header(reader, path))
+        cells: list[list[str]] = []
+        lines: list[int] = []
+        for row in reader:
+            if not row:
+                continue  # a blank line, often the last
+            if len(row) != width:
+                raise DataError(
+                    f"{path}, line {reader.line_num}: the header has {width} columns, this row {len(row)}",
+                    do="Quote cells that hold commas, and check that the last line is whole.",
+                )
+            cells.append(row)
+            lines.append(reader.line_num)
+            if len(cells) == rows:
+                yield cells, lines
+                cells, lines = [], []
+        if cells:
+            yield cells, lines
 
-            def where(i: int, lines: list[int] = lines) -> str:
-                return f"{path}, line {lines[i]}"
 
-            yield _table(
-                columns,
-                times_ms(texts[columns.time], columns.time, where),
-                None if columns.series is None else key_texts(texts[columns.series], columns.series, where),
-                [numbers(texts[feature], feature, where) for feature in columns.features],
-            )
+def _csv_chunks(path: Path, columns: Columns, rows: int) -> Iterator[Table]:
+    names = header(path)
+    places = {name: _place(names, name, path) for name in _wanted(columns)}
+    for cells, lines in csv_cells(path, rows):
+        texts = {name: [row[place] for row in cells] for name, place in places.items()}
+
+        def where(i: int, lines: list[int] = lines) -> str:
+            return f"{path}, line {lines[i]}"
+
+        yield _table(
+            columns,
+            times_ms(texts[columns.time], columns.time, where),
+            None if columns.series is None else key_texts(texts[columns.series], columns.series, where),
+            [numbers(texts[feature], feature, where) for feature in columns.features],
+        )
 
 
 def _parquet_chunks(path: Path, columns: Columns, rows: int) -> Iterator[Table]:

@@ -6,21 +6,17 @@ would refuse is a finding, not an end.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.cells import MISSING
 from service.errors import DataError
-from service.table import header
+from service.table import csv_cells, header
 
 CHUNK_ROWS = 50_000
 TEXT_SHARE = 0.2  # a column with more cells than this that are not numbers is one of texts
@@ -83,38 +79,10 @@ def _check_header(path: Path, names: list[str]) -> None:
 
 
 def _read_csv(path: Path, names: list[str]) -> list[Column]:
-    cells: list[list[str]] = []
-    lines: list[int] = []
     parts: list[list[_Part]] = [[] for _ in names]
-
-    def flush() -> None:
+    for cells, lines in csv_cells(path, CHUNK_ROWS):
         for i, texts in enumerate(zip(*cells, strict=True)):
             parts[i].append(_parse(texts, lines))
-        cells.clear()
-        lines.clear()
-
-    try:
-        opened = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="")
-        with cast(IO[str], opened) as file:
-            reader = csv.reader(file)
-            next(reader)
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(names):
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: the header has {len(names)} columns, this row {len(row)}",
-                        do="Quote cells that hold commas, and check that the last line is whole.",
-                    )
-                cells.append(row)
-                lines.append(reader.line_num)
-                if len(cells) == CHUNK_ROWS:
-                    flush()
-            flush()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path} cannot be read to its end", got=str(error), do="Check that the file is whole."
-        ) from None
     return [_join(name, of) for name, of in zip(names, parts, strict=True)]
 
 
