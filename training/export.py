@@ -38,7 +38,15 @@ def write(
     Raises:
         ModelError: the worker's own loader refuses the file; then nothing is written.
     """
-    spec = describe(model, config, dataset, metrics, content_hash(proto.SerializeToString()))
+    return seal(proto, describe(model, config, dataset, metrics, content_hash(proto.SerializeToString())), path)
+
+
+def seal(proto: onnx.ModelProto, spec: ModelSpec, path: Path) -> ModelSpec:
+    """Put the spec into the graph's metadata, and write the file.
+
+    Raises:
+        ModelError: the worker's own loader refuses the file; then nothing is written.
+    """
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, msgspec.json.encode(spec).decode()
     draft = path.with_suffix(".draft.onnx")
@@ -54,15 +62,20 @@ def write(
 
 def build_graph(model: Forecaster) -> onnx.ModelProto:
     """The single step as an ONNX graph; batch is its only dynamic axis."""
+    return trace(model, model.d + model.c, model.initial_state())
+
+
+def trace(module: torch.nn.Module, features: int, initial_state: torch.Tensor) -> onnx.ModelProto:
+    """The graph of `module(x, ts, state) -> y, next_state, score`; batch is its only dynamic axis."""
     batch = torch.export.Dim("batch")
     example = (
-        torch.zeros(3, model.d + model.c),
+        torch.zeros(3, features),
         torch.zeros(3, dtype=torch.int64),
-        model.initial_state().expand(3, -1).clone(),
+        initial_state.expand(3, -1).clone(),
     )
     with _quiet():
         program = torch.onnx.export(
-            model,
+            module,
             example,
             dynamo=True,
             opset_version=OPSET,

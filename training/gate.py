@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from service.errors import ModelError
 from service.model import open_session
@@ -24,6 +26,18 @@ MISSING = 0.1
 TOLERANCE = 1e-4
 
 Floats = NDArray[np.float32]
+Times = NDArray[np.int64]
+Step = Callable[[Floats, Times, Floats], tuple[Floats, Floats, Floats]]  # (x, ts, state) -> (y, next_state, score)
+
+
+class Stateful(Protocol):
+    """A torch module that keeps the graph's contract: one step, and the state it starts from."""
+
+    def __call__(self, x: Tensor, ts: Tensor, state: Tensor, /) -> tuple[Tensor, Tensor, Tensor]:
+        """One step: y, next_state, score."""
+
+    def initial_state(self) -> Tensor:
+        """[state]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +50,7 @@ class Parity:
     fold_to_onnx: float  # torch against onnxruntime
 
 
-def sequences(model: Forecaster, dataset: Dataset, batch: int, seed: int) -> tuple[Floats, NDArray[np.int64]]:
+def sequences(model: Forecaster, dataset: Dataset, batch: int, seed: int) -> tuple[Floats, Times]:
     """Real readings with holes punched into them: x [batch, STEPS, features], ts [batch, STEPS] ms."""
     generator = np.random.default_rng(seed)
     x = np.empty((batch, STEPS, model.d + model.c), np.float32)
@@ -51,9 +65,7 @@ def sequences(model: Forecaster, dataset: Dataset, batch: int, seed: int) -> tup
     return x, ts
 
 
-def fold(
-    step: Callable[..., tuple[Floats, Floats, Floats]], initial: Floats, x: Floats, ts: NDArray[np.int64]
-) -> Floats:
+def fold(step: Step, initial: Floats, x: Floats, ts: Times) -> Floats:
     """Forecasts y [batch, steps, horizon, targets, quantiles] of a step carried over x [batch, steps, features]."""
     state = np.tile(initial, (len(x), 1))  # [batch, state]
     out = []
@@ -63,7 +75,7 @@ def fold(
     return np.stack(out, axis=1)
 
 
-def torch_step(model: Forecaster) -> Callable[..., tuple[Floats, Floats, Floats]]:
+def torch_step(model: Stateful) -> Step:
     """The module's own step over numpy arrays."""
 
     def step(x: Floats, ts: NDArray[np.int64], state: Floats) -> tuple[Floats, Floats, Floats]:
@@ -74,7 +86,7 @@ def torch_step(model: Forecaster) -> Callable[..., tuple[Floats, Floats, Floats]
     return step
 
 
-def onnx_step(data: bytes) -> Callable[..., tuple[Floats, Floats, Floats]]:
+def onnx_step(data: bytes) -> Step:
     """onnxruntime's step of a serialised graph."""
     session = open_session(data)
 
@@ -99,23 +111,34 @@ def check_parity(model: Forecaster, graph: bytes, dataset: Dataset, seed: int = 
     """
     model.eval()
     scale = model.std[: model.d].numpy()[:, None]
-    initial = model.initial_state().numpy()
     runtime = onnx_step(graph)
-    results = []
-    for batch in BATCHES:
-        x, ts = sequences(model, dataset, batch, seed + batch)
-        with torch.no_grad():
-            window = model.window(torch.from_numpy(x), torch.from_numpy(ts)).numpy()
-        folded = fold(torch_step(model), initial, x, ts)
-        served = fold(runtime, initial, x, ts)
-        found = Parity(batch, STEPS, difference(folded, window, scale), difference(served, folded, scale))
-        results.append(found)
-        for pair, worst in (("torch's window pass and folded steps", found.window_to_fold),
-                            ("torch's and onnxruntime's folded steps", found.fold_to_onnx)):  # fmt: skip
-            if not worst <= TOLERANCE:
-                raise ModelError(
-                    f"the export is wrong: {pair} differ over {STEPS} carried steps at batch {batch}",
-                    got=f"{worst:.2e} relative, at most {TOLERANCE:.0e} is allowed",
-                    do="No model was written. Report this with the training config; it is a fault of the trainer.",
-                )
-    return results
+    return [
+        hold_together(model, model.window, runtime, *sequences(model, dataset, batch, seed + batch), scale)
+        for batch in BATCHES
+    ]
+
+
+def hold_together(
+    model: Stateful, window: Callable[[Tensor, Tensor], Tensor], runtime: Step, x: Floats, ts: Times, scale: Floats
+) -> Parity:
+    """Compare the three ways over x [batch, steps, features], ts [batch, steps] ms; `scale` is a target's deviation.
+
+    Raises:
+        ModelError: any two differ by more than TOLERANCE, relative.
+    """
+    initial = model.initial_state().numpy()
+    with torch.no_grad():
+        whole = window(torch.from_numpy(x), torch.from_numpy(ts)).numpy()
+    folded = fold(torch_step(model), initial, x, ts)
+    served = fold(runtime, initial, x, ts)
+    batch, steps = ts.shape
+    found = Parity(batch, steps, difference(folded, whole, scale), difference(served, folded, scale))
+    for pair, worst in (("torch's window pass and folded steps", found.window_to_fold),
+                        ("torch's and onnxruntime's folded steps", found.fold_to_onnx)):  # fmt: skip
+        if not worst <= TOLERANCE:
+            raise ModelError(
+                f"the export is wrong: {pair} differ over {steps} carried steps at batch {batch}",
+                got=f"{worst:.2e} relative, at most {TOLERANCE:.0e} is allowed",
+                do="No model was written. Report this with the training config; it is a fault of the trainer.",
+            )
+    return found

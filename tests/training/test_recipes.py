@@ -1,0 +1,154 @@
+"""Every recipe runs, in a reduced form, and the worker serves what torch computes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from service.errors import DataError, ModelError, UsageError
+from service.model import Model
+from training.commands import recipe
+from training.gate import TOLERANCE, torch_step
+from training.progress import Progress
+from training.recipes import RECIPES, SUMMARIES
+from training.recipes.parts import serving
+from training.recipes.parts.loop import fit
+from training.recipes.parts.serving import Names, deliver
+from training.recipes.parts.show import Line, Outcome
+from training.recipes.parts.steps import EncoderDecoder, Memoryless, Recurring, Windowed
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    recipe.configure(parser)
+    return parser.parse_args(list(words))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A file like MNIST's with a few noisy stripes in it: the real one is not ours to ship."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 10, 500)
+    images = generator.integers(0, 60, (500, 28, 28)).astype(np.uint8)
+    images[np.arange(500), 2 * labels + 3] = 255
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    np.savez(path, x_train=images[:400], y_train=labels[:400], x_test=images[400:], y_test=labels[400:])
+    return path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_exports_and_serves_what_torch_computes(name, digits, tmp_path, capsys):
+    assert recipe.run(parsed(name, "--quick", "--quiet", "--out", str(tmp_path), "--data", str(digits))) == 0
+    out = tmp_path / name
+    assert name in capsys.readouterr().out
+    assert (out / "plot.png").stat().st_size > 10_000
+    found = json.loads((out / "figures.json").read_text())
+    assert found["figures"]
+    assert all(0 <= served["difference_from_torch"] <= TOLERANCE for served in found["served"])
+    models = list(out.glob("*.onnx"))
+    assert len(models) == len(found["served"])
+    for path in models:
+        Model.load(path)  # as the worker does, its self-test and all
+
+
+def test_running_sum_reaches_its_figure_in_the_published_900_steps(tmp_path, capsys):
+    assert recipe.run(parsed("running-sum", "--quiet", "--out", str(tmp_path))) == 0
+    figure = json.loads((tmp_path / "running-sum" / "figures.json").read_text())["figures"][0]
+    assert figure["ours"] <= 0.01
+
+
+STEPS = {
+    "recurring": lambda: Recurring("lstm", 2, 5, (3, 2)),
+    "classifier": lambda: Recurring("gru", 2, 5, (4,)),
+    "encoder-decoder": lambda: EncoderDecoder(2, 6, 3),
+    "windowed": lambda: Windowed(torch.nn.Linear(4, 1), 4, 3),
+    "memoryless": lambda: Memoryless(2, 5, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_window_carried_on_equals_the_steps_one_by_one(name):
+    torch.manual_seed(0)
+    model = STEPS[name]().eval()
+    x = torch.randn(3, 9, model.features)
+    x[0, 4] = float("nan")
+    with torch.no_grad():
+        first, state = model.roll(x[:, :4])
+        then, after = model.roll(x[:, 4:], state)
+        whole = model.answer(torch.cat([first, then], dim=1)).numpy()
+        last = model.answer(model.roll(x, last=True)[0]).numpy()
+    step, carried = torch_step(model), np.tile(model.initial_state().numpy(), (3, 1))
+    for t in range(9):
+        y, carried, score = step(x[:, t].numpy(), np.zeros(3, np.int64), carried)
+        np.testing.assert_allclose(whole[:, t], y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(last[:, 0], y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after.numpy(), carried, rtol=1e-5, atol=1e-6)
+    assert score.shape == (3, 0)
+
+
+def test_what_is_served_is_really_compared_with_torch(tmp_path, monkeypatch):
+    honest = serving._through_pipeline
+
+    def wrong(*args):
+        y, warm = honest(*args)
+        y[0, -1] *= 1.001
+        return y, warm
+
+    monkeypatch.setattr(serving, "_through_pipeline", wrong)
+    x = np.ones((2, 3, 1), np.float32)
+    with pytest.raises(ModelError, match="differs from torch"):
+        deliver(Recurring("rnn", 1, 4, (2,)), Names("wrong", ["value"], [], ["a", "b"]), x, tmp_path / "m.onnx")
+
+
+def test_an_answer_is_warm_after_the_last_message_and_not_before(tmp_path):
+    x = np.ones((2, 5, 1), np.float32)
+    names = Names("warm", ["value"], [], ["a", "b"])
+    served = deliver(Recurring("rnn", 1, 4, (2,)), names, x, tmp_path / "model.onnx", warmup=5, gate_steps=20)
+    assert served.warm.tolist() == [[False] * 4 + [True]] * 2
+
+
+def test_the_state_is_carried_from_window_to_window_only_when_asked_for():
+    seen = []
+
+    class Spy(Recurring):
+        def roll(self, x, state=None, *, last=False):
+            seen.append(state)
+            return super().roll(x, state, last=last)
+
+    pairs = [(torch.ones(1, 2, 1), torch.ones(1, 2, 1, 1))] * 3
+    for carry in (False, True):
+        trace = fit(Spy("rnn", 1, 4, (1, 1)), lambda epoch: pairs, torch.nn.functional.mse_loss, updates=6, epochs=2,
+                    learning_rate=0.01, carry=carry, progress=Progress(quiet=True))  # fmt: skip
+    assert [state is None for state in seen] == [True] * 6 + [True, False, False] * 2
+    assert not any(state.requires_grad for state in seen if state is not None)
+    assert len(trace.totals) == 2
+    assert sum(trace.totals) == pytest.approx(sum(trace.losses))
+
+
+def test_a_missed_figure_is_a_failure_and_a_text_is_none():
+    assert Line("loss", 0.2, at_most=0.1).reached is False
+    assert Line("accuracy", 97.4, at_least=97.4).reached is True
+    assert Line("sums", "[1, 2]", at_most=0.1).reached is None
+    assert [line.what for line in Outcome("all", [Line("a", 1.0), Line("b", float("nan"), at_most=1)]).missed] == ["b"]
+
+
+def test_without_a_name_the_recipes_are_listed(capsys):
+    assert recipe.run(parsed()) == 0
+    listed = capsys.readouterr().out
+    assert all(f"{name} " in listed and SUMMARIES[name] in listed for name in RECIPES)
+
+
+def test_a_wrong_name_gets_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean running-sum"):
+        recipe.run(parsed("runing-sum"))
+
+
+def test_a_file_without_digits_is_refused_in_words(tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(DataError, match="does not hold the MNIST digits"):
+        recipe.run(parsed("mnist-rows", "--data", str(path), "--out", str(tmp_path), "--quick", "--quiet"))

@@ -1,0 +1,80 @@
+"""`running-sum`: an LSTM that adds each number to the one before it, [a, b, c, d] -> [a, a+b, b+c, c+d]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.recipes.parts.loop import fit
+from training.recipes.parts.serving import Names, deliver
+from training.recipes.parts.show import ACCENT, ACTUAL, INK, Kit, Line, Outcome, canvas
+from training.recipes.parts.steps import Recurring
+
+HIDDEN, LENGTH, STEPS = 10, 4, 900
+LANES, RATE, CLIP = 64, 0.03, 1.0
+ASKED = ([1, 2, 3, 4], [4, 5, 6, 7])
+PUBLISHED = ([0.87, 2.79, 5.31, 7.30], [4.07, 9.08, 11.94, 12.94])
+
+
+def sums(numbers: Tensor) -> Tensor:
+    """[n, steps, 1] -> [n, steps, 1, 1]: each number and the one before it."""
+    return (numbers + F.pad(numbers[:, :-1], (0, 0, 1, 0)))[..., None]
+
+
+def run(kit: Kit) -> Outcome:
+    """Train for 900 updates, serve fresh sequences and the two published examples."""
+    generator = torch.Generator().manual_seed(kit.seed)
+    torch.manual_seed(kit.seed)
+
+    def draw(n: int) -> Tensor:
+        return 10 * torch.rand(n, LENGTH, 1, generator=generator)  # any numbers from 0 to 10
+
+    model = Recurring("lstm", 1, HIDDEN, (1, 1))
+    sample = draw(1000)
+    model.scale_to(sample, sums(sample)[..., 0])
+    updates = kit.full(STEPS, 60)
+
+    def pairs(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(updates):
+            x = draw(LANES)
+            yield x, sums(x)
+
+    kit.progress.stage("running-sum: training")
+    trace = fit(model, pairs, F.mse_loss, updates=updates, learning_rate=RATE, clip=CLIP, decay=True,
+                progress=kit.progress)  # fmt: skip
+    kit.progress.stage("running-sum: serving")
+    x = torch.cat([torch.tensor(ASKED, dtype=torch.float32)[..., None], draw(kit.full(500, 20))])
+    served = deliver(model, Names("running-sum", ["value"], ["sum"], []), x.numpy(), kit.out / "model.onnx")
+
+    y, truth = served.y[..., 0, 0, 0], sums(x)[..., 0, 0].numpy()  # [series, steps]
+    outcome = Outcome("running-sum: LSTM, hidden 10, 900 updates", served=[served])
+    outcome.lines.append(Line("MSE on numbers never seen", float(np.mean((y[2:] - truth[2:]) ** 2)), "0.886",
+                              at_most=0.01))  # fmt: skip
+    for row, (asked, published) in enumerate(zip(ASKED, PUBLISHED, strict=True)):
+        got = ", ".join(f"{v:.2f}" for v in y[row])
+        wanted = ", ".join(f"{v:g}" for v in truth[row])
+        outcome.lines.append(Line(f"{asked} → [{wanted}]", f"[{got}]", str(published)))
+
+    figure = canvas(10, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    left.plot(trace.losses, color=INK, lw=1)
+    left.axhline(0.886, color=ACCENT, lw=1, ls="--")
+    left.annotate("published after 900: 0.886", (0.99, 0.886), xycoords=("axes fraction", "data"), ha="right",
+                  va="bottom", color=ACCENT, fontsize=9)  # fmt: skip
+    left.set_yscale("log")
+    left.set_xlabel("update")
+    left.set_title("mean squared error of each update")
+    right.plot([0, 20], [0, 20], color=ACTUAL, lw=0.8, ls=(0, (3, 1.5)))
+    right.plot(truth[2:].ravel(), y[2:].ravel(), ".", ms=2.5, color=INK, alpha=0.5, label="fresh numbers")
+    for row, published in enumerate(PUBLISHED):
+        right.plot(truth[row], published, "x", color=ACCENT, label="published" if row == 0 else None)
+    right.set_xlabel("true sum")
+    right.set_ylabel("served")
+    right.set_title("what the worker answers")
+    right.legend()
+    kit.save(figure)
+    return outcome
