@@ -5,9 +5,19 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# A second pip index: its `+cpu` builds sort above the plain release, and the pins accept them.
+# A second package index: its `+cpu` builds sort above the plain release, and the pins accept them.
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -c requirements.txt
+# uv unpacks torch in a quarter of pip's time, and links it from its cache the next time. A mirror that pip is told of in
+# its environment holds for uv too; where uv fails, pip has its turn, as only pip reads pip.conf.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+UV_ENV := $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT))
+UV := $(UV_ENV) $(BIN)/python -m uv pip install --python $(BIN)/python --index-strategy unsafe-best-match
+DEMO_EXTRAS := demo
+DEV_EXTRAS := demo,tune,dev
+define install
+$(UV) --no-build-isolation -c requirements.txt $(1) || { echo "tidecast: uv could not; trying again with pip" >&2; \
+  $(PIP) --no-build-isolation -c requirements.txt $(1); }
+endef
 DEMO_SECONDS := $(if $(filter-out environment default,$(origin SECONDS)),--seconds $(SECONDS))
 
 .DEFAULT_GOAL := help
@@ -24,8 +34,9 @@ demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a 
 setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
 
 test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka
+	@# Two at a time, for they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
 	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## ruff: errors, style, format
 	@$(BIN)/ruff check .
@@ -45,9 +56,9 @@ format: $(VENV)/.dev ## Put the code into ruff's format
 	@$(BIN)/ruff format .
 
 pins: $(BIN)/python ## Bring requirements.txt up to date with pyproject.toml (UPGRADE=1: newest versions)
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
+	@$(PIP) --quiet uv
 	@grep '^#' requirements.txt > requirements.new
-	@echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	@printf 'setuptools>=77\nuv\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	  --all-extras --no-annotate --no-header $(if $(UPGRADE),,-c requirements.txt) pyproject.toml - >> requirements.new
 	@mv requirements.new requirements.txt
 	@echo "tidecast: requirements.txt is made again; run make test before you keep it"
@@ -61,14 +72,14 @@ clean: ## Remove .venv, caches and what was built; trained models stay
 $(VENV)/.demo: pyproject.toml requirements.txt | $(BIN)/python
 	@echo "tidecast: installing the worker, the trainer and the embedded Kafka's runtime into $(VENV)"
 	@echo "tidecast: once; torch is large, so this takes one to several minutes"
-	@$(INSTALL) setuptools
-	@$(INSTALL) $(TORCH_INDEX) -e '.[demo]'
+	@$(PIP) --quiet -c requirements.txt uv setuptools
+	@$(call install,$(TORCH_INDEX) -e '.[$(DEMO_EXTRAS)]')
 	@touch $@
 	@echo "tidecast: installed"
 
 $(VENV)/.dev: pyproject.toml requirements.txt | $(VENV)/.demo
 	@echo "tidecast: installing the tools for tests, lint and types into $(VENV)"
-	@$(INSTALL) $(TORCH_INDEX) -e '.[demo,tune,dev]'
+	@$(call install,$(TORCH_INDEX) -e '.[$(DEV_EXTRAS)]')
 	@touch $(VENV)/.demo $@
 	@echo "tidecast: installed"
 

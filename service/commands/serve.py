@@ -13,7 +13,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from service import __version__, logs, settings
+from service import __version__, logs, settings, stacks
 
 if TYPE_CHECKING:
     from service.worker import Worker
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     config = settings.from_args(args)
     logs.setup(config.log_level, config.log_format)
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    stacks.show_on_signal()
     # Until there is something to drain, the end is the end. Set explicitly: as process 1 of a container there is no
     # default action for SIGTERM.
     for signum in (signal.SIGTERM, signal.SIGINT):

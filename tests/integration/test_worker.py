@@ -254,8 +254,10 @@ def test_sigusr1_shows_what_every_thread_does_and_the_worker_goes_on(topics, mod
     t = topics()
     with serving("--model", model, *t.flags) as worker:
         worker.ready()
-        worker.process.send_signal(signal.SIGUSR1)
-        worker.wait_for("the stacks", lambda: "worker.py" in worker.log)
+        for shown in range(1, 21):  # often: walking the stacks of threads that run must not crash it
+            worker.process.send_signal(signal.SIGUSR1)
+            worker.wait_for("the stacks", lambda n=shown: worker.log.count("Current thread") >= n)
+        assert "worker.py" in worker.log
         t.send([(0, b"s", reading(0))])
         assert len(t.read(t.forecasts, 1)) == 1
         assert worker.end(signal.SIGINT)[0] == 0
