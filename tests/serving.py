@@ -119,6 +119,13 @@ class Serve:
         pattern = rf"^{name}(?:{{.*}})? (\S+)$"
         return sum(float(v) for v in re.findall(pattern, self.get("/metrics")[1], re.MULTILINE))
 
+    def show(self):
+        """Print the log, and where a process that lives on is: for a failure that another worker may have caused."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR1)
+            time.sleep(0.5)
+        print(f"log of worker {self.process.pid}, exit code {self.process.poll()}:\n{self.log}")
+
     def end(self, signum=signal.SIGTERM):
         """The exit code and the whole log."""
         if self.process.poll() is None and signum:
@@ -143,6 +150,9 @@ def serving(*flags):
     worker = Serve(*flags)
     try:
         yield worker
+    except BaseException:
+        worker.show()
+        raise
     finally:
         if worker.process.poll() is None:
             worker.process.kill()
