@@ -1,30 +1,18 @@
-"""A consumer on kafka-python.
-
-kafka-python runs rebalance callbacks on its I/O thread, where a callback that commits would wait for itself. Here they
-run on the caller's thread, as the port promises: a group's polls go through a thread of their own, which hands each
-callback back to the caller and lets the library's event loop (and so the heartbeats) run on meanwhile.
-
-That thread also sees a join through to its end, over as many polls of the caller as it takes. The library throws away
-a join that ends between two polls and starts another, and so two members that poll briefly may go on joining for ever.
-"""
+"""A consumer on kafka-python."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
-import time
 from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
-from queue import Empty, SimpleQueue
 from typing import Any, cast
 
-from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.future import Future
 
 from service.broker.base import Batch, Consumer, Headers
 from service.broker.kafka_python_calls import Server
+from service.broker.kafka_python_group import Member
 from service.errors import BrokerError
 
 log = logging.getLogger("tidecast.broker")
@@ -46,8 +34,7 @@ class KafkaPythonConsumer(Consumer):
         self._group = group
         self._topic = ""
         self._positions: dict[int, int] = {}  # as last told by `poll`
-        self._caller: _Caller | None = None
-        self._leaving = False
+        self._member: Member | None = None
         options = server.options() | {
             "group_id": group,
             "isolation_level": isolation,
@@ -82,9 +69,9 @@ class KafkaPythonConsumer(Consumer):
 
         # The library shares out the partitions that it knows of: without this it may join before it knows of any.
         self._server.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
-        self._caller = _Caller(self._kafka._net, on_assigned, revoked)
+        self._member = Member(self._kafka, on_assigned, revoked)
         with self._server.errors(f"subscribing to {topic}"):
-            self._kafka.subscribe([topic], listener=_Listener(self._caller))
+            self._member.subscribe(topic)
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
@@ -104,41 +91,11 @@ class KafkaPythonConsumer(Consumer):
     def poll(self, timeout_s: float, max_records: int) -> Batch:
         """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
         with self._server.errors(f"reading {self._topic}"):
-            if self._caller is None:
+            if self._member is None:
                 found = self._kafka.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
             else:
-                found = self._poll_as_member(self._caller, timeout_s, max_records)
-                if found is None:
-                    return Batch(self._topic)
-            return self._batch(found)
-
-    def _poll_as_member(self, caller: _Caller, timeout_s: float, max_records: int) -> dict[TopicPartition, Any] | None:
-        """What has arrived by partition; None where the group is still settling."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            if not caller.busy:
-                if self._kafka._coordinator.need_rejoin():
-                    caller.start(self._join)
-                else:
-                    timeout_ms = int(left * 1_000)
-                    caller.start(lambda: self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records))  # noqa: B023
-            ended = caller.wait(left if caller.doing == self._join else left + self._server.timeout_s)
-            if not ended:
-                if caller.doing == self._join:
-                    return None
-                raise errors.KafkaTimeoutError
-            if (found := caller.value) is not None:
-                if not caller.told and self._kafka._coordinator.generation_if_stable() is not None:
-                    caller.told = True  # the library has a word only for those who get something
-                    caller.on_assigned(set())
-                return cast(dict[TopicPartition, Any], found)
-
-    def _join(self) -> None:
-        """In the caller's other thread: until the group has settled, or this member leaves."""
-        coordinator = self._kafka._coordinator
-        while not self._leaving and coordinator.need_rejoin():
-            coordinator.poll(timeout_ms=500)
+                found = self._member.poll(timeout_s, max_records, self._server.timeout_s)
+            return Batch(self._topic) if found is None else self._batch(found)
 
     def _batch(self, found: dict[TopicPartition, Any]) -> Batch:
         batch = Batch(self._topic)
@@ -225,22 +182,13 @@ class KafkaPythonConsumer(Consumer):
         def leave() -> None:
             self._kafka.close(autocommit=False, timeout_ms=_CLOSE_TIMEOUT_MS)
 
-        self._leaving = True
-        caller, limit = self._caller, _CLOSE_TIMEOUT_MS / 1_000 + self._server.timeout_s
         try:
-            if caller is None:
+            if self._member is None:
                 self._server.call("leaving", leave)
-                return
-            if caller.busy:
-                with contextlib.suppress(BrokerError, errors.KafkaError):  # what went wrong there is over now
-                    caller.wait(limit)
-            caller.start(leave)
-            caller.wait(limit)
+            else:
+                self._member.leave(leave, _CLOSE_TIMEOUT_MS / 1_000 + self._server.timeout_s)
         except (BrokerError, errors.KafkaError, OSError, RuntimeError) as error:
             log.debug("leaving the group failed; it notices at the end of the session", exc_info=error)
-        finally:
-            if caller is not None:
-                caller.end()
 
     def _require(self, topic: str) -> int:
         count = self._count(topic)
@@ -250,80 +198,6 @@ class KafkaPythonConsumer(Consumer):
 
     def _tp(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
-
-
-class _Caller:
-    """Runs one library call at a time in a thread, and on the caller's thread the callbacks that it leads to."""
-
-    def __init__(
-        self, net: Any, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
-    ) -> None:
-        self.on_assigned, self.on_revoked = on_assigned, on_revoked
-        self.told = False  # of a first share of the partitions, be it empty
-        self.doing: Callable[[], Any] | None = None  # the latest call
-        self.busy = False
-        self.value: Any = None  # of the latest call, once it has ended
-        self._net = net
-        self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
-        # ("done", value), ("failed", error) or ("callback", (function, partitions, future))
-        self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        threading.Thread(target=self._work, name="kafka-poll", daemon=True).start()
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            try:
-                self._events.put(("done", call()))
-            except BaseException as error:
-                self._events.put(("failed", error))
-
-    def start(self, call: Callable[[], Any]) -> None:
-        """Begin `call`; `wait` for it before the next."""
-        self.doing, self.busy, self.value = call, True, None
-        self._calls.put(call)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for the call to end, True if it did; raises what it or a callback raised."""
-        deadline = time.monotonic() + seconds
-        while self.busy:
-            try:
-                kind, what = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
-            except Empty:
-                return False
-            if kind == "callback":
-                callback, partitions, future = what
-                try:
-                    callback(partitions)
-                finally:
-                    self._net.call_soon_threadsafe(lambda done=future: done.success(None))
-                continue
-            self.busy = False
-            if kind == "failed":
-                raise what
-            self.value = what
-        return True
-
-    async def call_back(self, callback: Callable[[set[int]], None], tps: Collection[TopicPartition]) -> None:
-        """On the library's event loop: have the caller's thread do it, and wait."""
-        if tps:
-            self.told = True
-            future = Future()
-            self._events.put(("callback", (callback, {tp.partition for tp in tps}, future)))
-            await future
-
-    def end(self) -> None:
-        """Let the thread go."""
-        self._calls.put(None)
-
-
-class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    def __init__(self, caller: _Caller) -> None:
-        self._caller = caller
-
-    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        await self._caller.call_back(self._caller.on_revoked, revoked)
-
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        await self._caller.call_back(self._caller.on_assigned, assigned)
 
 
 def _without_null(headers: Headers) -> Headers:

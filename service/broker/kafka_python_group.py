@@ -1,0 +1,193 @@
+"""Membership of a group on kafka-python.
+
+kafka-python runs rebalance callbacks on its I/O thread, where a callback that commits would wait for itself. Here they
+run on the caller's thread, as the port promises: a group's polls go through a thread of their own, which hands each
+callback back to the caller and lets the library's event loop (and so the heartbeats) run on meanwhile.
+
+That thread also sees a join through to its end, over as many polls of the caller as it takes, for the library (3.0.12)
+loses a join that ends between two of its polls, in two ways:
+  - It throws the result away and joins again, and so two members that poll briefly may go on joining for ever.
+  - It joins because the topic's partitions have changed (to a leader, they also have just after its first join), and
+    takes the end of that join as proof that nothing is left to do: `need_rejoin` asks only for reasons to begin a join,
+    not whether one is under way. The member is then out of the group for good, as its heartbeats stay switched off;
+    it reads on what it had or reads nothing, and at the end of its session the others take over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Collection
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, cast
+
+from kafka import AsyncConsumerRebalanceListener, TopicPartition, errors
+from kafka.future import Future
+
+from service.errors import BrokerError
+
+_SLICE_MS = 500  # so long may a wish to leave go unnoticed while the group is joined
+
+
+class _JoinFirstError(Exception):
+    """A poll of the library wants to join."""
+
+
+class Member:
+    """One consumer's part in its group. For one caller's thread.
+
+    Args:
+        kafka: a KafkaConsumer with a group.
+        on_assigned: called inside `poll` and `leave`, with partitions; once with none where nothing is left to have.
+        on_revoked: likewise.
+    """
+
+    def __init__(
+        self, kafka: Any, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
+    ) -> None:
+        self._kafka, self._coordinator = kafka, kafka._coordinator
+        self._caller = _Caller(kafka._net, on_assigned, on_revoked)
+        self._leaving = False
+        # What the library's polls join with. They would give up in the midst of a join; see `_join`.
+        self._coordinator.ensure_active_group = _join_first
+
+    def subscribe(self, topic: str) -> None:
+        """Begin to be a member; the joining itself is done by `poll`."""
+        self._kafka.subscribe([topic], listener=_Listener(self._caller))
+
+    def poll(self, timeout_s: float, max_records: int, grace_s: float) -> dict[TopicPartition, Any] | None:
+        """What has arrived by partition; None where the group is still settling.
+
+        Raises:
+            KafkaTimeoutError: the library's poll did not return within `timeout_s` and `grace_s`.
+        """
+        caller = self._caller
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if not caller.busy:
+                caller.start(self._join if self._unsettled() else partial(self._fetch, int(left * 1_000), max_records))
+            joining = caller.doing == self._join
+            if not caller.wait(left if joining else left + grace_s):
+                if joining:
+                    return None
+                raise errors.KafkaTimeoutError
+            if caller.value is not None:
+                if not caller.told and self._coordinator.generation_if_stable() is not None:
+                    caller.told = True  # the library has a word only for those who get something
+                    caller.on_assigned(set())
+                return cast(dict[TopicPartition, Any], caller.value)
+
+    def leave(self, leave: Callable[[], None], limit_s: float) -> None:
+        """Give up what is under way and call `leave`, which closes the library's consumer; the last call."""
+        self._leaving = True
+        try:
+            if self._caller.busy:
+                with contextlib.suppress(BrokerError, errors.KafkaError):  # what went wrong there is over now
+                    self._caller.wait(limit_s)
+            self._caller.start(leave)
+            self._caller.wait(limit_s)
+        finally:
+            self._caller.end()
+
+    def _fetch(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, Any] | None:
+        """In the caller's other thread: what has arrived, None where the group has to be joined first."""
+        try:
+            return cast(dict[TopicPartition, Any], self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records))
+        except _JoinFirstError:
+            return None
+
+    def _unsettled(self) -> bool:
+        """Whether there is a reason to join, or a join that has begun and whose result is not in force."""
+        return bool(self._coordinator.rejoining or self._coordinator.need_rejoin())
+
+    def _join(self) -> None:
+        """In the caller's other thread: until the group has settled, or this member leaves."""
+        self._kafka._net.run(self._join_in_slices)
+
+    async def _join_in_slices(self) -> None:
+        # On the library's event loop, so that no join can end unseen between two slices.
+        while not self._leaving and self._unsettled():
+            if self._coordinator.rejoining:
+                self._coordinator.request_rejoin()  # taken back by the library once the result is in force
+            await self._coordinator.ensure_active_group_async(timeout_ms=_SLICE_MS)
+
+
+def _join_first(timeout_ms: float | None = None) -> bool:
+    raise _JoinFirstError
+
+
+class _Caller:
+    """Runs one library call at a time in a thread, and on the caller's thread the callbacks that it leads to."""
+
+    def __init__(
+        self, net: Any, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
+    ) -> None:
+        self.on_assigned, self.on_revoked = on_assigned, on_revoked
+        self.told = False  # of a first share of the partitions, be it empty
+        self.doing: Callable[[], Any] | None = None  # the latest call
+        self.busy = False
+        self.value: Any = None  # of the latest call, once it has ended
+        self._net = net
+        self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
+        # ("done", value), ("failed", error) or ("callback", (function, partitions, future))
+        self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        threading.Thread(target=self._work, name="kafka-poll", daemon=True).start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                self._events.put(("done", call()))
+            except BaseException as error:
+                self._events.put(("failed", error))
+
+    def start(self, call: Callable[[], Any]) -> None:
+        """Begin `call`; `wait` for it before the next."""
+        self.doing, self.busy, self.value = call, True, None
+        self._calls.put(call)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the call to end, True if it did; raises what it or a callback raised."""
+        deadline = time.monotonic() + seconds
+        while self.busy:
+            try:
+                kind, what = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                return False
+            if kind == "callback":
+                callback, partitions, future = what
+                try:
+                    callback(partitions)
+                finally:
+                    self._net.call_soon_threadsafe(lambda done=future: done.success(None))
+                continue
+            self.busy = False
+            if kind == "failed":
+                raise what
+            self.value = what
+        return True
+
+    async def call_back(self, callback: Callable[[set[int]], None], tps: Collection[TopicPartition]) -> None:
+        """On the library's event loop: have the caller's thread do it, and wait."""
+        if tps:
+            self.told = True
+            future = Future()
+            self._events.put(("callback", (callback, {tp.partition for tp in tps}, future)))
+            await future
+
+    def end(self) -> None:
+        """Let the thread go."""
+        self._calls.put(None)
+
+
+class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, caller: _Caller) -> None:
+        self._caller = caller
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._caller.call_back(self._caller.on_revoked, revoked)
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        await self._caller.call_back(self._caller.on_assigned, assigned)

@@ -1,0 +1,82 @@
+"""A group on a real Kafka: whoever is a member gets its share, whatever came between it and its joining."""
+
+import threading
+import time
+
+from kafka import KafkaAdminClient
+from kafka.admin import MemberToRemove
+
+from tests.contract.broker_contract import PATIENCE_S, Member, poll_until
+
+
+def settle(members, each):
+    poll_until([m.consumer for m in members], lambda: all(len(m.assigned) == each for m in members))
+    together = set().union(*(m.assigned for m in members))
+    assert together == set(range(each * len(members)))
+
+
+def close(members):
+    for member in members:
+        member.consumer.close()
+
+
+def test_a_member_whose_join_ends_while_it_does_not_poll_gets_its_share(kafka, broker, topic):
+    """kafka-python forgot a join that it had begun because the topic grew, if a poll ran out before the join ended."""
+    name = topic(partitions=2)
+    leader = Member(kafka, name, name)
+    poll_until([leader.consumer], lambda: len(leader.assigned) == 2)
+    other = Member(kafka, name, name)
+    settle([leader, other], each=1)
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    admin.create_partitions({name: 4})
+    admin.close()
+    # The leader hears of it in the midst of a poll, joins, and waits for the other, which does not poll yet.
+    hear = threading.Timer(0.5, leader.consumer._kafka._client.cluster.request_update)
+    hear.start()
+    leader.consumer.poll(1.5, 500)
+    hear.join()
+    # Now the other joins too, and the leader is busy with something else.
+    poll_until([other.consumer], lambda: len(other.assigned) == 2)
+    settle([leader, other], each=2)
+    close([leader, other])
+
+
+def test_a_member_that_the_group_has_thrown_out_joins_again_and_gets_its_share(kafka, broker, topic):
+    """As after a stop of the process for longer than its session, of which it knows nothing when it goes on."""
+    name = topic(partitions=4)
+    members = [Member(kafka, name, name) for _ in range(2)]
+    settle(members, each=2)
+    for out in members:
+        others = [m for m in members if m is not out]
+        member_id = out.consumer._kafka._coordinator.group_metadata().member_id
+        admin = KafkaAdminClient(bootstrap_servers=broker)
+        admin.remove_group_members(name, [MemberToRemove(member_id=member_id)])
+        admin.close()
+        poll_until([m.consumer for m in others], lambda others=others: len(others[0].assigned) == 4)
+        out.told.clear()
+        poll_until([m.consumer for m in members], lambda out=out: out.told)
+        settle(members, each=2)
+    close(members)
+
+
+def test_members_that_join_at_the_same_moment_all_get_their_share(kafka, topic):
+    for _ in range(5):
+        name = topic(partitions=4)
+        members = [Member(kafka, name, name) for _ in range(2)]
+        settled = threading.Event()
+
+        def work(member, done=settled):
+            while not done.is_set():
+                member.consumer.poll(0.03, 500)
+
+        threads = [threading.Thread(target=work, args=(member,)) for member in members]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + PATIENCE_S
+        while (shares := sorted(len(m.assigned) for m in members)) != [2, 2] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        settled.set()
+        for thread in threads:
+            thread.join()
+        assert shares == [2, 2]
+        close(members)
