@@ -275,6 +275,8 @@ class Worker:
         if any(p in self._pending for p in partitions):
             self._commit()
         self._pending = {p: offset for p, offset in self._pending.items() if p not in partitions}
+        if not self._pending:
+            self._commit_failing_since = None  # what could not be committed is another member's now
         self._assigned -= partitions
         with self._table_lock:
             self._pipeline.revoke(partitions)

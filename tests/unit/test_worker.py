@@ -293,6 +293,24 @@ def test_a_commit_that_is_refused_for_too_long_ends_the_worker(model):
     assert bench.clock.now < 1_010
 
 
+def test_an_old_refusal_for_partitions_that_left_does_not_make_the_next_one_the_last(model):
+    bench = Bench(model, broker_timeout_seconds=5)
+    bench.reading(b"a", 0)
+    worker = bench.worker(idle_polls=10)
+    bench.spy.fail["commit"] = [BrokerError("not a member")] * 1_000
+
+    def thrown_out(consumer):
+        if bench.spy.calls.count("poll") == 3:
+            worker._on_revoked({0, 1})
+            bench.clock.now += 100
+            bench.spy.fail["commit"] = [BrokerError("the group is rebalancing")]
+            bench.reading(b"b", 0, partition=1)
+
+    bench.spy.on_poll = thrown_out
+    assert worker.run() == 0
+    assert bench.committed()[1] == (1, "")
+
+
 def test_a_last_commit_that_is_refused_does_not_end_as_a_success(bench):
     bench.reading(b"a", 0)
     worker = bench.worker(idle_polls=1)
