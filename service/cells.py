@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import DataError
-from service.timestamps import MAX_TS_MS, MIN_TS_MS, parse_time
+from service.timestamps import EPOCH_UNITS_MS, MAX_TS_MS, MIN_TS_MS, epoch_unit, parse_time
 
 Where = Callable[[int], str]  # the place of the column's i-th cell, for a person: "weather.csv, line 12"
 
@@ -35,12 +35,41 @@ def times_ms(texts: list[str], column: str, where: Where) -> NDArray[np.int64]:
         try:
             out[i] = parse_time(text)
         except ValueError as error:
+            _refuse_unit([text], column, where(i))
             # Our own ValueError says what is wrong; the standard library's says little.
             what = "outside 1900..2200" if "1900" in str(error) else "not a time"
             raise DataError(
                 f"{where(i)}, column {column!r}: {what}", got=text, do="Write times as ISO 8601 or epoch milliseconds."
             ) from None
     return out
+
+
+def refuse_seconds(texts: list[str], column: str, where: Where) -> None:
+    """Refuse a column of bare numbers that are all seconds since 1970: as milliseconds they would be January 1970.
+
+    Give it the beginning of a file: readings counted from 0 in milliseconds come through the same numbers later on.
+
+    Raises:
+        DataError: they are.
+    """
+    _refuse_unit(texts, column, where(0) if texts else "")
+
+
+def _refuse_unit(texts: list[str], column: str, place: str) -> None:
+    """Refuse texts that are all whole numbers of another unit than milliseconds."""
+    if not texts or not (texts[0].strip().isdigit() and all(text.strip().isdigit() for text in texts)):
+        return
+    whole = [int(text) for text in texts]
+    unit = epoch_unit(min(whole), max(whole))
+    if unit is None or unit == "milliseconds":
+        return
+    ms = EPOCH_UNITS_MS[unit]
+    factor = f"Multiply them by {ms:,.0f}" if ms > 1 else f"Divide them by {1 / ms:,.0f}"
+    raise DataError(
+        f"{place}, column {column!r}: times in {unit} since 1970, where milliseconds are read",
+        got=texts[0],
+        do=f"{factor}, or write times as ISO 8601.",
+    )
 
 
 def _uniform_iso(texts: list[str]) -> NDArray[np.int64] | None:

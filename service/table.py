@@ -21,8 +21,9 @@ from typing import IO, TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cells import Where, key_texts, numbers, times_ms
+from service.cells import Where, key_texts, numbers, refuse_seconds, times_ms
 from service.errors import DataError
+from service.timestamps import MAX_TS_MS, MIN_TS_MS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,7 +70,7 @@ def read_table(path: Path | str, columns: Columns) -> Table:
 
     Raises:
         DataError: no such file, not CSV or Parquet, a column is missing, a cell is not a time or a finite number,
-            or there are no rows. The text names file, line and column.
+            times are seconds since 1970, or there are no rows. The text names file, line and column.
     """
     chunks = list(read_chunks(path, columns))
     if not chunks:
@@ -154,12 +155,14 @@ def csv_cells(path: Path, rows: int) -> Iterator[tuple[list[list[str]], list[int
 def _csv_chunks(path: Path, columns: Columns, rows: int) -> Iterator[Table]:
     names = header(path)
     places = {name: _place(names, name, path) for name in _wanted(columns)}
-    for cells, lines in csv_cells(path, rows):
+    for n, (cells, lines) in enumerate(csv_cells(path, rows)):
         texts = {name: [row[place] for row in cells] for name, place in places.items()}
 
         def where(i: int, lines: list[int] = lines) -> str:
             return f"{path}, line {lines[i]}"
 
+        if n == 0:
+            refuse_seconds(texts[columns.time], columns.time, where)
         yield _table(
             columns,
             times_ms(texts[columns.time], columns.time, where),
@@ -181,18 +184,25 @@ def _parquet_chunks(path: Path, columns: Columns, rows: int) -> Iterator[Table]:
         keys = None if columns.series is None else part[columns.series].cast(_polars().String).fill_null("").to_list()
         yield _table(
             columns,
-            _parquet_times(part[columns.time], where),
+            _parquet_times(part[columns.time], where, first=start == 0),
             None if columns.series is None or keys is None else key_texts(keys, columns.series, where),
             [_parquet_numbers(part[feature], where) for feature in columns.features],
         )
 
 
-def _parquet_times(column: pl.Series, where: Where) -> NDArray[np.int64]:
+def _parquet_times(column: pl.Series, where: Where, *, first: bool) -> NDArray[np.int64]:
     polars = _polars()
-    if column.dtype == polars.Date or isinstance(column.dtype, polars.Datetime):
+    typed = column.dtype == polars.Date or isinstance(column.dtype, polars.Datetime)
+    if typed:
         # Polars keeps zoned times as UTC inside; a time without a zone is UTC, as everywhere here.
         column = column.cast(polars.Datetime("ms")).cast(polars.Int64)
-    return times_ms(["" if cell is None else str(cell) for cell in column.to_list()], column.name, where)
+        ts = np.array(column.fill_null(MIN_TS_MS - 1).to_numpy(), dtype=np.int64)
+        if len(ts) and ts.min() >= MIN_TS_MS and ts.max() <= MAX_TS_MS:
+            return ts
+    texts = ["" if cell is None else str(cell) for cell in column.to_list()]
+    if first and not typed:
+        refuse_seconds(texts, column.name, where)
+    return times_ms(texts, column.name, where)
 
 
 def _parquet_numbers(column: pl.Series, where: Where) -> NDArray[np.float64]:
@@ -251,7 +261,11 @@ def _open_csv(path: Path) -> Iterator[IO[str]]:
     except OSError as error:
         raise _unreadable(path, error) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", got=error.object[error.start : error.start + 8]) from None
+        raise DataError(
+            f"{path} is not UTF-8 text",
+            got=error.object[error.start : error.start + 8],
+            do="Save it as CSV in UTF-8 (or as .csv.gz or .parquet, by these names).",
+        ) from None
     except csv.Error as error:
         raise DataError(f"{path} is not CSV", got=str(error)) from None
 

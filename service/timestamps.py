@@ -11,6 +11,10 @@ from service.errors import UsageError
 MIN_TS_MS = -2_208_988_800_000
 MAX_TS_MS = 7_258_118_400_000
 
+# Units that a bare epoch may count, in ms. A number is taken for a time only within 1990..2100.
+EPOCH_UNITS_MS = {"seconds": 1_000.0, "milliseconds": 1.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
+_PLAUSIBLE_MS = (631_152_000_000, 4_102_444_800_000)
+
 _UNIT_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d|w)")
 
@@ -36,6 +40,14 @@ def parse_time(value: str | int) -> int:
     if not MIN_TS_MS <= ms <= MAX_TS_MS:
         raise ValueError(f"time {value!r} lies outside 1900..2200; it must be epoch milliseconds or ISO 8601")
     return ms
+
+
+def epoch_unit(lowest: float, highest: float) -> str | None:
+    """The unit in which both numbers are times of 1990..2100 since 1970, None where there is none."""
+    for unit, ms in EPOCH_UNITS_MS.items():
+        if lowest * ms >= _PLAUSIBLE_MS[0] and highest * ms <= _PLAUSIBLE_MS[1]:
+            return unit
+    return None
 
 
 def format_time(ms: int) -> str:

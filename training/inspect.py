@@ -33,6 +33,7 @@ from training.inspection.source import Column, read_columns
 
 SEASON_SERIES = 20  # so many series are looked at for seasons; the others are like them
 LEAST_ROWS = 40
+EARLY_1970_MS = 60 * 86_400_000  # seconds read as milliseconds lie before it, milliseconds read as nanoseconds too
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +149,15 @@ def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
     """Sentences for a person; each says what is so and what follows from it."""
     out = []
     if not of.clock.usable:
-        unit = {"s": "seconds", "us": "microseconds", "ns": "nanoseconds"}[of.clock.form.split()[1]]
         out.append(
-            f"Column {of.clock.name!r} counts {unit} since 1970, which the trainer would take for milliseconds: make "
-            "it milliseconds or ISO 8601 before training."
+            f"Column {of.clock.name!r} counts {of.clock.form.split()[1]} since 1970. The trainer refuses that, as does "
+            "the producer: make it milliseconds or ISO 8601."
+        )
+    first, last = int(of.frame.ts.min()), int(of.frame.ts.max())
+    if first >= 0 and last < EARLY_1970_MS:
+        out.append(
+            f"All times lie between {format_time(first)} and {format_time(last)}, as of an epoch that was read in the "
+            "wrong unit on its way into this file."
         )
     keys, order, steps = of.frame.keys, of.order, of.steps
     if keys.together:

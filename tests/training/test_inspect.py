@@ -174,12 +174,23 @@ def test_irregular_readings_are_proposed_without_step_and_lags_and_a_little_jitt
 @pytest.mark.parametrize(
     ("unit", "usable"), [(1_000, False), (1, True), (0.001, False)], ids=["seconds", "milliseconds", "microseconds"]
 )
-def test_epochs_are_told_apart_by_their_size_and_those_that_the_trainer_would_misread_are_named(tmp_path, unit, usable):
+def test_epochs_are_told_apart_by_their_size_and_those_that_the_trainer_refuses_are_named(tmp_path, unit, usable):
     time = [round((START + i * HOUR) / unit) for i in range(300)]
     found = inspect(table(tmp_path / "load.csv", {"timestamp": time, "load": load(300)}))
     assert found.clock.usable is usable
     assert found.frame.ts[0] == START and found.steps.step_ms == HOUR
-    assert any("since 1970" in note for note in found.notes) is not usable
+    assert any("since 1970. The trainer refuses" in note for note in found.notes) is not usable
+
+
+def test_times_that_lost_their_unit_on_the_way_into_the_file_are_doubted(tmp_path):
+    lost = [format_time(START // 1000 + i * 3600) for i in range(300)]  # seconds, written as if they were ms
+    found = inspect(table(tmp_path / "load.csv", {"time": lost, "load": load(300)}))
+    assert any("wrong unit" in note for note in found.notes)
+
+
+def test_an_epoch_under_a_name_that_says_nothing_is_pointed_out(tmp_path):
+    with pytest.raises(DataError, match=r"no column of times.*'c0' could be epoch seconds"):
+        inspect(table(tmp_path / "load.csv", {"c0": [START // 1000 + i * 3600 for i in range(300)], "c1": load(300)}))
 
 
 def test_parquet_and_gz_say_the_same_as_csv(tmp_path):

@@ -216,3 +216,38 @@ def test_the_shipped_weather_sample_is_whole() -> None:
     assert len(table) == 26_115
     assert sorted(set(table.series)) == ["EWR", "JFK", "LGA"]
     assert np.isnan(table.x).sum(axis=0).tolist() == [1, 2_729]
+
+
+SECONDS = [1_700_000_000 + 3600 * i for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit", "do"),
+    [(1, "seconds", "Multiply them by 1,000"), (10**6, "microseconds", "Divide them by 1,000"),
+     (10**9, "nanoseconds", "Divide them by 1,000,000")],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_epoch_of_another_unit_is_refused_with_what_to_do_not_read_as_1970(
+    tmp_path: Path, factor: int, unit: str, do: str, suffix: str
+) -> None:
+    path = tmp_path / f"f{suffix}"
+    times = [second * factor for second in SECONDS]
+    if suffix == ".csv":
+        write(path, "t,a\n" + "".join(f"{t},1\n" for t in times))
+    else:
+        polars = pytest.importorskip("polars", reason="polars comes with the extra train")
+        polars.DataFrame({"t": times, "a": [1.0] * len(times)}).write_parquet(path)
+    with pytest.raises(DataError, match=f"column 't': times in {unit} since 1970") as error:
+        read_table(path, Columns("t", ("a",)))
+    assert do in str(error.value) and "\n" not in str(error.value)
+
+
+def test_times_that_are_meant_to_be_in_january_1970_are_read(tmp_path: Path) -> None:
+    # Counted from 0 in ms, a later part of a file looks like seconds; ISO 8601 says what it means.
+    path = write(tmp_path / "f.csv", "t,a\n" + "".join(f"{i * 10 * HOUR},1\n" for i in range(1, 101)))
+    assert sum(len(chunk) for chunk in read_chunks(path, Columns("t", ("a",)), rows=40)) == 100
+    path = write(tmp_path / "g.csv", "t,a\n1970-01-01T00:00:00Z,1\n1970-01-20T00:00:00Z,1\n")
+    assert read_table(path, Columns("t", ("a",))).ts.tolist() == [0, 19 * 24 * HOUR]
+    polars = pytest.importorskip("polars", reason="polars comes with the extra train")
+    polars.read_csv(path, try_parse_dates=True).write_parquet(tmp_path / "g.parquet")
+    same(read_table(tmp_path / "g.parquet", Columns("t", ("a",))), read_table(path, Columns("t", ("a",))))

@@ -10,16 +10,11 @@ import numpy as np
 
 from service.cells import MISSING, times_ms
 from service.errors import DataError
-from service.timestamps import MAX_TS_MS, MIN_TS_MS
+from service.timestamps import EPOCH_UNITS_MS, MAX_TS_MS, MIN_TS_MS, epoch_unit
 from training.inspection.source import Column, Int64
 
-LIKELY = ("time", "date", "stamp", "ts", "when", "epoch", "moment", "utc")
+LIKELY = ("time", "date", "stamp", "ts", "t", "when", "epoch", "moment", "utc")
 SAMPLE = 200
-EPOCH_MS = {"s": 1_000, "ms": 1, "us": 1e-3, "ns": 1e-6}
-PLAUSIBLE = (
-    631_152_000_000,
-    4_102_444_800_000,
-)  # 1990..2100: an epoch outside of it is a number that means another thing
 # Forms that people write and that no program should guess the meaning of row by row.
 OTHER_FORMS = (
     "%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y",
@@ -34,7 +29,7 @@ class Clock:
     """The time column, read."""
 
     name: str
-    form: str  # "ISO 8601", "ISO 8601 with a zone", "epoch s", ...
+    form: str  # "ISO 8601 with a zone", "epoch seconds", ...
     ts: Int64  # [rows] ms UTC
     usable: bool  # whether the trainer and the worker read it as it stands
 
@@ -70,6 +65,8 @@ def find_clock(columns: list[Column], path: str, given: str | None = None) -> Cl
             )
     dates = [c.name for c in columns if c.name.lower() in ("year", "month", "day", "hour")]
     hint = f" The columns {_listed(dates)} would have to be made into one." if dates else ""
+    epochs = [f"{c.name!r} could be {form}" for c in columns if c.numbers is not None and (form := _epoch(c))]
+    hint += f" {'; '.join(epochs[:3])}." if epochs else ""
     raise DataError(
         f"{path} has no column of times; a forecast needs to know when each value was read",
         got=_listed(names),
@@ -87,20 +84,17 @@ def _form(column: Column) -> str | None:
     read = [moment for moment in map(_iso, texts) if moment is not None]
     if not texts or len(read) < 0.8 * len(texts):
         return None
-    return "ISO 8601 with a zone" if any(moment.tzinfo for moment in read) else "ISO 8601"
+    return "ISO 8601 with a zone" if any(moment.tzinfo for moment in read) else "ISO 8601 without a zone, taken as UTC"
 
 
 def _epoch(column: Column) -> str | None:
     values = column.numbers
     assert values is not None
     known = values[np.isfinite(values)]
-    if not len(known):
+    if not len(known) or np.ptp(known) == 0:
         return None
-    for unit, factor in EPOCH_MS.items():
-        ms = known * factor
-        if ms.min() >= PLAUSIBLE[0] and ms.max() <= PLAUSIBLE[1] and np.ptp(known) > 0:
-            return f"epoch {unit}"
-    return None
+    unit = epoch_unit(float(known.min()), float(known.max()))
+    return None if unit is None else f"epoch {unit}"
 
 
 def _read(column: Column, path: str, form: str) -> Clock:
@@ -113,8 +107,8 @@ def _read(column: Column, path: str, form: str) -> Clock:
         if np.isnan(column.numbers).any():
             row = int(np.argmax(np.isnan(column.numbers))) + 1
             raise DataError(f"{path}: row {row} has no time in column {column.name!r}", do="Drop the row, or mend it.")
-        ts = np.round(column.numbers * EPOCH_MS[form.split()[1]]).astype(np.int64)
-        return Clock(column.name, form, ts, form == "epoch ms")
+        ts = np.round(column.numbers * EPOCH_UNITS_MS[form.split()[1]]).astype(np.int64)
+        return Clock(column.name, form, ts, form == "epoch milliseconds")
     texts = column.texts or []
     ts = times_ms(texts, column.name, lambda i: f"{path}, row {i + 1}")
     zoned = [bool(re.search(r"(Z|z|[+-]\d\d:?\d\d)$", text.strip()[10:])) for text in texts]
