@@ -33,6 +33,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     train_until: str
     validate_until: str
     max_gap: int = 24  # steps: more than this missing and the series starts again, as in the worker
+    missing: Literal["mask", "fill"] = "mask"  # fill: carry the last value forward, in training rows only
     outliers: Literal["keep", "clip", "mask"] = "keep"  # in training rows only
     outlier_threshold: float = 6.0  # deviations from the running median
     units: dict[str, str] = {}

@@ -16,6 +16,7 @@ from service.errors import DataError
 from service.table import Table, file_sha256, read_table
 from service.timestamps import format_time
 from service.waves import missing_steps
+from training.account import Account
 from training.config import Config
 from training.outliers import treat
 
@@ -42,6 +43,7 @@ class Dataset:
     restarts: int
     missing: dict[str, int]  # feature -> missing values
     outliers: dict[str, int]  # feature -> outliers in training rows
+    account: Account  # what else was found, and where
 
 
 def load_dataset(config: Config, path: Path) -> Dataset:
@@ -54,16 +56,24 @@ def load_dataset(config: Config, path: Path) -> Dataset:
     series = np.asarray(table.series)
     stretches: list[Stretch] = []
     duplicates = 0
+    account = Account()
     names = list(dict.fromkeys(table.series))
     for name in names:
         mine = np.flatnonzero(series == name)
+        unsorted = int((np.diff(table.ts[mine]) < 0).sum())
         mine = mine[np.argsort(table.ts[mine], kind="stable")]
         ts = table.ts[mine]
         first = np.ones(len(ts), dtype=bool)
         first[1:] = np.diff(ts) > 0
         duplicates += int((~first).sum())
+        account.take_order(ts, table.x[mine], first, unsorted)
+        account.take_steps(name, ts[first], config.step_ms, config.data.max_gap)
         stretches += cut(name, mine[first], table, config.step_ms, config.data.max_gap)
     counts = np.isnan(table.x).sum(axis=0)
+    account.take_missing(stretches, config.features)
+    outliers = _treat_outliers(stretches, config, account)
+    account.take_ranges(stretches, config.features, config.train_until_ms)
+    account.filled = _fill(stretches, config)
     dataset = Dataset(
         stretches=stretches,
         sha256=file_sha256(path),
@@ -71,8 +81,9 @@ def load_dataset(config: Config, path: Path) -> Dataset:
         duplicates=duplicates,
         silent_steps=int(sum((s.rows < 0).sum() for s in stretches)),
         restarts=len(stretches) - len(names),
-        outliers=_treat_outliers(stretches, config),
         missing=dict(zip(config.features, counts.tolist(), strict=True)),
+        outliers=outliers,
+        account=account,
     )
     _need_rows(dataset, config, path)
     return dataset
@@ -105,17 +116,46 @@ def cut(series: str, rows: NDArray[np.int64], table: Table, step_ms: int, max_ga
     return stretches
 
 
-def _treat_outliers(stretches: list[Stretch], config: Config) -> dict[str, int]:
+def _treat_outliers(stretches: list[Stretch], config: Config, account: Account) -> dict[str, int]:
     """Keep, clip or mask outliers, in place and before `train_until` only; how many there were of each feature."""
     counts = dict.fromkeys(config.features, 0)
     for stretch in stretches:
-        rows = int(np.searchsorted(stretch.ts, config.train_until_ms))  # the filter sees nothing later
+        rows = _training_rows(stretch, config)  # the filter sees nothing later
         for f, name in enumerate(config.features):
             column = stretch.x[:rows, f].astype(np.float64)
             kept, found = treat(column, config.data.outliers, threshold=config.data.outlier_threshold)
             stretch.x[:rows, f] = kept
             counts[name] += int(found.sum())
+            account.take_outliers(stretch.series, name, stretch.ts[:rows][found], column[found], kept[found])
     return counts
+
+
+def _fill(stretches: list[Stretch], config: Config) -> dict[str, int]:
+    """With `missing = "fill"`: carry the last value forward, in place and before `train_until` only.
+
+    Never from later values, which a served model does not have; never further than `max_gap` steps, so that a sensor
+    that was away for a month is not taught as a straight line.
+
+    Returns:
+        feature -> steps filled, silent ones among them.
+    """
+    counts = dict.fromkeys(config.features, 0)
+    if config.data.missing == "mask":
+        return counts
+    for stretch in stretches:
+        rows = _training_rows(stretch, config)
+        steps = np.arange(rows)
+        for f, name in enumerate(config.features):
+            column = stretch.x[:rows, f]
+            known = np.maximum.accumulate(np.where(np.isfinite(column), steps, -1))  # the last known step, -1 = none
+            fill = np.isnan(column) & (known >= 0) & (steps - known <= config.data.max_gap)
+            column[fill] = column[known[fill]]
+            counts[name] += int(fill.sum())
+    return counts
+
+
+def _training_rows(stretch: Stretch, config: Config) -> int:
+    return int(np.searchsorted(stretch.ts, config.train_until_ms))
 
 
 def _need_rows(dataset: Dataset, config: Config, path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +13,7 @@ from service.spec import ModelSpec
 from service.timestamps import format_duration, format_time
 from training.config import Config
 from training.data import Dataset
+from training.data_card import card_lines
 from training.evaluate import LINEAR, MODEL, Evaluation, Scores
 from training.fit import History
 from training.gate import Parity
@@ -109,9 +112,12 @@ def unit_of(evaluation: Evaluation, config: Config, target: str) -> str | None:
 
 def write_card(
     directory: Path, spec: ModelSpec, config: Config, dataset: Dataset, history: History, evaluation: Evaluation,
-    parity: list[Parity],
+    parity: list[Parity], limits: NDArray[np.float64],
 ) -> None:  # fmt: skip
-    """`MODEL_CARD.md`: what the model is, what it was made of, how good it is, and what it is not for."""
+    """`MODEL_CARD.md`: what the model is, what it was made of, how good it is, and what it is not for.
+
+    `limits` [features, 2] are in raw units: the graph clips what lies outside.
+    """
     model, data = config.model, config.data
     step = "irregular" if spec.step_ms == 0 else format_duration(spec.step_ms)
     lines = [
@@ -130,13 +136,11 @@ def write_card(
         f"| training rows | {spec.training_data.rows:,} readings, {format_time(spec.training_data.start)} to "
         f"{format_time(spec.training_data.end)} |",
         f"| validation rows | until {format_time(config.validate_until_ms)}; what follows is test |",
-        f"| data | sha256 `{spec.training_data.sha256[:16]}…`, {dataset.readings:,} readings, {dataset.silent_steps} "
-        f"silent steps in gaps, {dataset.restarts} restarts after long gaps, {dataset.duplicates} duplicates dropped |",
-        f"| outliers in training rows | {data.outliers}: "
-        f"{', '.join(f'{n}: {c}' for n, c in dataset.outliers.items())} |",
-        f"| missing values | {', '.join(f'{n}: {c}' for n, c in dataset.missing.items())} |",
+        f"| data | sha256 `{spec.training_data.sha256[:16]}…` |",
         f"| trained | {history.seconds:.0f} s, best epoch {', '.join(map(str, history.best_epoch))}, "
         f"seed {config.fit.seed} |",
+        "",
+        *card_lines(dataset, config, limits),
         "",
         "## How good it is",
         "",
@@ -169,7 +173,7 @@ def write_card(
         "",
         "## Limits",
         "",
-        "It knows only what its training rows showed: values more than one trained range outside of it are clipped, "
+        "It knows only what its training rows showed: values beyond the limits above are clipped to them, "
         "and the intervals follow a sudden change only after some misses. `config.toml` beside this file trains "
         "it again; `tidecast evaluate --model DIR` prints the table again.",
         "",

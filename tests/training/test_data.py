@@ -70,3 +70,33 @@ def test_outliers_are_treated_in_training_rows_and_nowhere_else(config, daily_fi
     assert dataset.outliers["load"] >= 1
     assert wild == (2 if how == "keep" else 1)
     assert (load[dataset.stretches[0].ts >= config.train_until_ms] == 5000).sum() == 1
+
+
+def test_fill_carries_values_forward_in_training_rows_and_nowhere_else(config, daily_file, dataset):
+    chosen = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, missing="fill"))
+    filled = load_dataset(chosen, daily_file)
+    count = 0
+    for before, after in zip(dataset.stretches, filled.stretches, strict=True):
+        training = before.ts < config.train_until_ms
+        np.testing.assert_array_equal(after.x[~training], before.x[~training])
+        holes = np.isnan(before.x[:, 0]) & training
+        expected = carried_forward(before.x[:, 0])
+        np.testing.assert_array_equal(after.x[training, 0], expected[training])
+        count += int(holes.sum())
+    assert filled.account.filled["load"] == count > 20
+    assert filled.account.filled["heat"] == 3  # the silent steps of the short gap
+    assert filled.missing == dataset.missing
+    assert dataset.account.filled == {"load": 0, "heat": 0}
+
+
+def test_fill_does_not_draw_a_straight_line_where_a_sensor_was_long_away(config, daily_file):
+    path = daily_file.with_name("away.csv")
+    lines = daily_file.read_text().splitlines()
+    for row in range(20, 50):  # present, but without a value for 30 hours
+        time, sensor, _, heat = lines[row].split(",")
+        lines[row] = f"{time},{sensor},NA,{heat}"
+    path.write_text("\n".join(lines) + "\n")
+    chosen = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, missing="fill"))
+    load = load_dataset(chosen, path).stretches[0].x[19:49, 0]
+    assert np.isfinite(load[: config.data.max_gap]).all()
+    assert np.isnan(load[config.data.max_gap :]).all()

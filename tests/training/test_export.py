@@ -16,7 +16,7 @@ from training.commands import evaluate as evaluate_command
 from training.config import write_config
 from training.export import build_graph, write
 from training.fit import fit
-from training.gate import STEPS, check_parity, fold, sequences, torch_step
+from training.gate import STEPS, check_parity, fold, onnx_step, sequences, torch_step
 from training.progress import Progress
 
 
@@ -86,6 +86,17 @@ def test_only_batch_is_dynamic_and_only_standard_operators_are_used(fitted):
         assert all(d.dim_value for d in dims[1:])
 
 
+def test_the_limits_that_the_card_names_are_those_at_which_the_graph_clips(fitted):
+    model, _, graph = fitted
+    ((_, high), _) = pipeline.clip_limits(model)
+    step = onnx_step(graph.SerializeToString())
+    ts, state = np.zeros(4, np.int64), np.tile(model.initial_state().numpy(), (4, 1))
+    x = np.array([[high, 0], [high * 5, 0], [high * 1000, 0], [high * 0.9, 0]], np.float32)
+    y = step(x, ts, state)[0]
+    np.testing.assert_allclose(y[1:3], y[[0, 0]], rtol=1e-4)
+    assert abs(y[3] / y[0] - 1).max() > 0.01
+
+
 def test_a_model_directory_holds_all_that_the_readme_says(config, daily_file, tmp_path, capsys):
     spec, evaluation = pipeline.train(config, daily_file, tmp_path, quiet=True)
     printed = capsys.readouterr().out
@@ -96,6 +107,7 @@ def test_a_model_directory_holds_all_that_the_readme_says(config, daily_file, tm
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {"forecast.png", "error_by_lead.png", "training.png"}
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert spec.id in card
+    assert "## The data" in card and "| load | target |" in card
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert len(metrics["scores"]["load"]["tidecast"]["mae"]) == 3
 
