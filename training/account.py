@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.waves import missing_steps
+from training.inspection.findings import OFF
 
 if TYPE_CHECKING:
     from training.data import Stretch
 
-OFF = 0.1  # of a step: a reading further than this from where its step is due is irregular
 SHOWN = 3  # outliers of each feature, and constants, that are named; the rest are counted
 
 Floats = NDArray[np.float64]

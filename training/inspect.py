@@ -102,7 +102,8 @@ def inspect(path: Path | str, wishes: Wishes | None = None, *, beside: Path | No
     clock = find_clock(columns, str(path), wishes.time)
     keys = find_keys(columns, clock, str(path), wishes.series)
     roles = find_roles(columns, clock, keys)
-    made, order = frame(clock.ts, keys)
+    values_of = [column.numbers for column in columns if column.numbers is not None]
+    made, order = frame(clock.ts, keys, values_of)
     steps = _steps(path, made)
     by_name = {column.name: column for column in columns}
     names = value_names(roles)
@@ -169,7 +170,8 @@ def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
         hint = "" if keys.column or order.duplicates < 0.2 * len(of.clock.ts) else " Is a key column missing?"
         out.append(
             f"{count(order.duplicates, 'reading')} for a time that the series already has, first at "
-            f"{order.first_duplicate}: the trainer keeps the first in the file and drops the rest.{hint}"
+            f"{order.first_duplicate}, {order.contradictions:,} of them with other values: the trainer keeps the "
+            f"first in the file and drops the rest.{hint}"
         )
     if order.unsorted:
         out.append(
@@ -189,7 +191,7 @@ def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
             f"{count(len(steps.others), 'series', 'series')} with another step than {format_duration(steps.step_ms)}: "
             f"{named}. One model has one step: train them apart."
         )
-    if steps.long:
+    if steps.long and of.proposal.config.data.step != "0":
         out.append(
             f"{count(steps.long, 'gap')} longer than {LONG_GAP} steps: there the series starts again, cold "
             "(data.max_gap)."

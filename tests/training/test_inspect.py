@@ -18,6 +18,7 @@ from training.commands import inspect as command
 from training.config import read_config
 from training.data import load_dataset
 from training.inspect import Wishes, inspect
+from training.inspection.gap_plot import bins, gaps
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -110,6 +111,16 @@ def test_outliers_are_counted_with_where_and_one_far_reading_is_named(tmp_path):
     assert any("4000" in note and "far beyond" in note for note in found.notes)
 
 
+def test_a_far_reading_of_a_covariate_is_proposed_to_be_masked_as_it_spoils_the_scaler(tmp_path):
+    wind = load(600) * np.random.default_rng(7).uniform(0.5, 1.5, 600)
+    for far, expected in ((wind[100], "keep"), (9000, "mask")):
+        wind[100] = far
+        found = inspect(table(tmp_path / "load.csv", {"time": hours(600), "load": load(600), "wind": wind}))
+        assert found.values["load"].outliers == 0
+        assert found.proposal.config.data.outliers == expected
+    assert "1 in wind" in found.proposal.text
+
+
 def test_a_level_that_moves_and_stays_is_found_where_it_moves(tmp_path):
     values = load(24 * 120) + np.where(np.arange(24 * 120) < 24 * 60, 0, 60)
     found = inspect(table(tmp_path / "load.csv", {"time": hours(24 * 120), "load": values}))
@@ -148,9 +159,11 @@ def test_cells_that_are_no_numbers_are_a_finding_with_their_line_not_an_end(tmp_
 def test_unsorted_rows_and_many_duplicates_are_told(tmp_path):
     time = hours(200)
     time[50], time[51] = time[51], time[50]
+    values = load(200).round(3)
     time[120] = time[119]
-    found = inspect(table(tmp_path / "load.csv", {"time": time, "load": load(200)}))
-    assert (found.order.duplicates, found.order.unsorted) == (1, 1)
+    time[150], values[150] = time[149], values[149]  # says the same again
+    found = inspect(table(tmp_path / "load.csv", {"time": time, "load": values}))
+    assert (found.order.duplicates, found.order.contradictions, found.order.unsorted) == (2, 1, 1)
     assert found.order.first_duplicate == hours(200)[119]
 
 
@@ -249,11 +262,12 @@ def rows(head, make, n=100):
         (rows("when,v", lambda i: f"{i % 28 + 1:02d}/01/2024 10:00,{i}"), "neither ISO 8601 nor epoch"),
         (rows("time;v", lambda i: f"{hours(100)[i]};1,5"), "semicolons"),
         (rows("1,2.5", lambda i: f"{i},{i / 3}"), "no header"),
+        ('{"time": "2024-01-01", "v": 1}\n', "JSON, not CSV"),
         ("time,v,v\n2024-01-01,1,2\n", "same name"),
         ("time,v\n2024-01-01,1,2\n", "line 2"),
     ],
     ids=["empty", "header only", "one row", "no time", "split date", "all text", "constant", "mixed zones", "bad time",
-         "day or month first", "semicolons", "no header", "same name", "ragged"],
+         "day or month first", "semicolons", "no header", "json", "same name", "ragged"],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_gets_one_sentence_that_says_why(tmp_path, text, what):
     said = sentence(tmp_path / "bad.csv", text)
@@ -309,6 +323,24 @@ def test_the_plots_are_pictures_of_some_size(tmp_path, capsys):
         picture = tmp_path / "plots" / f"{name}.png"
         assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 20_000
         assert str(picture) in out
+
+
+@pytest.mark.parametrize("steps", [100, 240, 241, 999])
+def test_every_bin_of_the_picture_of_gaps_is_due_whole_steps_and_none_is_lost(tmp_path, steps):
+    found = inspect(table(tmp_path / "load.csv", {"time": hours(steps), "load": load(steps)}))
+    edges = bins(found, 240)
+    counts = np.histogram(found.frame.ts, edges)[0]
+    assert counts.sum() == steps and len(counts) <= 240
+    np.testing.assert_array_equal(counts, np.diff(edges) / HOUR)  # all came: each bin is full, and no bin is fuller
+
+
+def test_the_picture_of_gaps_shows_the_series_that_have_them(tmp_path):
+    rows = [(t, f"s{s}") for i, t in enumerate(hours(80)) for s in range(35) if s != 20 or i < 50]
+    time, sensor = zip(*rows, strict=True)
+    found = inspect(table(tmp_path / "many.csv", {"time": time, "sensor": sensor, "v": load(len(rows))}))
+    axis = gaps(found).axes[0]
+    assert axis.get_yticklabels()[0].get_text() == "s20"
+    assert "30 of 35 series" in axis.get_title(loc="left") + axis.get_title()
 
 
 def test_inspecting_needs_no_torch():

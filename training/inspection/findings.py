@@ -44,6 +44,7 @@ class Order:
     """How the rows came."""
 
     duplicates: int  # readings for a time that the series already had
+    contradictions: int  # of those, with other values than the reading that stays
     first_duplicate: str | None
     unsorted: int  # rows earlier than one before them of the same series
 
@@ -116,8 +117,11 @@ class Values:
     outlier_rows: list[int] = field(default_factory=list)  # places in the frame, for the plots; at most 2,000
 
 
-def frame(ts: Int64, keys: Keys) -> tuple[Frame, Order]:
-    """The readings in order, and how far they were from it."""
+def frame(ts: Int64, keys: Keys, columns: list[Floats]) -> tuple[Frame, Order]:
+    """The readings in order, and how far they were from it.
+
+    `columns`, each [rows] of values, say which duplicates disagree.
+    """
     order = np.lexsort((ts, keys.codes))  # stable: rows of the same time stay in the file's order
     codes, moments = keys.codes[order], ts[order]
     repeated = np.zeros(len(ts), dtype=bool)
@@ -132,7 +136,12 @@ def frame(ts: Int64, keys: Keys) -> tuple[Frame, Order]:
         first = format_time(int(ts[at])) + (f" of {name}" if keys.column else "")
     bounds = np.searchsorted(codes[kept], np.arange(len(keys.names) + 1))
     made = Frame(keys, order[kept], moments[kept], bounds)
-    return made, Order(int(repeated.sum()), first, int(back.sum()))
+    stays = order[np.maximum.accumulate(np.where(kept, np.arange(len(ts)), 0))]  # the row that stays instead of each
+    disagree = np.zeros(len(ts), dtype=bool)
+    for x in columns:
+        a, b = x[order], x[stays]
+        disagree |= (a != b) & ~(np.isnan(a) & np.isnan(b))
+    return made, Order(int(repeated.sum()), int(disagree.sum()), first, int(back.sum()))
 
 
 def find_steps(of: Frame) -> Steps | None:

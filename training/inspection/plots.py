@@ -7,19 +7,19 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from service.timestamps import format_duration
 from training.inspect import Inspection, count
+from training.inspection.drawing import ACCENT, BAND, GREY, INK, column, label, spans, thousands, when
 from training.inspection.findings import LONG_GAP
+from training.inspection.gap_plot import gaps
 from training.inspection.seasons import DAY, WEEK, autocorrelation, moving_level, on_grid
 from training.inspection.source import Floats, Int64
 
 mpl.use("agg")  # files only; a server has no display
 
-INK, BAND, ACCENT, GREY = "#1f4e8c", "#7fa8d9", "#c8553d", "#8a8a8a"
-PANELS, BINS, HEAT_ROWS, HEAT_BINS = 6, 900, 30, 240
+PANELS, BINS = 6, 900
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONDAY = 4 * DAY  # 1970-01-05, the first Monday
 
@@ -30,39 +30,18 @@ def save_plots(found: Inspection, directory: Path) -> list[Path]:
     out = []
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
                          "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"}):  # fmt: skip
-        for name, figure in (("series", _series(found)), ("seasons", _seasons(found)), ("gaps", _gaps(found))):
+        for name, figure in (("series", _series(found)), ("seasons", _seasons(found)), ("gaps", gaps(found))):
             out.append(directory / f"{name}.png")
             figure.savefig(out[-1], dpi=130)
     return out
 
 
-def _column(found: Inspection, name: str) -> Floats:
-    numbers = next(column.numbers for column in found.columns if column.name == name)
-    assert numbers is not None
-    return numbers[found.frame.rows]
-
-
-def _spans(found: Inspection) -> list[tuple[str, slice]]:
-    """Series, those of most readings first."""
-    return sorted(found.frame.spans(), key=lambda span: span[1].start - span[1].stop)
-
-
-def _label(found: Inspection, name: str) -> str:
-    unit = found.values[name].unit
-    return f"{name} ({unit})" if unit and unit not in name else name
-
-
-def _when(ts: Int64) -> Floats:
-    """[readings] as matplotlib counts time: days."""
-    return ts / DAY
-
-
 def _panels(found: Inspection) -> list[tuple[str, str, slice]]:
     """(column, series, where): each target in up to three series, then other columns in the first."""
-    spans = _spans(found)
+    sizes = spans(found)
     data = found.proposal.config.data
-    panels = [(name, key, at) for name in data.targets for key, at in spans[:3]]
-    panels += [(name, *spans[0]) for name in found.values if name not in data.targets]
+    panels = [(name, key, at) for name in data.targets for key, at in sizes[:3]]
+    panels += [(name, *sizes[0]) for name in found.values if name not in data.targets]
     return panels[:PANELS]
 
 
@@ -74,29 +53,36 @@ def _series(found: Inspection) -> Figure:
     many = len(found.frame.keys.names) > 1
     end = int(found.frame.ts.max())
     for axis, (name, key, at) in zip(axes, panels, strict=True):
-        ts, x = found.frame.ts[at], _column(found, name)[at]
+        ts, x = found.frame.ts[at], column(found, name)[at]
         _envelope(axis, ts, x)
         odd = [i - at.start for i in found.values[name].outlier_rows if at.start <= i < at.stop]
         if odd:
             axis.plot(
-                _when(ts[odd]), x[odd], "o", ms=6, mfc="none", mec=ACCENT, mew=1.3, label=count(len(odd), "outlier")
+                when(ts[odd]), x[odd], "o", ms=6, mfc="none", mec=ACCENT, mew=1.3, label=count(len(odd), "outlier")
             )
         _without_extremes(axis, x)
         step = found.steps.step_ms
         for gap in np.flatnonzero(np.diff(ts) > (LONG_GAP + 1.5) * step).tolist():
-            axis.axvspan(*_when(ts[[gap, gap + 1]]), color=ACCENT, alpha=0.15, lw=0)
-        axis.set_title(f"{_label(found, name)}{f', {key}' if many else ''}")
+            axis.axvspan(*when(ts[[gap, gap + 1]]), color=ACCENT, alpha=0.15, lw=0)
+        axis.set_title(f"{label(found, name)}{f', {key}' if many else ''}")
         axis.xaxis_date()
+        axis.yaxis.set_major_formatter(thousands)
         for start, stop, shade in (
             (config.train_until_ms, config.validate_until_ms, 0.07), (config.validate_until_ms, end, 0.14),
         ):  # fmt: skip
-            axis.axvspan(*_when(np.array([start, stop])), color="#000000", alpha=shade, lw=0, zorder=0)
+            axis.axvspan(*when(np.array([start, stop])), color="#000000", alpha=shade, lw=0, zorder=0)
         if odd:
             axis.legend(loc="upper right", bbox_to_anchor=(1, 1.22), frameon=False)
+    drawn, series = {name for name, _, _ in panels}, len(found.frame.keys.names)
+    hidden = [name for name in found.values if name not in drawn]
+    notes = [f"not drawn: {', '.join(hidden[:8])}{', …' if len(hidden) > 8 else ''}"] if hidden else []
+    if series > (shown := len({key for _, key, _ in panels})):
+        notes.append(f"{shown} of {series:,} series are drawn, those of most readings")
+    figure.supxlabel("; ".join(notes), x=0.01, ha="left", color=GREY, fontsize=8.5)
     top = axes[0]
     for moment, text in ((found.frame.ts.min(), "training"), (config.train_until_ms, "validation"),
                          (config.validate_until_ms, "test")):  # fmt: skip
-        top.annotate(text, (_when(np.array([moment]))[0], 0.02), xycoords=("data", "axes fraction"),
+        top.annotate(text, (when(np.array([moment]))[0], 0.02), xycoords=("data", "axes fraction"),
                      xytext=(3, 1), textcoords="offset points", color=GREY, fontsize=8.5)  # fmt: skip
     return figure
 
@@ -104,7 +90,7 @@ def _series(found: Inspection) -> Figure:
 def _envelope(axis: Axes, ts: Int64, x: Floats) -> None:
     """The readings as a line, or where they are too many, lowest to highest and the median of each of BINS bins."""
     if len(ts) <= 2 * BINS:
-        axis.plot(_when(ts), x, color=INK, lw=0.9)
+        axis.plot(when(ts), x, color=INK, lw=0.9)
         return
     edges = np.linspace(int(ts[0]), int(ts[-1]) + 1, BINS + 1)
     place = np.searchsorted(ts, edges)
@@ -114,9 +100,9 @@ def _envelope(axis: Axes, ts: Int64, x: Floats) -> None:
         part = part[np.isfinite(part)]
         if len(part):
             low[i], middle[i], high[i] = part.min(), np.median(part), part.max()
-    when = _when(((edges[:-1] + edges[1:]) / 2).astype(np.int64))
-    axis.fill_between(when, low, high, color=BAND, alpha=0.5, lw=0)
-    axis.plot(when, middle, color=INK, lw=0.9)
+    at = when(((edges[:-1] + edges[1:]) / 2).astype(np.int64))
+    axis.fill_between(at, low, high, color=BAND, alpha=0.5, lw=0)
+    axis.plot(at, middle, color=INK, lw=0.9)
 
 
 def _without_extremes(axis: Axes, x: Floats) -> None:
@@ -140,33 +126,34 @@ def _without_extremes(axis: Axes, x: Floats) -> None:
 def _seasons(found: Inspection) -> Figure:
     data = found.proposal.config.data
     names = data.targets[:3]
-    key, at = _spans(found)[0]
+    key, at = spans(found)[0]
     ts, step = found.frame.ts[at], found.steps.step_ms
     figure = Figure(figsize=(13, 3.3 * len(names) + 0.3), layout="constrained")
     axes = figure.subplots(len(names), 3, squeeze=False, gridspec_kw={"width_ratios": [1.15, 1.6, 1.35]})
     many = f", {key}" if len(found.frame.keys.names) > 1 else ""
     for row, name in zip(axes, names, strict=True):
-        x, about = _about_level(ts, _column(found, name)[at], step)
+        x, about = _about_level(ts, column(found, name)[at], step)
         if step < DAY:
             _profile(row[0], ts % DAY, x, DAY, min(96, max(2, DAY // step)))
             row[0].set_xticks(np.arange(0, 25, 6) * 3_600_000, [f"{h:02d}:00" for h in range(0, 25, 6)])
-            row[0].set_title(f"{_label(found, name)}{many}: by time of day (UTC)")
+            row[0].set_title(f"{label(found, name)}{many}: by time of day (UTC)")
         else:
             month = ts.astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64) % 12
             _profile(row[0], month, x, 12, 12)
             row[0].set_xticks(np.arange(12) + 0.5, list("JFMAMJJASOND"))
-            row[0].set_title(f"{_label(found, name)}{many}: by month")
+            row[0].set_title(f"{label(found, name)}{many}: by month")
         row[0].set_ylabel(about)
+        row[1].sharey(row[0])  # before it is drawn on, so that both fit
         _profile(row[1], (ts - MONDAY) % WEEK, x, WEEK, min(168, max(7, WEEK // step)))
         row[1].set_xticks((np.arange(7) + 0.5) * DAY, list(WEEKDAYS))
         row[1].grid(axis="x", visible=False)
         for day in range(1, 7):
             row[1].axvline(day * DAY, color="#000000", alpha=0.12, lw=0.8)
         row[1].set_title("by time of week")
-        row[1].sharey(row[0])
         row[1].tick_params(labelleft=False)
-        _autocorrelation(row[2], on_grid(ts, _column(found, name)[at], step), step)
-    axes[0, 0].legend(frameon=False, fontsize=8.5)
+        _autocorrelation(row[2], on_grid(ts, column(found, name)[at], step), step)
+        row[0].yaxis.set_major_formatter(thousands)
+    axes[0, 0].legend(frameon=True, framealpha=0.8, edgecolor="none", fontsize=8.5)
     return figure
 
 
@@ -212,7 +199,8 @@ def _autocorrelation(axis: Axes, grid: Floats, step: int) -> None:
             value = acf[period // step]
             axis.plot(period / unit[0], value, "o", color=ACCENT, ms=5)
             axis.annotate(f"{text}: {value:.2f}", (period / unit[0], value), xytext=(5, 4),
-                          textcoords="offset points", color=ACCENT, fontsize=8.5)  # fmt: skip
+                          textcoords="offset points", color=ACCENT, fontsize=8.5,
+                          bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1})  # fmt: skip
     axis.set_ylim(min(-0.3, float(acf.min()) - 0.1), 1.12)
     axis.set_xlim(0, None)
     axis.set_xlabel(f"{unit[1]} apart")
@@ -220,66 +208,8 @@ def _autocorrelation(axis: Axes, grid: Floats, step: int) -> None:
 
 
 def format_level(ms: int) -> str:
-    """A duration in days where it is some."""
-    return f"{ms / DAY:.0f} days" if ms >= 2 * DAY else format_duration(ms)
-
-
-def _gaps(found: Inspection) -> Figure:
-    spans, step, ts = _spans(found)[:HEAT_ROWS], found.steps.step_ms, found.frame.ts
-    first, last = int(ts.min()), int(ts.max()) + step
-    bins = int(min(HEAT_BINS, max(2, (last - first) // step)))
-    edges = np.linspace(first, last, bins + 1)
-    due = (edges[1:] - edges[:-1]) / step
-    series = np.stack([np.histogram(ts[at], edges)[0] / due for _, at in spans])
-    columns = list(found.values)[:HEAT_ROWS]
-    known = [np.isfinite(_column(found, name)) for name in columns]
-    total = len(found.frame.keys.names) * due
-    values = np.stack([np.histogram(ts[k], edges)[0] / total for k in known])
-    heights = [0.28 * len(spans) + 0.5, 0.28 * len(columns) + 0.5, 2.4]
-    figure = Figure(figsize=(12, sum(heights) + 1.6), layout="constrained")
-    axes = figure.subplots(3, 1, gridspec_kw={"height_ratios": heights})
-    colours = LinearSegmentedColormap.from_list("present", [ACCENT, "#f3d9a8", "#dfe9f5", BAND])
-    picture, many = None, len(found.frame.keys.names) > 1
-    for axis, rows, labels, title in (
-        (axes[0], series, [name if many else "" for name, _ in spans], "readings that came, of those due"),
-        (axes[1], values, columns, "values that are there, of those due, by column"),
-    ):
-        box = (*_when(np.array([first, last])).tolist(), len(rows) - 0.5, -0.5)
-        picture = axis.imshow(np.clip(rows, 0, 1), aspect="auto", cmap=colours, vmin=0, vmax=1, extent=box,
-                              interpolation="nearest")  # fmt: skip
-        axis.set_yticks(range(len(rows)), labels)
-        axis.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
-        axis.grid(visible=False)
-        axis.grid(which="minor", axis="y", color="white", lw=2, alpha=1)
-        axis.tick_params(which="minor", length=0)
-        axis.xaxis_date()
-        axis.set_title(title)
-    assert picture is not None
-    figure.colorbar(picture, ax=axes[:2].tolist(), format=lambda share, _: f"{100 * share:.0f} %", aspect=12, pad=0.01)
-    _differences(axes[2], found)
-    return figure
-
-
-def _differences(axis: Axes, found: Inspection) -> None:
-    """How far readings of one series lie apart, in steps."""
-    apart = np.concatenate([np.diff(found.frame.ts[at]) for _, at in found.frame.spans()]) / found.steps.step_ms
-    top = max(2.0, float(apart.max()))
-    if top <= 60:
-        edges = np.arange(0.5, np.ceil(top) + 1.5) if found.steps.irregular < 0.05 else np.linspace(0, np.ceil(top), 80)
-    else:
-        edges = np.geomspace(max(0.05, float(apart.min()) * 0.9), top * 1.05, 80)
-        axis.set_xscale("log")
-    counts, edges = np.histogram(apart, edges)
-    axis.bar(edges[:-1], counts, np.diff(edges), align="edge", color=BAND, edgecolor="white", lw=0.5)
-    if top > LONG_GAP:
-        axis.axvline(LONG_GAP + 1, color=ACCENT, lw=1.2)
-        axis.annotate(" beyond: the series starts again", (LONG_GAP + 1, 0.9), xycoords=("data", "axes fraction"),
-                      color=ACCENT, fontsize=9)  # fmt: skip
-    axis.set_yscale("log")
-    axis.set_ylim(0.7, None)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if top <= 12:
-        axis.set_xticks(range(1, int(np.ceil(top)) + 1))
-    axis.set_xlabel(f"steps of {format_duration(found.steps.step_ms)} between a reading and the next of its series")
-    axis.set_title("how many lie how far apart")
+    """A duration in the largest unit of which it is at least two."""
+    for unit, name in ((DAY, "days"), (3_600_000, "hours"), (60_000, "minutes")):
+        if ms >= 2 * unit:
+            return f"{round(ms / unit, 1):g} {name}"
+    return format_duration(ms)

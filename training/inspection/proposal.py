@@ -63,8 +63,8 @@ def propose(
         validate_until=validate,
         units={} if each_column else units,
     )
-    if "outliers" in DataConfig.__struct_fields__ and any(values[target].outliers for target in chosen):
-        data = msgspec.structs.replace(data, outliers="mask")  # proposed as soon as the trainer knows it
+    if any(values[name].outliers for name in chosen) or any(values[name].far for name in covariates):
+        data = msgspec.structs.replace(data, outliers="mask")
     name = re.sub(r"[^A-Za-z0-9]+", "-", path.name.split(".")[0]).strip("-").lower() or "series"
     config = Config(
         name=name, data=data, model=ModelConfig(horizon=horizon, lags=lags, calendar=calendar), fit=FitConfig()
@@ -187,9 +187,10 @@ def _text(config: Config, why: str, far: str, steps: Steps, of: Frame, values: d
         ("train_until", data.train_until, "70 % of the period; scalers and weights see nothing later"),
         ("validate_until", data.validate_until, "85 %; what follows is test"),
     ]
-    if getattr(data, "outliers", "keep") != "keep":
-        found = ", ".join(f"{values[name].outliers} in {name}" for name in data.targets[:3])
-        rows.append(("outliers", "mask", f"in training rows only; found {found}"))
+    if data.outliers != "keep":
+        many = [name for name in (*data.targets, *data.covariates) if values[name].outliers]
+        found = ", ".join(f"{values[name].outliers:,} in {name}" for name in many[:3]) + (", …" if many[3:] else "")
+        rows.append(("outliers", "mask", f"in training rows only; in the whole file {found}"))
     lines = [f"name = {_value(config.name)}", "", "[data]", *_aligned(rows)]
     if data.units:
         lines += ["", "[data.units]", *(f"{_key(k)} = {_value(v)}" for k, v in data.units.items())]

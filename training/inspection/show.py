@@ -70,9 +70,13 @@ def _overview(found: Inspection) -> Table:
     even = "regular, but for gaps" if steps.gaps else "always"
     regular = f"{100 * steps.irregular:.2g} % irregular" if steps.irregular else even
     jitter = f", {100 * steps.jitter:.0f} % a little off it" if steps.jitter > 0.005 else ""
-    table.add_row("step", f"{format_duration(steps.step_ms)} ({regular}{jitter})")
+    if _irregular(found):
+        pause = f"; the longest pause is about {steps.longest[0].steps + 1:,} times that" if steps.longest else ""
+        table.add_row("step", f"irregular, in the median {format_duration(steps.step_ms)}{pause}")
+    else:
+        table.add_row("step", f"{format_duration(steps.step_ms)} ({regular}{jitter})")
     due = len(found.frame.ts) + steps.missing
-    table.add_row("gaps", "none" if not steps.gaps else (
+    table.add_row("gaps", "without a step none is due" if _irregular(found) else "none" if not steps.gaps else (
         f"{steps.gaps:,}, {steps.missing:,} steps missing ({100 * steps.missing / due:.2g} % of those due), "
         f"the longest {steps.longest[0].steps:,}; {steps.long:,} of more than {LONG_GAP} steps"
     ))  # fmt: skip
@@ -131,7 +135,8 @@ def _places(found: Inspection) -> Table:
         table.add_row(*([what, when, series, text] if found.frame.keys.column else [what, when, text]))
 
     for gap in found.steps.longest:
-        add("gap", gap.start, gap.series, f"{gap.steps:,} steps missing, until {gap.end}")
+        missing = f"about {gap.steps + 1:,} times the median" if _irregular(found) else f"{gap.steps:,} steps missing"
+        add("pause" if _irregular(found) else "gap", gap.start, gap.series, f"{missing}, until {gap.end}")
     each = 1 if len(found.values) > 3 else None  # JSON has the others
     for v in found.values.values():
         for spot in v.first_outliers[:each]:
@@ -145,6 +150,11 @@ def _places(found: Inspection) -> Table:
                 f"{number(shift.before)} before, {number(shift.after)} after",
             )
     return table
+
+
+def _irregular(found: Inspection) -> bool:
+    """Whether it is proposed to be trained without a step."""
+    return found.proposal.config.data.step == "0"
 
 
 def _table(title: str, *columns: str) -> Table:

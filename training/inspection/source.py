@@ -60,6 +60,8 @@ def read_columns(path: Path) -> list[Column]:
 
 
 def _check_header(path: Path, names: list[str]) -> None:
+    if names[0][:1] in ("{", "["):
+        raise DataError(f"{path} is JSON, not CSV", do="Write its readings as CSV with a header, or as Parquet.")
     for separator, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
         if len(names) == 1 and separator in names[0]:
             raise DataError(
