@@ -104,7 +104,7 @@ def inspect(path: Path | str, wishes: Wishes | None = None, *, beside: Path | No
     roles = find_roles(columns, clock, keys)
     values_of = [column.numbers for column in columns if column.numbers is not None]
     made, order = frame(clock.ts, keys, values_of)
-    steps = _steps(path, made)
+    steps = _steps(path, made, order)
     by_name = {column.name: column for column in columns}
     names = value_names(roles)
     if not names:
@@ -123,13 +123,14 @@ def inspect(path: Path | str, wishes: Wishes | None = None, *, beside: Path | No
     return found_all
 
 
-def _steps(path: Path, made: Frame) -> Steps:
+def _steps(path: Path, made: Frame, order: Order) -> Steps:
     steps = find_steps(made)
     longest = int(np.diff(made.bounds).max())
     if steps is None or longest < LEAST_ROWS:
         raise DataError(
             f"{path} has too few readings to learn from: its longest series has {longest}",
             do=f"Give at least {LEAST_ROWS} readings of one series; some hundreds are where a model begins to pay."
+            + (f" {order.duplicates:,} of its rows repeat a time: is a key column missing?" if order.duplicates else "")
             + (f" (Series are told apart by {made.keys.column!r}; --series changes it.)" if made.keys.column else ""),
         )
     return steps

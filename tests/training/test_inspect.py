@@ -253,6 +253,7 @@ def rows(head, make, n=100):
         ("", "is empty"),
         ("time,v\n", "no rows"),
         ("time,v\n2024-01-01,1\n", "too few readings"),
+        (rows("time,v", lambda i: f"2024-01-01,{i % 9}"), "99 of its rows repeat a time"),
         (rows("a,b", lambda i: f"{i / 7},{i % 5}"), "no column of times"),
         (rows("year,month,day,v", lambda i: f"2024,1,{i % 28 + 1},{i / 3}"), "made into one"),
         (rows("time,v", lambda i: f"{hours(100)[i]},hello {i}"), "no column of numbers"),
@@ -266,8 +267,8 @@ def rows(head, make, n=100):
         ("time,v,v\n2024-01-01,1,2\n", "same name"),
         ("time,v\n2024-01-01,1,2\n", "line 2"),
     ],
-    ids=["empty", "header only", "one row", "no time", "split date", "all text", "constant", "mixed zones", "bad time",
-         "day or month first", "semicolons", "no header", "json", "same name", "ragged"],
+    ids=["empty", "header only", "one row", "one time", "no time", "split date", "all text", "constant", "mixed zones",
+         "bad time", "day or month first", "semicolons", "no header", "json", "same name", "ragged"],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_gets_one_sentence_that_says_why(tmp_path, text, what):
     said = sentence(tmp_path / "bad.csv", text)
@@ -297,6 +298,13 @@ def test_the_command_prints_tables_and_a_config_and_writes_it_only_where_nothing
     assert (target.parent / str(read_config(target).data.path)).samefile(file)
     with pytest.raises(UsageError, match="would overwrite"):
         run(file, capsys, write_config=str(target))
+
+
+def test_a_place_that_cannot_be_written_to_is_said_in_one_sentence(tmp_path, capsys):
+    file = write_daily(tmp_path)
+    for given in ({"plots": str(file)}, {"write_config": str(file / "new.toml")}):
+        with pytest.raises(UsageError, match=r"cannot make the directory .*daily\.csv"):
+            run(file, capsys, **given)
 
 
 def test_json_is_one_object_that_other_programs_can_read(tmp_path, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from service.errors import UsageError
+from training.commands import folder
 
 HELP = "measure a trained model on test rows, beside persistence, seasonal naive and a linear autoregression"
 EXAMPLE = "tidecast evaluate --model build/weather"
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     leads = _leads(args.leads, first.config.model.horizon)
     if args.plots is not None:
         units = {t: report.unit_of(first.evaluation, first.config, t) for t in first.config.targets}
-        for path in plots.save_measures(Path(args.plots), first.config, compare.methods_of(models), units):
+        for path in plots.save_measures(folder(args.plots), first.config, compare.methods_of(models), units):
             print(f"wrote {path}", file=sys.stderr)
     if args.json:
         print((compare.as_json(models) if args.compare else msgspec.json.encode(first.evaluation)).decode())

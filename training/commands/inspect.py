@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from service.errors import UsageError
+from training.commands import folder
 
 HELP = """\
 look at a data file: what is in it, what is wrong with it, and a training config to start from
@@ -47,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
     wishes = Wishes(time=args.time, series=args.series, targets=targets)
     found = inspect(args.file, wishes, beside=target.parent if target is not None else None)
     if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        folder(target.parent)
         target.write_text(found.proposal.text, encoding="utf-8")
     plots: list[str] = []
     if args.plots:
         from training.inspection.plots import save_plots  # matplotlib takes a second to import
 
-        plots = [str(path) for path in save_plots(found, Path(args.plots))]
+        plots = [str(path) for path in save_plots(found, folder(args.plots))]
     if args.json:
         report = {**found.report(), "config_text": found.proposal.text, "plots": plots}
         print(msgspec.json.encode(report).decode())

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from service.errors import DataError, UsageError
+from training.commands import folder
 from training.recipes import RECIPES, SUMMARIES
 
 HELP = "run a published experiment again: train, compare, plot, export, and serve it (no name = list them)"
@@ -64,7 +65,7 @@ def cook(name: str, args: argparse.Namespace) -> bool:
     torch.set_num_threads(1)  # two are slower on models this small
     recipe = importlib.import_module(RECIPES[name])
     out = Path(args.out) / name
-    out.mkdir(parents=True, exist_ok=True)
+    folder(out)
     began = time.perf_counter()
     with Progress(quiet=args.quiet) as progress, styled():
         data = None if args.data is None else Path(args.data)

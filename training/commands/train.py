@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from service.errors import UsageError
+from training.commands import folder
 from training.config import Config, check, read_config
 
 HELP = "fit a forecaster on a file of readings and export it as one ONNX graph"
@@ -33,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     config = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, **overrides))
     check(config)
     data = _data_path(args.data, config, config_path)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder(args.out)
 
     from training.pipeline import train  # torch takes seconds to import: not before the config is known to be good
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.errors import TidecastError, UsageError
+from training.commands import folder
 from training.config import check, read_config
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from training.tune import Search, search, without_test_rows, write_best
 
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    folder(out)
     dataset = without_test_rows(load_dataset(config, data), config.validate_until_ms)
     wanted = Search(config, dataset, data, out, args.minutes, args.trials)
     study = search(wanted, lambda text: print(text, file=sys.stderr, flush=True))
