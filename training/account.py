@@ -62,7 +62,8 @@ class Account:
     in_a_row: dict[str, int] = field(default_factory=dict)  # feature -> most missing values one after the other
     filled: dict[str, int] = field(default_factory=dict)  # feature -> missing values and silent steps filled
     outliers: dict[str, list[Outlier]] = field(default_factory=dict)  # feature -> the first SHOWN, by time
-    ranges: dict[str, Range] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)  # by feature
+    of_series: dict[str, Range] = field(default_factory=dict)  # of the first feature, by series
 
     def take_order(self, ts: Int64, x: Floats, kept: NDArray[np.bool_], unsorted: int) -> None:
         """One series, sorted: times [readings], values [readings, features], and which readings stay."""
@@ -105,9 +106,15 @@ class Account:
             known = {key: all_of[np.isfinite(all_of)] for key, parts in by_series.items()
                      if len(all_of := np.concatenate(parts))}  # fmt: skip
             values = np.concatenate([*known.values(), np.empty(0)])
-            constant = [key for key, of in known.items() if len(of) and of.min() == of.max()]
-            levels = np.percentile(values, [0, 50, 100]).tolist() if len(values) else [float("nan")] * 3
-            self.ranges[name] = Range(levels[0], levels[1], levels[2], constant)
+            constant = [key for key, of in known.items() if len(of) > 1 and of.min() == of.max()]
+            self.ranges[name] = _range(values, constant)
+            if f == 0:
+                self.of_series = {key: _range(of, [key] if key in constant else []) for key, of in known.items()}
+
+
+def _range(known: Floats, constant: list[str]) -> Range:
+    low, median, high = np.percentile(known, [0, 50, 100]).tolist() if len(known) else [float("nan")] * 3
+    return Range(low, median, high, constant)
 
 
 def _longest_run(mask: NDArray[np.bool_]) -> int:

@@ -11,6 +11,8 @@ from training.config import Config
 from training.data import Dataset
 from training.outliers import WINDOW
 
+COLUMNS = 20  # series of which the range is told where each column is one
+
 
 def card_lines(dataset: Dataset, config: Config, limits: NDArray[np.float64]) -> list[str]:
     """The card's section on the data, in Markdown.
@@ -29,6 +31,7 @@ def card_lines(dataset: Dataset, config: Config, limits: NDArray[np.float64]) ->
         "are of training rows, as they were trained on; when it serves, the graph clips values to its limits.",
         "",
         *_table(*_features(dataset, config, limits)),
+        *_columns(dataset, config),
         *(["", *_table(["found", "how many", "what was done"], found)] if found else []),
         *(["", f"Looked for and not found: {', '.join(absent)}."] if absent else []),
         *_outliers(dataset, config),
@@ -51,6 +54,16 @@ def _features(dataset: Dataset, config: Config, limits: NDArray[np.float64]) -> 
             *([f"{dataset.account.filled[name]:,}"] if fills else []),
         ])  # fmt: skip
     return [*head, "filled"] if fills else head, body
+
+
+def _columns(dataset: Dataset, config: Config) -> list[str]:
+    """Where each column is a series of one feature: the range of each."""
+    if not config.each_column:
+        return []
+    ranges = list(dataset.account.of_series.items())
+    body = [[name, *(_number(value) for value in (r.low, r.median, r.high))] for name, r in ranges[:COLUMNS]]
+    more = [f"and {len(ranges) - COLUMNS:,} more", "", "", ""]
+    return ["", *_table(["series", "lowest", "median", "highest"], [*body, more] if len(ranges) > COLUMNS else body)]
 
 
 def _findings(dataset: Dataset, config: Config) -> tuple[list[list[str]], list[str]]:
