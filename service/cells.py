@@ -56,11 +56,12 @@ def refuse_seconds(texts: list[str], column: str, where: Where) -> None:
 
 
 def _refuse_unit(texts: list[str], column: str, place: str) -> None:
-    """Refuse texts that are all whole numbers of another unit than milliseconds."""
-    if not texts or not (texts[0].strip().isdigit() and all(text.strip().isdigit() for text in texts)):
+    """Refuse texts that are all numbers of another unit than milliseconds."""
+    try:
+        values = list(map(float, texts))
+    except ValueError:
         return
-    whole = [int(text) for text in texts]
-    unit = epoch_unit(min(whole), max(whole))
+    unit = epoch_unit(min(values), max(values)) if values else None
     if unit is None or unit == "milliseconds":
         return
     ms = EPOCH_UNITS_MS[unit]

@@ -16,6 +16,7 @@ EPOCH_UNITS_MS = {"seconds": 1_000.0, "milliseconds": 1.0, "microseconds": 1e-3,
 _PLAUSIBLE_MS = (631_152_000_000, 4_102_444_800_000)
 
 _UNIT_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_EPOCH = re.compile(r"(-?\d{5,})(?:\.0*)?")  # a whole number, also as programs write one that they hold as a float
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d|w)")
 
 
@@ -27,8 +28,8 @@ def parse_time(value: str | int) -> int:
     """
     if isinstance(value, str):
         text = value.strip()
-        if re.fullmatch(r"-?\d{5,}", text):
-            ms = int(text)
+        if number := _EPOCH.fullmatch(text):
+            ms = int(number[1])
         else:
             moment = datetime.fromisoformat(text)
             if moment.tzinfo is None:

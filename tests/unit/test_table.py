@@ -242,6 +242,21 @@ def test_an_epoch_of_another_unit_is_refused_with_what_to_do_not_read_as_1970(
     assert do in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_epoch_milliseconds_held_as_floats_are_read_and_such_seconds_are_refused(tmp_path: Path, suffix: str) -> None:
+    polars = pytest.importorskip("polars", reason="polars comes with the extra train")
+    path = tmp_path / f"f{suffix}"
+    for factor in (1000.0, 1.0):
+        frame = polars.DataFrame({"t": [second * factor + (0.5 if factor == 1 else 0) for second in SECONDS]})
+        frame = frame.with_columns(a=1.0)
+        frame.write_csv(path, float_scientific=False) if suffix == ".csv" else frame.write_parquet(path)
+        if factor == 1:
+            with pytest.raises(DataError, match="times in seconds since 1970"):
+                read_table(path, Columns("t", ("a",)))
+        else:
+            assert read_table(path, Columns("t", ("a",))).ts.tolist() == [second * 1000 for second in SECONDS]
+
+
 def test_times_that_are_meant_to_be_in_january_1970_are_read(tmp_path: Path) -> None:
     # Counted from 0 in ms, a later part of a file looks like seconds; ISO 8601 says what it means.
     path = write(tmp_path / "f.csv", "t,a\n" + "".join(f"{i * 10 * HOUR},1\n" for i in range(1, 101)))
