@@ -25,8 +25,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training.config import Config
 from training.data import Dataset
 from training.forecaster import Forecaster
-from training.prepare import Prepared, choose_scale, fit_linear_path, fit_scalers, prepare
+from training.prepare import Prepared, fit_linear_path, fit_scalers, prepare
 from training.progress import Progress
+from training.settle import settle
 
 WINDOWS_PER_LANE = 12  # fewer lanes on short data: each must hold some windows, or nothing is carried
 CONTEXT_STEPS = 512  # steps before the validation rows that warm the state up
@@ -49,7 +50,7 @@ def fit(config: Config, dataset: Dataset, progress: Progress) -> tuple[Forecaste
     started = time.monotonic()
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(config.fit.threads or os.cpu_count() or 1)
-    config = choose_scale(config, dataset)
+    config = settle(config, dataset)
     model = Forecaster(config)
     fit_scalers(model, dataset, config.train_until_ms)
     progress.stage("solving the linear path")

@@ -4,9 +4,9 @@
 
 One step reads top to bottom: `observe` (scale, fill what is missing, lags, calendar, the linear forecast), the
 recurrent cell, `head` (quantiles that cannot cross), `calibrate`, `judge` (score the earlier forecasts), pack. The
-linear forecast is a ridge autoregression, solved in closed form by `training.linear`; the recurrent path learns what it
-leaves over. A missing value is replaced by the linear forecast that was made for it one step earlier, so that a window
-can be trained on in one pass (`window`) and still equal the folded step.
+linear forecast is a mixture of `training.experts`, solved in closed form; the recurrent path learns what it leaves
+over. A missing value is replaced by the linear forecast that was made for it one step earlier, so that a window can be
+trained on in one pass (`window`) and still equal the folded step.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from torch.nn import functional as F
 
 from service.spec import Diagnostic, StateSlice
 from training.config import Config
-from training.recurrent import Recurrent
+from training.experts import Experts, error_of
+from training.recurrent import Head, Recurrent
 
 DAY_MS, WEEK_MS, YEAR_MS = 86_400_000, 604_800_000, 31_556_952_000
 PERIODS = {"day": DAY_MS, "week": WEEK_MS, "year": YEAR_MS}
 FINEST_SLOT_MS = 1_800_000  # slots of half an hour at the least: finer ones have too few rows each
 CLOCK = 1 << 22  # a time in ms as two float32 that are each exact
 SMALLEST_SCALE = 1e-6  # of a series that does not move
+SMALLEST_LOG_SCALE = 0.01
+NARROWEST_SPAN = 1e-6  # of an interval, in deviations
 NARROWEST, WIDEST = -1.5, 3.0  # intervals shrink to a quarter at the least, and grow twentyfold at the most
 LIMIT = 1.0  # a value further outside the trained range than this many ranges is clipped
 
@@ -34,12 +37,13 @@ LIMIT = 1.0  # a value further outside the trained range than this many ranges i
 class Memory(NamedTuple):
     """What `observe` remembers, unpacked."""
 
-    values: Tensor  # [batch, history, targets] scaled, filled, newest last
-    covariates: Tensor  # [batch, covariates] scaled, last known
+    values: Tensor  # [batch, history + hindsight, targets] scaled, filled, newest last
+    covariates: Tensor  # [batch, 1 + hindsight, covariates] scaled, last known, newest last
     expected: Tensor  # [batch, targets] the linear forecast of the next value
     seen: Tensor  # [batch, targets] 1 once a value was observed
     age: Tensor  # [batch, 1] steps so far, saturating
     clock: Tensor  # [batch, 2] the last event time, only where readings are irregular
+    expert_errors: Tensor  # [batch, experts, targets] running mean error of each linear expert
 
 
 class View(NamedTuple):
@@ -55,12 +59,11 @@ class View(NamedTuple):
 class Forecaster(nn.Module):
     """A stateful quantile forecaster in raw units; `state` is flat, its parts are named in `slices`."""
 
-    mean: Tensor  # [features], and so the others: raw units to scaled ones
+    floor: Tensor  # [features] the smallest value that has a logarithm here; only with `log`
+    mean: Tensor  # [features], and so the others: raw units (or their logarithms) to scaled ones
     std: Tensor
     low: Tensor  # [features] scaled; what lies outside is clipped
     high: Tensor
-    linear_weight: Tensor  # [horizon * targets, history * targets + covariates]
-    linear_bias: Tensor  # [horizon * targets]
     spread: Tensor  # [horizon, targets, 1] deviation of what the linear path leaves over
     calibration: Tensor  # [horizon, targets, quantiles]
     between: Tensor  # [horizon, scored] weights of the scored leads for each lead
@@ -77,21 +80,21 @@ class Forecaster(nn.Module):
         self.history, self.lags, self.step_ms = config.history, config.lag_steps, config.step_ms
         self.calendar = list(model.calendar)
         self.score_horizons, self.members_count = config.score_horizons, config.fit.members
-        self.local = model.scale == "local"
+        self.local, self.log = model.scale == "local", model.transform == "log"
         self.settled_after = min(self.history, 48)  # steps until local units mean something
         self.adaptation = model.interval_adaptation
         self.level = round(self.quantiles[-1] - self.quantiles[0], 6)
         self.leads = sorted({1, *(max(1, round(self.h * f)) for f in (0.25, 0.5, 0.75)), self.h})
 
         features = self.d + self.c
-        self.register_buffer("mean", torch.zeros(features))  # [features]
+        self.register_buffer("floor", torch.full((features,), 1e-6))  # [features]
+        self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
         self.register_buffer("low", torch.full((features,), -10.0))  # scaled
         self.register_buffer("high", torch.full((features,), 10.0))
-        self.register_buffer("linear_weight", torch.zeros(self.h * self.d, self.history * self.d + self.c))
-        self.register_buffer("linear_bias", torch.zeros(self.h * self.d))
-        for name in self.slotted:
-            self.register_buffer(f"slots_{name}", torch.zeros(self.slot_count(name), self.h * self.d))
+        slots = {name: (PERIODS[name], self.slot_ms(name), self.slot_count(name)) for name in self.slotted}
+        self.experts = Experts(1 + (model.experts or 0), self.h, self.d, self.c, self.history, slots)
+        self.hindsight = self.experts.hindsight
         self.register_buffer("spread", torch.ones(self.h, self.d, 1))  # of what the linear path leaves over
         self.register_buffer("calibration", torch.ones(self.h, self.d, self.q))
         self.register_buffer("between", _between(self.score_horizons, self.h))
@@ -102,14 +105,11 @@ class Forecaster(nn.Module):
         self.cells = nn.ModuleList(
             Recurrent(model.cell, width, model.hidden, model.layers, model.dropout) for _ in range(self.members_count)
         )
+        outputs = self.h * self.d * self.q
         self.heads = nn.ModuleList(
-            nn.Linear(model.hidden + width, self.h * self.d * self.q) for _ in range(self.members_count)
+            Head(model.hidden + width, model.hidden, outputs, model.dropout) for _ in range(self.members_count)
         )
         self.dropout = nn.Dropout(model.dropout)
-        for head in self.heads:
-            assert isinstance(head, nn.Linear)
-            nn.init.zeros_(head.weight)
-            nn.init.constant_(head.bias, -0.5)
         self.slices = self._layout()
         self.state_size = sum(math.prod(s.shape) for s in self.slices)
 
@@ -131,17 +131,19 @@ class Forecaster(nn.Module):
     @property
     def input_width(self) -> int:
         """Inputs of the recurrent cell: see `observe`."""
+
         per_target = 4 + len(self.leads) + len(self.lags)
         return per_target * self.d + 2 * self.c + 2 * len(self.calendar) + (1 if self.step_ms == 0 else 0)
 
     def _layout(self) -> list[StateSlice]:
         parts: list[tuple[str, tuple[int, ...]]] = [
-            ("values", (self.history, self.d)),
-            ("covariates", (self.c,)),
+            ("values", (self.history + self.hindsight, self.d)),
+            ("covariates", (1 + self.hindsight, self.c)),
             ("expected", (self.d,)),
             ("seen", (self.d,)),
             ("age", (1,)),
             ("clock", (2 if self.step_ms == 0 else 0,)),
+            ("expert_errors", (self.experts.count if self.hindsight else 0, self.d)),
         ]
         for m, cell in enumerate(self.cells):
             assert isinstance(cell, Recurrent)
@@ -168,13 +170,17 @@ class Forecaster(nn.Module):
         return out
 
     def initial_state(self) -> Tensor:
-        """[state]; all zeros: nothing seen yet."""
-        return torch.zeros(self.state_size)
+        """[state]; nothing seen yet: zeros, but for what the linear experts may be trusted with."""
+        state = torch.zeros(self.state_size)
+        part = next(s for s in self.slices if s.name == "expert_errors")
+        if size := math.prod(part.shape):
+            state[part.start : part.start + size] = self.experts.prior.flatten()
+        return state
 
     def unpack(self, state: Tensor) -> dict[str, Tensor]:
         """name -> [batch, *shape]."""
         flat = {s.name: state[:, s.start : s.start + math.prod(s.shape)] for s in self.slices}
-        return {s.name: flat[s.name].reshape(-1, *s.shape) if len(s.shape) > 1 else flat[s.name] for s in self.slices}
+        return {s.name: flat[s.name].reshape(state.shape[0], *s.shape) for s in self.slices}
 
     # ------------------------------------------------------------------ the path of a reading
 
@@ -199,32 +205,29 @@ class Forecaster(nn.Module):
     def observe(self, x: Tensor, ts: Tensor, memory: Memory) -> tuple[View, Memory]:
         """Scale, fill, lags, calendar, linear forecast; nothing in it is trained by gradient."""
         there = ~torch.isnan(x)  # [batch, features]
-        z = torch.clamp((x - self.mean) / self.std, min=self.low, max=self.high)
-        z = torch.where(there, z, torch.cat([memory.expected, memory.covariates], dim=1))
-        now, covariates = z[:, : self.d], z[:, self.d :]
+        z = torch.clamp((self.bend(x) - self.mean) / self.std, min=self.low, max=self.high)
+        z = torch.where(there, z, torch.cat([memory.expected, memory.covariates[:, -1]], dim=1))
+        now, covariates = z[:, : self.d], torch.cat([memory.covariates[:, 1:], z[:, None, self.d :]], dim=1)
         observed = there[:, : self.d]
         first = (observed & (memory.seen == 0))[:, None]  # [batch, 1, targets]: the past is as this first value
         shifted = torch.cat([memory.values[:, 1:], now[:, None]], dim=1)
-        values = torch.where(first, now[:, None].expand_as(shifted), shifted)  # [batch, history, targets]
+        values = torch.where(first, now[:, None].expand_as(shifted), shifted)  # [batch, history + hindsight, targets]
 
-        center, scale = self.locate(values)  # [batch, targets]
-        past = (values - center[:, None]) / scale[:, None]
+        center, scale = self.locate(values[:, self.hindsight :])  # [batch, targets]
+        past = (values[:, self.hindsight :] - center[:, None]) / scale[:, None]
         newest = past[:, -1]
-        linear = F.linear(torch.cat([past.flatten(1), covariates], dim=1), self.linear_weight, self.linear_bias)
+        errors = self.review(values, covariates, ts, memory)
+        leads = self.experts.mix(self.experts(past, covariates[:, -1], ts), errors)  # [batch, horizon, targets]
         waves = []
         for name in self.calendar:
             phase = torch.remainder(ts, PERIODS[name])  # [batch] int64: exact
-            if name in self.slotted:
-                slots = self.get_buffer(f"slots_{name}")
-                linear = linear + slots[whole_parts(phase, self.slot_ms(name))]
             angle = phase.to(torch.float32) * (2 * math.pi / PERIODS[name])
             waves += [torch.sin(angle)[:, None], torch.cos(angle)[:, None]]
-        leads = linear.reshape(-1, self.h, self.d)
         error = torch.where(observed & (memory.seen > 0), (now - memory.expected) / scale, torch.zeros_like(now))
         parts = [newest, observed.to(z.dtype), error, newest - past[:, -2]]
         parts += [leads[:, lead - 1] - newest for lead in self.leads]
         parts += [past[:, self.history - lag] - newest for lag in self.lags]  # that lag before the next step
-        parts += [covariates, there[:, self.d :].to(z.dtype), *waves]
+        parts += [covariates[:, -1], there[:, self.d :].to(z.dtype), *waves]
         clock = memory.clock
         if self.step_ms == 0:
             clock, since = self._tick(ts, memory)
@@ -236,8 +239,19 @@ class Forecaster(nn.Module):
             seen=torch.maximum(memory.seen, observed.to(z.dtype)),
             age=torch.clamp(memory.age + 1, max=1e6),
             clock=clock,
+            expert_errors=errors,
         )
-        return View(torch.cat(parts, dim=1), linear, observed, center, scale), after
+        return View(torch.cat(parts, dim=1), leads.flatten(1), observed, center, scale), after
+
+    def review(self, values: Tensor, covariates: Tensor, ts: Tensor, memory: Memory) -> Tensor:
+        """The experts' running errors, with what each would have said `hindsight` steps ago about what came since."""
+        if not self.hindsight:
+            return memory.expert_errors
+        then, since = values[:, : self.history], values[:, self.history :]
+        center, scale = self.locate(then)
+        past, truth = (then - center[:, None]) / scale[:, None], (since - center[:, None]) / scale[:, None]
+        said = self.experts(past, covariates[:, 0], ts - self.hindsight * self.step_ms)[:, :, : self.hindsight]
+        return self.experts.review(memory.expert_errors, error_of(said, truth), memory.age)
 
     def locate(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Where the series' own recent past lies and how wide it is, [batch, targets] each: its local units.
@@ -249,7 +263,7 @@ class Forecaster(nn.Module):
             return torch.zeros_like(values[:, 0]), torch.ones_like(values[:, 0])
         center = values.mean(dim=1)
         deviation = (values - center[:, None]).abs().mean(dim=1) * 1.2533  # a normal's deviation
-        return center, deviation + 0.01 * center.abs() + SMALLEST_SCALE
+        return center, deviation + (SMALLEST_LOG_SCALE if self.log else 0.01 * center.abs()) + SMALLEST_SCALE
 
     def _tick(self, ts: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """The clock after this reading, and log seconds since the one before [batch, 1]."""
@@ -298,9 +312,16 @@ class Forecaster(nn.Module):
             columns.insert(0, torch.minimum(columns[0], moved[..., k : k + 1]))
         return torch.cat(columns, dim=-1)
 
+    def bend(self, x: Tensor) -> Tensor:
+        """Targets as their logarithms, where the model works in them; x [..., features] raw."""
+        if not self.log:
+            return x
+        return torch.cat([torch.log(torch.maximum(x[..., : self.d], self.floor[: self.d])), x[..., self.d :]], dim=-1)
+
     def unscale(self, scaled: Tensor) -> Tensor:
-        """Raw units; [..., horizon, targets, quantiles]."""
-        return scaled * self.std[: self.d, None] + self.mean[: self.d, None]
+        """Raw units; [..., targets, columns]."""
+        out = scaled * self.std[: self.d, None] + self.mean[: self.d, None]
+        return torch.exp(out) if self.log else out
 
     def judge(self, x: Tensor, observed: Tensor, memory: Memory, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Score what was forecast for this step, and widen or narrow the intervals by it: (score, widening).
@@ -308,18 +329,17 @@ class Forecaster(nn.Module):
         Adaptive conformal inference (Gibbs and Candès 2021): a miss widens, a hit narrows a little, so that in the long
         run the widest interval holds what it says, whatever the series does.
         """
-        mean, std = self.mean[: self.d], self.std[: self.d]
-        truth = torch.where(observed, x[:, : self.d], mean)  # [batch, targets]
+        truth = torch.where(observed, x[:, : self.d], torch.zeros_like(x[:, : self.d]))  # [batch, targets]
         nothing = torch.full_like(truth, float("nan"))
         columns, moves = [], []
         for h in self.score_horizons:
-            due = parts[f"pending_{h}"][:, 0] * std[:, None] + mean[:, None]  # [batch, targets, (middle, lower, upper)]
+            due = self.unscale(parts[f"pending_{h}"][:, 0])  # [batch, targets, (middle, lower, upper)]
             middle, lower, upper = due[..., 0], due[..., 1], due[..., 2]
-            naive = memory.values[:, self.history - h] * std + mean
+            naive = self.unscale(memory.values[:, self.history + self.hindsight - h, :, None])[..., 0]
             error = torch.abs(truth - middle)
             scored = observed & (memory.age >= h) & (memory.seen > 0)
             inside = ((truth >= lower) & (truth <= upper)).to(truth.dtype)
-            surprise = error / torch.clamp((upper - lower) / 2, min=1e-6 * std)
+            surprise = error / torch.clamp((upper - lower) / 2, min=NARROWEST_SPAN * self.std[: self.d])
             for column in (error, torch.abs(truth - naive), inside, surprise):
                 columns.append(torch.where(scored, column, nothing))
             moves.append(torch.where(scored, self.level - inside, torch.zeros_like(inside)))
@@ -383,11 +403,6 @@ class Forecaster(nn.Module):
             parts |= {f"pending_{h}": queue for h, queue in zip(self.score_horizons, queues, strict=True)}
             ys.append(self.unscale(scaled))
         return torch.stack(ys, dim=1)
-
-
-def whole_parts(ms: Tensor, part: int) -> Tensor:
-    """ms // part as int64. The exporter divides integers as float32, which is exact enough only for whole multiples."""
-    return torch.round((ms - torch.remainder(ms, part)).to(torch.float32) / part).to(torch.int64)
 
 
 def _between(scored: list[int], horizon: int) -> Tensor:

@@ -23,6 +23,7 @@ CHUNK_ROWS = 2048
 MOST_ROWS = 120_000  # beyond it rows are thinned evenly: the solution no longer moves
 DENSE_HISTORY = 512  # longer histories use the newest values and the surroundings of each lag
 RECENT = 96
+OTHERS_NEWEST = 6  # how many of the other targets' newest values a target may be regressed on
 FARTHEST = 8.0  # local units: one wild jump must not bend the fit of all series
 
 
@@ -110,6 +111,22 @@ class _Design:
         self.history, self.horizon, self.slot_counts = history, horizon, slot_counts
         self.taps = taps(history, horizon, lags)
 
+    def views(self, target: int, targets: int, covariates: int) -> list[NDArray[np.int64]]:
+        """The columns that one target may be regressed on: its own past alone, or the others' newest values too.
+
+        All of the others' past would be fitted to noise: the channels of one machine move together.
+        """
+        start = len(self.taps) * targets
+        rest = np.arange(start + targets, start + targets + covariates + sum(self.slot_counts))
+        own = np.arange(target, start, targets)
+        alone = np.concatenate([own, [start + target], rest])
+        if targets == 1:
+            return [alone]
+        near = np.flatnonzero(self.taps >= self.history - OTHERS_NEWEST)
+        others = np.array([i * targets + t for i in near for t in range(targets) if t != target], dtype=np.int64)
+        together = np.concatenate([own, others, np.arange(start, start + targets), rest])
+        return [alone, together]
+
     def chunks(
         self, stretches: list[Scaled], since: int, until: int, thin: int
     ) -> Iterator[tuple[Floats, Floats, Floats]]:
@@ -177,23 +194,34 @@ def fit_ridge(
     check = list(design.chunks(stretches, train_until, validate_until, max(1, thin // 4)))
     best = np.full(outputs, np.inf)
     weights = np.zeros((width, outputs))
-    for slot_scale in SLOT_SCALES if slot_counts else SLOT_SCALES[:1]:
-        scale = np.concatenate([np.ones(dense), np.full(width - dense, slot_scale)])
-        values, vectors = np.linalg.eigh(gram * np.outer(scale, scale))
-        rotated = vectors.T @ (cross * scale[:, None])
-        for penalty in PENALTIES:
-            candidate = scale[:, None] * (vectors @ (rotated / (np.maximum(values, 0) + penalty)[:, None]))
-            loss = _loss(check, candidate, mean_y - mean_x @ candidate)
-            better = loss < best
-            best[better], weights[:, better] = loss[better], candidate[:, better]
+    for target in range(targets):
+        mine = np.arange(target, outputs, targets)  # the outputs of this target, one for each lead
+        for columns in design.views(target, targets, covariates):
+            for slot_scale in SLOT_SCALES if slot_counts else SLOT_SCALES[:1]:
+                scale = np.where(columns < dense, 1.0, slot_scale)
+                values, vectors = np.linalg.eigh(gram[np.ix_(columns, columns)] * np.outer(scale, scale))
+                rotated = vectors.T @ (cross[np.ix_(columns, mine)] * scale[:, None])
+                for penalty in PENALTIES:
+                    candidate = scale[:, None] * (vectors @ (rotated / (np.maximum(values, 0) + penalty)[:, None]))
+                    loss = _loss(check, columns, mine, candidate, mean_y[mine] - mean_x[columns] @ candidate)
+                    better = loss < best[mine]
+                    best[mine[better]] = loss[better]
+                    weights[:, mine[better]] = 0.0
+                    weights[np.ix_(columns, mine[better])] = candidate[:, better]
     return _unfolded(design, weights, mean_y - mean_x @ weights, targets, covariates)
 
 
-def _loss(check: list[tuple[Floats, Floats, Floats]], weights: Floats, bias: Floats) -> Floats:
-    """Mean squared error of each output over the rows where it is known."""
+def _loss(
+    check: list[tuple[Floats, Floats, Floats]],
+    columns: NDArray[np.int64],
+    outputs: NDArray[np.int64],
+    weights: Floats,
+    bias: Floats,
+) -> Floats:
+    """Mean squared error of some outputs, from some columns, over the rows where it is known."""
     total, count = np.zeros(len(bias)), np.zeros(len(bias))
     for x, y, _ in check:
-        error = np.square(x @ weights + bias - y)
+        error = np.square(x[:, columns] @ weights + bias - y[:, outputs])
         known = np.isfinite(error)
         total += np.where(known, error, 0.0).sum(axis=0)
         count += known.sum(axis=0)

@@ -18,9 +18,9 @@ from training.fit import fit
 from training.forecaster import Forecaster
 from training.gate import check_parity, onnx_step
 from training.plots import save_plots
-from training.prepare import choose_scale
 from training.progress import Progress
 from training.report import print_tables, write_card
+from training.settle import settle
 
 
 def train(config: Config, data: Path, out: Path, *, quiet: bool = False) -> tuple[ModelSpec, Evaluation]:
@@ -34,7 +34,7 @@ def train(config: Config, data: Path, out: Path, *, quiet: bool = False) -> tupl
     with Progress(quiet=quiet) as progress:
         progress.stage(f"reading {data}")
         dataset = load_dataset(config, data)
-        config = choose_scale(config, dataset)
+        config = settle(config, dataset)
         model, history = fit(config, dataset, progress)
         if history.interrupted:
             progress.say("Interrupted: keeping the best so far.")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.bank import fit_bank
 from training.config import Config
 from training.data import Dataset, Stretch
+from training.experts import error_of
 from training.forecaster import LIMIT, PERIODS, Forecaster, View
-from training.linear import CHUNK_ROWS, Scaled, filled, fit_ridge, windows
+from training.linear import CHUNK_ROWS, Scaled, ahead, filled, fit_ridge, windows
 
-ORDERS_APART = 100.0  # times; ETT's channels, which share a size for this purpose, are 10 apart
+PRIOR_ROWS = 4_000  # that say how far each linear expert may be trusted from the start
+FAR_BELOW = 10.0  # times smaller than all that was trained on: what is smaller still counts as this
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,16 @@ class Prepared:
 def fit_scalers(model: Forecaster, dataset: Dataset, until: int) -> None:
     """Mean, deviation and limits of each feature, from readings before `until` (ms) and nothing later."""
     rows = np.concatenate([s.x[s.ts < until] for s in dataset.stretches]).astype(np.float64)  # [readings, features]
+    if model.log:
+        lowest = np.nan_to_num(np.nanmin(rows[:, : model.d], axis=0), nan=1.0)
+        model.floor[: model.d] = torch.from_numpy(lowest / FAR_BELOW)
+        rows = model.bend(torch.from_numpy(rows)).numpy()
     for f, column in enumerate(rows.T):
         known = column[np.isfinite(column)]
         if len(known) == 0:
             continue  # a covariate that training never saw: mean 0, deviation 1
         # In local units a common mean would only cost digits where series differ by orders of magnitude.
-        mean = np.float32(0.0 if model.local and f < model.d else known.mean())
+        mean = np.float32(0.0 if model.local and not model.log and f < model.d else known.mean())
         std = np.float32(known.std())
         std = std if std > 1e-6 * max(1.0, abs(float(mean))) else np.float32(1.0)  # a constant column
         low, high = (known.min() - mean) / std, (known.max() - mean) / std
@@ -61,7 +66,7 @@ def fit_scalers(model: Forecaster, dataset: Dataset, until: int) -> None:
 
 def scaled(model: Forecaster, stretch: Stretch) -> Scaled:
     """A stretch as `training.linear` takes it."""
-    z = (stretch.x.astype(np.float64) - model.mean.numpy()) / model.std.numpy()
+    z = (model.bend(torch.from_numpy(stretch.x.astype(np.float64))).numpy() - model.mean.numpy()) / model.std.numpy()
     z = np.clip(z, model.low.numpy(), model.high.numpy())
     slots = tuple((stretch.ts % PERIODS[name]) // model.slot_ms(name) for name in model.slotted)
     out = Scaled(z[:, : model.d], z[:, model.d :], slots, stretch.ts)
@@ -78,31 +83,11 @@ def scaled(model: Forecaster, stretch: Stretch) -> Scaled:
     return replace(out, center=np.concatenate(center), scale=scales)
 
 
-def choose_scale(config: Config, dataset: Dataset) -> Config:
-    """Settle `model.scale = "auto"`: local units where the series' training rows differ in size by orders of magnitude.
-
-    Where they do not, how large a value is tells the model something, and stays.
-    """
-    if config.model.scale != "auto":
-        return config
-    by_series: dict[str, list[NDArray[np.float32]]] = {}
-    for s in dataset.stretches:
-        by_series.setdefault(s.series, []).append(s.x[s.ts < config.train_until_ms, : len(config.targets)])
-    sizes = []
-    for parts in by_series.values():
-        rows = np.concatenate(parts)
-        if np.isfinite(rows).any(axis=0).all():
-            sizes.append(np.nanstd(rows.astype(np.float64), axis=0))
-    deviations = np.array(sizes).reshape(-1, len(config.targets))  # [series, targets]
-    apart = deviations.max(axis=0) / np.maximum(deviations.min(axis=0), 1e-9) if len(deviations) else np.zeros(1)
-    scale: Literal["local", "global"] = "local" if (apart > ORDERS_APART).any() else "global"
-    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, scale=scale))
-
-
 def fit_linear_path(model: Forecaster, dataset: Dataset, config: Config) -> None:
     """Solve the ridge and put it into the model's buffers."""
+    stretches = [scaled(model, s) for s in dataset.stretches]
     ridge = fit_ridge(
-        [scaled(model, s) for s in dataset.stretches],
+        stretches,
         history=model.history,
         horizon=model.h,
         lags=model.lags,
@@ -110,10 +95,45 @@ def fit_linear_path(model: Forecaster, dataset: Dataset, config: Config) -> None
         train_until=config.train_until_ms,
         validate_until=config.validate_until_ms,
     )
-    model.linear_weight.copy_(torch.from_numpy(ridge.weights))
-    model.linear_bias.copy_(torch.from_numpy(ridge.bias))
+    linear = model.experts
+    linear.weight.copy_(torch.from_numpy(ridge.weights))
+    linear.bias.copy_(torch.from_numpy(ridge.bias))
     for name, table in zip(model.slotted, ridge.slots, strict=True):
-        model.get_buffer(f"slots_{name}").copy_(torch.from_numpy(table))
+        linear.get_buffer(f"slots_{name}").copy_(torch.from_numpy(table))
+    if linear.count > 1:
+        bank = fit_bank(
+            stretches,
+            [s.series for s in dataset.stretches],
+            history=model.history,
+            horizon=model.h,
+            lags=model.lags,
+            train_until=config.train_until_ms,
+            validate_until=config.validate_until_ms,
+        )
+        weights = torch.from_numpy(bank.weights.reshape(model.d, -1, model.history))
+        linear.bank_weight.copy_(weights.transpose(1, 2))
+        linear.bank_bias.copy_(torch.from_numpy(bank.bias.reshape(model.d, 1, -1)))
+        linear.prior.copy_(_expert_prior(model, stretches, config))
+
+
+def _expert_prior(model: Forecaster, stretches: list[Scaled], config: Config) -> Tensor:
+    """Mean absolute error of each linear expert on validation rows, in the series' units: [experts, targets]."""
+    total, count = torch.zeros(model.experts.count, model.d), 0
+    thin = max(1, sum(len(s.ts) for s in stretches) // PRIOR_ROWS)
+    for s in stretches:
+        z, covariates = filled(s)
+        truth = ahead(np.where((s.ts < config.validate_until_ms)[:, None], s.z, np.nan), model.h)
+        at = np.flatnonzero((s.ts >= config.train_until_ms) & (s.ts < config.validate_until_ms))[::thin]
+        at = at[np.isfinite(truth[at]).all(axis=(1, 2))]
+        if len(at) == 0:
+            continue
+        past = torch.from_numpy(windows(z, model.history)[at].astype(np.float32))
+        center, scale = model.locate(past)
+        past = (past - center[:, None]) / scale[:, None]
+        future = (torch.from_numpy(truth[at].astype(np.float32)) - center[:, None]) / scale[:, None]
+        said = model.experts(past, torch.from_numpy(covariates[at].astype(np.float32)), torch.from_numpy(s.ts[at]))
+        total, count = total + error_of(said, future).sum(dim=0), count + len(at)
+    return total / count if count else torch.ones_like(total)
 
 
 def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Callable[[float], None]) -> Prepared:
@@ -125,7 +145,7 @@ def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Calla
     mean, std = model.mean[: model.d], model.std[: model.d]
     empty = (0.0, 0.0, float("nan"), 0.0, 1.0)
     for stretch, view in zip(dataset.stretches, folded, strict=True):
-        z = (torch.from_numpy(stretch.x[:, : model.d]) - mean) / std  # [steps, targets]
+        z = (model.bend(torch.from_numpy(stretch.x))[:, : model.d] - mean) / std  # [steps, targets]
         scale = view.scale.clone()
         if model.local:
             scale[: model.settled_after] = float("nan")

@@ -66,3 +66,19 @@ class Recurrent(nn.Module):
             tops, after = self.net(inputs, parts if self.kind == "lstm" else parts[0])
         states = after if self.kind == "lstm" else (after,)
         return tops, torch.stack([s.transpose(0, 1) for s in states], dim=1)
+
+
+class Head(nn.Module):
+    """What the cell's top [..., inputs] comes to: a linear map beside one hidden layer; begins as all -0.5."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear(hidden + inputs, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.constant_(self.last.bias, -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., outputs]."""
+        return self.last(torch.cat([self.dropout(F.silu(self.first(x))), x], dim=-1))  # type: ignore[no-any-return]

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from training.config import check
-from training.forecaster import Forecaster, whole_parts
+from training.experts import Experts, error_of, whole_parts
+from training.forecaster import Forecaster
 from training.gate import fold, torch_step
-from training.prepare import choose_scale, fit_linear_path, fit_scalers, prepare
+from training.prepare import fit_linear_path, fit_scalers, prepare
+from training.settle import choose_scale, settle
 
 SHAPES = [
     pytest.param(
@@ -27,7 +29,7 @@ SHAPES = [
 def _wild(config, dataset) -> Forecaster:
     """A model with a fitted linear path and random weights, so that every part of it matters."""
     check(config)
-    config = choose_scale(config, dataset)
+    config = settle(config, dataset)
     torch.manual_seed(0)
     model = Forecaster(config).eval()
     fit_scalers(model, dataset, config.train_until_ms)
@@ -114,11 +116,13 @@ def test_the_score_is_the_error_of_what_was_forecast_then(changed, dataset):
             np.testing.assert_allclose(scores[t][names.index(f"naive_error_load_{h}")], naive, rtol=1e-3, atol=1e-3)
 
 
-def test_in_local_units_a_series_a_thousand_times_as_large_is_forecast_alike(changed, dataset):
-    forecaster = _wild(changed({"scale": "local"}), dataset)
+@pytest.mark.parametrize("transform", ["none", "log"])
+def test_in_local_units_a_series_a_thousand_times_as_large_is_forecast_alike(changed, dataset, transform):
+    forecaster = _wild(changed({"scale": "local", "transform": transform}), dataset)
     forecaster.low.fill_(-1e9)
     forecaster.high.fill_(1e9)
     x, ts = _readings(dataset, 3, 80, missing=0.05)
+    x[:, 0] = np.nan_to_num(x[:, 0], nan=30.0)  # before its first value nothing tells how large a series is
     step, initial = torch_step(forecaster), forecaster.initial_state().numpy()
     y = fold(step, initial, x, ts)
     x[:, :, 0] *= 1000
@@ -128,8 +132,8 @@ def test_in_local_units_a_series_a_thousand_times_as_large_is_forecast_alike(cha
 def test_intervals_widen_until_they_hold_what_they_say_when_the_noise_grows(changed, dataset):
     forecaster = _wild(changed({"interval_adaptation": 0.05, "horizon": 1, "score_horizons": [1]}), dataset)
     with torch.no_grad():  # the linear path with its spread, as a fitted model would have it
-        forecaster.heads[0].weight.zero_()
-        forecaster.heads[0].bias.fill_(-0.5)
+        forecaster.heads[0].last.weight.zero_()
+        forecaster.heads[0].last.bias.fill_(-0.5)
         forecaster.calibration.fill_(1.0)
     generator = np.random.default_rng(3)
     steps = 1500
@@ -185,3 +189,22 @@ def test_the_state_is_named_without_holes(changed):
         assert part.start == at
         at += int(np.prod(part.shape))
     assert at == forecaster.state_size
+
+
+def test_a_linear_expert_that_turns_out_better_takes_over_in_the_series_that_needs_it(changed, dataset):
+    experts = Experts(3, horizon=2, targets=1, covariates=0, history=4, slots={})
+    age, errors = torch.full((2, 1), 10.0), experts.prior.expand(2, -1, -1)
+    said = torch.tensor([1.0, 2.0, 3.0])[None, :, None, None].expand(2, -1, 2, 1)
+    truth = torch.tensor([2.0, 3.0])[:, None, None].expand(2, 2, 1)  # the second expert is right, then the third
+    assert experts.mix(said, errors).flatten().tolist() == pytest.approx([2.0] * 4)
+    for _ in range(200):
+        errors, age = experts.review(errors, error_of(said, truth), age), age + 1
+    assert experts.mix(said, errors).flatten().tolist() == pytest.approx([2.0, 2.0, 3.0, 3.0], abs=0.01)
+
+
+def test_a_model_of_logarithms_never_forecasts_below_zero(changed, dataset):
+    forecaster = _wild(changed({"transform": "log"}), dataset)
+    x, ts = _readings(dataset, 4, 60)
+    x[1, 20:, 0] = -5.0
+    y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)
+    assert np.isfinite(y).all() and (y > 0).all()
