@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,7 +47,10 @@ def digits(tmp_path_factory):
 def test_a_recipe_trains_exports_and_serves_what_torch_computes(name, digits, tmp_path, capsys):
     assert recipe.run(parsed(name, "--quick", "--quiet", "--out", str(tmp_path), "--data", str(digits))) == 0
     out = tmp_path / name
-    assert name in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert name in printed
+    assert "Each answer was held against" in printed
+    assert all(str(path) in printed for path in out.iterdir())  # the plot, the models, the figures
     assert (out / "plot.png").stat().st_size > 10_000
     found = json.loads((out / "figures.json").read_text())
     assert found["figures"]
@@ -59,6 +65,25 @@ def test_running_sum_reaches_its_figure_in_the_published_900_steps(tmp_path, cap
     assert recipe.run(parsed("running-sum", "--quiet", "--out", str(tmp_path))) == 0
     figure = json.loads((tmp_path / "running-sum" / "figures.json").read_text())["figures"][0]
     assert figure["ours"] <= 0.01
+
+
+def test_sine_windows_writes_the_total_loss_of_every_epoch(tmp_path):
+    recipe.run(parsed("sine-windows", "--quick", "--quiet", "--out", str(tmp_path)))
+    first, *epochs = (tmp_path / "sine-windows" / "epochs.csv").read_text().splitlines()
+    assert first == "epoch,carried,stateless"
+    assert [line.split(",")[0] for line in epochs] == ["1", "2", "3", "4"]
+    assert all(float(total) > 0 for line in epochs for total in line.split(",")[1:])
+
+
+def test_no_recipe_trains_or_exports_by_a_way_of_its_own():
+    for module in RECIPES.values():
+        source = Path(importlib.import_module(module).__file__).read_text(encoding="utf-8")
+        called = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+        assert not called & {"optim", "zero_grad", "onnx", "export"}, module
+        names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        assert {"fit", "deliver"} <= names, module
+        if module != "training.recipes.gradients":  # where the lesson is the loop
+            assert "backward" not in called, module
 
 
 STEPS = {

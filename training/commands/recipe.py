@@ -71,5 +71,5 @@ def cook(name: str, args: argparse.Namespace) -> bool:
         data = None if args.data is None else Path(args.data)
         outcome = recipe.run(Kit(out, progress, seed=args.seed, quick=args.quick, data=data))
     (out / "figures.json").write_text(json.dumps(outcome.figures(), indent=2, ensure_ascii=False) + "\n", "utf-8")
-    print_outcome(outcome, time.perf_counter() - began, out, quick=args.quick)
+    print_outcome(outcome, time.perf_counter() - began, out, seed=args.seed, quick=args.quick)
     return args.quick or not outcome.missed

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from training.gate import Floats
 from training.recipes.parts.loop import Trace, fit
 from training.recipes.parts.serving import Names, Served, deliver
-from training.recipes.parts.show import ACTUAL, COLOURS, Kit, Line, Outcome, canvas
+from training.recipes.parts.show import ACTUAL, COLOURS, DASHED, MARKERS, Kit, Line, Outcome, canvas
 from training.recipes.parts.steps import Recurring
 
 KINDS, HIDDEN, DISTANCE = ("rnn", "gru", "lstm"), 32, 100
 GAPS, LANES, UPDATES, RATE = (10, 30, 60), 32, 400, 0.01
+FORGOTTEN, REMEMBERED = 0.9, 0.05  # squared error relative to the variance
 STRETCH, WILD = 1.4, 40  # how much an RNN's recurrent weights stretch, and the steps it looks back
 
 
@@ -110,12 +111,13 @@ def run(kit: Kit) -> Outcome:
             remembering(Recurring(kind, 1, HIDDEN, (1, 1)), DISTANCE), kit.seed
         )
     for name, curve in curves.items():
-        outcome.lines.append(Line(f"gradient left after 50 steps: {name}", f"{curve[50]:.1e}", "no figure"))
+        outcome.lines.append(Line(f"gradient left after 50 steps: {name}", f"{curve[50]:.1e}"))
     clips = {"not clipped": math.inf, "clipped at 1": 1.0}
     traces = {name: explode(kit, clip) for name, clip in clips.items()}
     for name, trace in traces.items():
-        tail = float(np.mean(trace.losses[-50:]))
-        outcome.lines.append(Line(f"exploding RNN, {name}: loss at the end", f"{tail:.3g}", "no figure"))
+        what, tail = f"exploding RNN, {name}: loss at the end", float(np.mean(trace.losses[-50:]))
+        lost = int(np.argmin(np.isfinite(trace.losses)))  # 0 where all are finite
+        outcome.lines.append(Line(what, f"not a number from update {lost}") if lost else Line(what, tail, at_most=0.1))
     errors: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for kind in KINDS:
         for gap in GAPS:
@@ -124,7 +126,8 @@ def run(kit: Kit) -> Outcome:
         x, _ = first_number(kit.full(200, 10), GAPS[-1], torch.Generator().manual_seed(kit.seed + 1))
         outcome.served.append(_serve(kit, model, kind, x))
         outcome.lines.append(Line(f"the number {GAPS[-1]} messages ago, relative error: {kind.upper()}", error,
-                                  "no figure", at_most=None if kind == "rnn" else 0.05))  # fmt: skip
+                                  at_least=FORGOTTEN if kind == "rnn" else None,
+                                  at_most=None if kind == "rnn" else REMEMBERED))  # fmt: skip
     _plot(kit, curves, traces, errors)
     return outcome
 
@@ -135,31 +138,38 @@ def _serve(kit: Kit, model: Recurring, kind: str, x: Tensor) -> Served:
 
 
 def _plot(kit: Kit, curves: dict[str, Floats], traces: dict[str, Trace], errors: dict[str, list[float]]) -> None:
-    figure = canvas(11, 6.8)
+    figure = canvas(11.5, 7.4)
     axes = figure.subplot_mosaic([["back", "gap"], ["loss", "norm"]])
+    back, across_gap, loss, norm = (axes[name] for name in ("back", "gap", "loss", "norm"))
     for (name, curve), colour in zip(curves.items(), (*COLOURS[:3], *COLOURS[1:3]), strict=True):
-        axes["back"].plot(curve, color=colour, label=name, ls="--" if "long" in name else "-")
-    axes["back"].set_yscale("log")
-    axes["back"].set_ylim(1e-20, 10)
-    axes["back"].set_title("gradient of the last answer, by distance of the message")
-    axes["back"].set_xlabel("steps back")
-    axes["back"].legend(fontsize=8.5)
-    for number, (kind, error) in enumerate(errors.items()):
-        axes["gap"].bar(np.arange(len(GAPS)) + 0.27 * (number - 1), error, 0.25, color=COLOURS[number],
-                        label=kind.upper())  # fmt: skip
-    axes["gap"].axhline(1, color=ACTUAL, lw=0.8, ls=(0, (3, 1.5)))
-    axes["gap"].set_yscale("log")
-    axes["gap"].set_ylim(1e-3, 4)
-    axes["gap"].set_xticks(range(len(GAPS)), [f"gap of {gap}" for gap in GAPS])
-    axes["gap"].set_title("which number came first? Squared error / variance; 1 = no idea")
-    axes["gap"].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.02))
-    for (name, trace), colour in zip(traces.items(), (COLOURS[1], COLOURS[0]), strict=True):
-        axes["loss"].plot(trace.losses, color=colour, lw=1, label=name)
-        axes["norm"].plot(trace.norms, color=colour, lw=1, label=name)
-    axes["norm"].axhline(1, color=ACTUAL, lw=0.8, ls=(0, (3, 1.5)))
-    for place, title in (("loss", "an RNN that explodes: loss"), ("norm", "and the norm of its gradient")):
-        axes[place].set_yscale("log")
-        axes[place].set_xlabel("update")
-        axes[place].set_title(title)
-        axes[place].legend()
+        back.plot(curve, color=colour, label=name, ls="--" if "long" in name else "-")
+    back.set_yscale("log")
+    back.set_ylim(1e-20, 100)
+    back.set_title("Vanishing: what the last answer's gradient leaves of a message")
+    back.set_xlabel("steps back")
+    back.set_ylabel("norm, relative to the last message's")
+    back.legend(fontsize=9, loc="lower left")
+    for (kind, error), colour, marker in zip(errors.items(), COLOURS, MARKERS, strict=False):
+        across_gap.plot(GAPS, error, f"{marker}-", color=colour, label=kind.upper())
+    across_gap.axhline(1, color=ACTUAL, lw=0.8, ls=DASHED)
+    across_gap.text(GAPS[-1], 1.1, "1: no idea", ha="right", va="bottom", fontsize=9)
+    across_gap.set_yscale("log")
+    across_gap.set_ylim(3e-4, 4)
+    across_gap.set_xticks(GAPS)
+    across_gap.set_title("A number to be remembered across noise: gates do it")
+    across_gap.set_xlabel("messages of noise after it")
+    across_gap.set_ylabel("squared error / variance")
+    across_gap.legend(loc="lower right", ncols=3, fontsize=9)
+    for (name, trace), colour, style in zip(traces.items(), (COLOURS[1], COLOURS[0]), ("--", "-"), strict=True):
+        loss.plot(trace.losses, color=colour, lw=1.2, ls=style, label=name)
+        norm.plot(trace.norms, color=colour, lw=1.2, ls=style, label=name)
+    norm.axhline(1, color=ACTUAL, lw=0.8, ls=DASHED)
+    loss.set_title("Exploding: an RNN that stretches, with and without clipping")
+    loss.set_ylabel("loss")
+    norm.set_title("Its gradient, before it is clipped")
+    norm.set_ylabel("norm (dashed: where it is clipped)")
+    for axis in (loss, norm):
+        axis.set_yscale("log")
+        axis.set_xlabel("update")
+        axis.legend(fontsize=9)
     kit.save(figure)

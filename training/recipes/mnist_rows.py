@@ -2,6 +2,12 @@
 
 To the worker each image is a series of its own, so thousands are read side by side, and an answer is `warm` exactly
 when the whole image has been seen. A tanh RNN and an LSTM, hidden 64, 10 epochs of batches of 8.
+
+The settings were chosen without a look at the test images: trained on the first 54,000 training images, judged by
+accuracy on the last 6,000. For the RNN 31 settings, most with two or three seeds (rate 0.001 to 0.004,
+momentum 0.9 or 0.95, weight decay 0.01 to 0.1, recurrent weights begun as torch does or at 0.85 to 1 times orthogonal,
+pixels centred or not, label smoothing, warm-up, clip); for the LSTM three rates. What is below had the best mean, or
+tied with it. Then it is trained on all 60,000, and the test images are judged once.
 """
 
 from __future__ import annotations
@@ -17,13 +23,13 @@ from training.gate import Floats
 from training.recipes.parts.digits import load_digits
 from training.recipes.parts.loop import Trace, fit
 from training.recipes.parts.serving import Names, Served, deliver
-from training.recipes.parts.show import ACCENT, ACTUAL, INK, Kit, Line, Outcome, canvas
+from training.recipes.parts.show import ACCENT, ACTUAL, DASHED, INK, Kit, Line, Outcome, canvas
 from training.recipes.parts.steps import Recurring
 
 HIDDEN, EPOCHS, BATCH, ROWS, CLIP = 64, 10, 8, 28, 1.0
-RATES = {"rnn": 1e-3, "lstm": 2e-3}
-MOMENTUM, DECAY = 0.95, 0.03  # batches of 8 are noisy; weights that grow make the RNN chaotic
-REACH = {"rnn": 97.4, "lstm": 98.0}  # per cent
+RATE = 2e-3
+DECAY = {"rnn": 0.05, "lstm": 0.03}  # of the weights: where they grow, the RNN becomes chaotic
+PUBLISHED, REACH = 93.12, 97.4  # per cent
 
 
 def run(kit: Kit) -> Outcome:
@@ -51,17 +57,23 @@ def run(kit: Kit) -> Outcome:
         nn.init.orthogonal_(model.cell.net.get_parameter("weight_hh_l0"))
         kit.progress.stage(f"mnist-rows: {kind.upper()}")
         trace = fit(model, pairs, lambda out, y: F.cross_entropy(out[:, -1], y), updates=epochs * -(-len(x) // BATCH),
-                    epochs=epochs, learning_rate=RATES[kind], clip=CLIP, decay=True, last=True,
-                    momentum=MOMENTUM, weight_decay=DECAY, progress=kit.progress)  # fmt: skip
+                    epochs=epochs, learning_rate=RATE, clip=CLIP, decay=True, last=True,
+                    weight_decay=DECAY[kind], progress=kit.progress)  # fmt: skip
         kit.progress.stage(f"mnist-rows: {kind.upper()}, {len(test):,} images through the worker")
         names = Names(f"mnist-{kind}", [f"p{i}" for i in range(ROWS)], [], [str(digit) for digit in range(10)])
         served = deliver(model, names, test, kit.out / f"{kind}.onnx", warmup=ROWS, gate_steps=2 * ROWS)
         found[kind] = trace, served
         right = 100 * float(np.mean(served.y[:, -1].argmax(axis=1) == wanted))
         outcome.served.append(served)
-        outcome.lines.append(Line(f"{kind.upper()}: accuracy on {len(test):,} test images, as served", right,
-                                  "93.12 %" if kind == "rnn" else "no figure", at_least=REACH[kind],
-                                  unit=" %"))  # fmt: skip
+        outcome.lines.append(
+            Line(
+                f"{kind.upper()}: accuracy on {len(test):,} test images, as served",
+                right,
+                f"{PUBLISHED} %" if kind == "rnn" else "–",
+                at_least=REACH,
+                unit=" %",
+            )
+        )
     _plot(kit, found, test, wanted)
     return outcome
 
@@ -69,33 +81,40 @@ def run(kit: Kit) -> Outcome:
 def _plot(
     kit: Kit, found: dict[str, tuple[Trace, Served]], test: Floats, wanted: np.ndarray[tuple[int], np.dtype[np.int64]]
 ) -> None:
-    figure = canvas(11, 6.6)
+    figure = canvas(11, 7.2)
     shown = [int(np.flatnonzero(wanted == digit)[0]) for digit in (3, 5, 7, 9) if (wanted == digit).any()]
     axes = figure.subplot_mosaic([["seen", "seen", "loss", "loss"], [f"image {n}" for n in range(4)]])
     messages = np.arange(1, ROWS + 1)
-    for (kind, (trace, served)), colour in zip(found.items(), (INK, ACCENT), strict=True):
+    for (kind, (trace, served)), colour, style in zip(found.items(), (INK, ACCENT), ("-", "--"), strict=True):
         right = 100 * np.mean(served.y.argmax(axis=2) == wanted[:, None], axis=0)  # [messages]
-        axes["seen"].plot(messages, right, color=colour, label=f"{kind.upper()}: {right[-1]:.2f} %")
+        axes["seen"].plot(messages, right, color=colour, ls=style, label=f"{kind.upper()}: {right[-1]:.2f} %")
         axes["loss"].plot(np.arange(1, len(trace.totals) + 1), np.array(trace.totals) * len(trace.totals)
-                          / len(trace.losses), "o-", ms=3, color=colour, label=kind.upper())  # fmt: skip
-    axes["seen"].axhline(93.12, color=ACTUAL, lw=0.8, ls=(0, (3, 1.5)), label="published: 93.12 %")
-    axes["seen"].set_title("right answers (%) by messages so far")
+                          / len(trace.losses), "o", ms=4, ls=style, color=colour, label=kind.upper())  # fmt: skip
+    axes["seen"].axhline(PUBLISHED, color=ACTUAL, lw=0.8, ls=DASHED, label=f"published RNN: {PUBLISHED} %")
+    axes["seen"].set_title("Trained to answer after row 28: what it says before")
     axes["seen"].set_xlabel("rows seen")
-    axes["seen"].legend()
+    axes["seen"].set_ylabel("right answers (%), test images")
+    axes["seen"].legend(loc="upper left", bbox_to_anchor=(0, 0.9), fontsize=9)
     axes["loss"].set_yscale("log")
-    axes["loss"].set_title("mean loss of each epoch")
+    axes["loss"].set_title("Learning")
     axes["loss"].set_xlabel("epoch")
+    axes["loss"].set_ylabel("mean loss, training images")
     axes["loss"].legend()
     lstm = found["lstm"][1]
     for place, image in enumerate(shown):
         axis = axes[f"image {place}"]
-        axis.imshow(test[image], cmap="gray_r", extent=(0, 28, 28.5, 0.5), aspect="auto", alpha=0.35)
+        axis.imshow(test[image], cmap="gray_r", extent=(0, 28, 28.5, 0.5), aspect="auto", alpha=0.3)
         best = np.argsort(lstm.y[image].max(axis=0))[-3:]
         for digit in best:
-            colour, alpha = (INK, 1.0) if digit == wanted[image] else (ACCENT, 0.6)
-            axis.plot(28 * lstm.y[image, :, digit], messages, lw=1.8, color=colour, alpha=alpha)
+            colour, style = (INK, "-") if digit == wanted[image] else (ACCENT, "--")
+            axis.plot(28 * lstm.y[image, :, digit], messages, lw=1.8, color=colour, ls=style)
             peak = int(lstm.y[image, :, digit].argmax())
-            axis.text(28 * lstm.y[image, peak, digit], messages[peak], str(digit), fontweight="bold", fontsize=11)
-        axis.set_xticks([0, 14, 28], ["0", "P = ½", "1"])
-        axis.set_title(f"LSTM reading a {wanted[image]}, row by row", fontsize=9)
+            axis.text(28 * lstm.y[image, peak, digit], messages[peak], f" {digit}", color=colour, fontweight="bold",
+                      fontsize=12)  # fmt: skip
+        axis.set_xlim(0, 30)
+        axis.set_xticks([0, 14, 28], ["0", "½", "1"])
+        axis.set_xlabel("probability")
+        axis.set_title(f"LSTM reading a {wanted[image]}", fontsize=10)
+        if place == 0:
+            axis.set_ylabel("row")
     kit.save(figure)

@@ -8,7 +8,8 @@
 | many-to-many | each number answered with the sum of the last three |
 | encoder-decoder | 6 numbers in, then the last 4 out, backwards |
 
-Each is one message after another to the worker, and beside each stands the best answer that remembers nothing.
+Each is one message after another to the worker, and beside the last three stands a fit that sees only the
+message it answers. One-to-one is the only one that needs no memory, inside or between messages.
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ def _encoder_decoder(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 TASKS = (
-    Task("one-to-one", "x → sin(3x) x", lambda: Memoryless(1, 32, (1, 1)), _one_to_one, 1500, last=False),
+    Task("one-to-one", "x → x · sin(3x)", lambda: Memoryless(1, 32, (1, 1)), _one_to_one, 1500, last=False),
     Task("one-to-many", f"a frequency → {WAVE} values of its wave", lambda: EncoderDecoder(1, 32, WAVE),
          _one_to_many, 1500),
-    Task("many-to-one", f"{NUMBERS} numbers → was the largest or the smallest first?",
+    Task("many-to-one", f"{NUMBERS} numbers → largest or smallest first?",
          lambda: Recurring("lstm", 1, 32, (2,)), _many_to_one, 3000),
     Task("many-to-many", f"each number → the sum of the last {SPAN}", lambda: Recurring("lstm", 1, 24, (1, 1)),
          _many_to_many, 1500, last=False),
@@ -91,10 +92,10 @@ def run(kit: Kit) -> Outcome:
         outcome.served.append(served)
         answers = served.y[:, -1, 1] if served.spec.classes else (served.y[:, -1:] if task.last else served.y)[..., 0]
         panels.append((x, truth, served))
-        what, bound = (f"{task.what} % wrong", 3.0) if served.spec.classes else (task.what, 0.01)
-        outcome.lines.append(Line(f"{task.mode}: {what}", _error(answers, truth), "no figure", at_most=bound))
+        what, bound = (f"{task.what} (% wrong)", 3.0) if served.spec.classes else (task.what, 0.01)
+        outcome.lines.append(Line(f"{task.mode}: {what}", _error(answers, truth), at_most=bound))
         if task.mode not in ("one-to-one", "one-to-many"):
-            outcome.lines.append(Line("    the best that sees one message", _error(_forgetful(x, truth), truth)))
+            outcome.lines.append(Line("    least squares on that one message", _error(_forgetful(x, truth), truth)))
     kit.save(draw_modes([(task.mode, task.what) for task in TASKS], panels))
     return outcome
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from training.gate import Floats
 from training.recipes.parts.loop import fit
 from training.recipes.parts.serving import Names, Served, deliver
-from training.recipes.parts.show import ACTUAL, BAND, COLOURS, Kit, Line, Outcome, canvas
+from training.recipes.parts.show import ACTUAL, BAND, COLOURS, DASHED, STYLES, Kit, Line, Outcome, canvas
 from training.recipes.parts.steps import Recurring, Step, Windowed
 
 POINTS, TRAIN, WIDTH, NOISE = 1_000, 600, 4, 0.2
@@ -94,37 +94,52 @@ def _judge(kit: Kit, served: dict[str, Served], noisy: Floats, clean: Floats) ->
     forecasts["last value"] = np.repeat(noisy[origins, None], horizon, axis=1)
     floor = np.sqrt(np.mean((noisy - clean)[targets] ** 2, axis=0))  # [horizon] nobody can do better
     errors = {name: np.sqrt(np.mean((y - noisy[targets]) ** 2, axis=0)) for name, y in forecasts.items()}
-    outcome = Outcome("noisy-sine: RMSE on the 400 test points; the noise is 0.2", served=[*served.values()])
+    outcome = Outcome(
+        f"noisy-sine: RMSE on the {POINTS - TRAIN} test points, none of them seen in training; the noise is {NOISE}",
+        served=[*served.values()],
+    )
     for label, lead in (("one step ahead", 1), (f"{horizon} steps ahead", horizon)):
-        outcome.lines.append(Line(f"{label}: noise floor, in these rows", float(floor[lead - 1]), "no figure"))
+        outcome.lines.append(Line(f"{label}: noise floor, in these rows", float(floor[lead - 1])))
         for name, error in errors.items():
-            outcome.lines.append(Line(f"{label}: {name}", float(error[lead - 1]), "no figure"))
+            outcome.lines.append(Line(f"{label}: {name}", float(error[lead - 1])))
 
-    figure = canvas(11, 6.6)
+    _plot(kit, served, noisy, clean, errors, floor)
+    return outcome
+
+
+def _plot(
+    kit: Kit, served: dict[str, Served], noisy: Floats, clean: Floats, errors: dict[str, Floats], floor: Floats
+) -> None:
+    horizon = len(floor)
+    figure = canvas(11, 7)
     axes = figure.subplot_mosaic([["forecasts", "forecasts"], ["leads", "next"]], height_ratios=(5, 4))
     axis, left, right = axes["forecasts"], axes["leads"], axes["next"]
-    at = np.arange(POINTS)
-    axis.plot(at, noisy, ".", ms=2.5, color=BAND, label="what is seen")
-    axis.plot(at, clean, color=ACTUAL, lw=1, ls=(0, (3, 1.5)), label="the sine under it")
-    axis.axvspan(0, TRAIN, color=BAND, alpha=0.12, lw=0, label="training")
+    at = np.arange(TRAIN, POINTS)
+    axis.plot(at, noisy[TRAIN:], ".", ms=3.5, color=BAND, label="what is seen")
+    axis.plot(at, clean[TRAIN:], color=ACTUAL, lw=1, ls=DASHED, label="the sine under it")
     for (name, one), colour in zip(served.items(), COLOURS, strict=False):
-        for number, origin in enumerate(range(TRAIN, POINTS - horizon + 1, 50)):
-            axis.plot(np.arange(origin, origin + horizon), one.y[0, origin - 1, :, 0, 0], color=colour, lw=1.8,
-                      label=f"{name}: {horizon} steps from here" if number == 0 else None)  # fmt: skip
-    axis.set_title("forecasts as served, on from every 50th test point")
+        for number, origin in enumerate(range(TRAIN, POINTS - horizon + 1, 25)):
+            axis.plot(np.arange(origin, origin + horizon), one.y[0, origin - 1, :, 0, 0], color=colour, lw=2.2,
+                      label=name if number == 0 else None)  # fmt: skip
+    axis.set_title(
+        f"Four noisy values do not tell where the sine is going: {horizon} steps ahead, from every 25th point"
+    )
+    axis.set_xlabel("point (training ended at 600)")
     axis.margins(x=0.01)
-    axis.legend(loc="lower left", fontsize=8.5)
+    axis.legend(loc="lower center", ncols=2, fontsize=9)
     leads = np.arange(1, horizon + 1)
-    for (name, error), colour in zip(errors.items(), COLOURS, strict=False):
-        left.plot(leads, error, color=colour, label=name)
-    left.plot(leads, floor, color=ACTUAL, lw=1, ls=(0, (3, 1.5)), label="noise floor")
+    for (name, error), colour, style in zip(errors.items(), COLOURS, STYLES, strict=True):
+        left.plot(leads, error, color=colour, ls=style, label=name)
+    left.plot(leads, floor, color=ACTUAL, lw=1, ls=DASHED, label="noise floor")
     left.set_ylim(bottom=0)
     left.set_xlabel("steps ahead")
-    left.set_title("error by lead (RMSE)")
-    left.legend(fontsize=8.5, ncols=2)
-    for (name, one), colour in zip(served.items(), COLOURS, strict=False):
-        right.plot(at[TRAIN:], one.y[0, TRAIN - 1 : -1, 0, 0, 0] - clean[TRAIN:], color=colour, lw=0.9, label=name)
+    left.set_ylabel("RMSE, test points")
+    left.set_title("Fed their own forecasts, errors grow")
+    left.legend(fontsize=9, ncols=2)
+    for (name, one), colour, style in zip(served.items(), COLOURS, STYLES, strict=False):
+        right.plot(at, one.y[0, TRAIN - 1 : -1, 0, 0, 0] - clean[TRAIN:], color=colour, ls=style, lw=1, label=name)
     right.axhline(0, color=ACTUAL, lw=0.8)
-    right.set_title("the next value: forecast minus the sine under the noise")
+    right.set_xlabel("point")
+    right.set_ylabel("forecast − sine")
+    right.set_title("The next value: what is left of the noise")
     kit.save(figure)
-    return outcome

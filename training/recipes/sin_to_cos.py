@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.animation import PillowWriter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from training.gate import Floats
 from training.recipes.parts.loop import fit
 from training.recipes.parts.serving import Names, deliver
-from training.recipes.parts.show import ACCENT, ACTUAL, INK, Kit, Line, Outcome, canvas
+from training.recipes.parts.show import ACCENT, ACTUAL, DASHED, INK, Kit, Line, Outcome, canvas
 from training.recipes.parts.steps import Recurring
 
 HIDDEN, WINDOW, WINDOWS, RATE = 32, 10, 100, 0.02
@@ -59,19 +60,26 @@ def run(kit: Kit) -> Outcome:
     bands = figure.subplots(3, 1, height_ratios=(3, 2, 3))
     turns, then = angle.numpy() / math.pi, np.concatenate(live)
     for axis, shown, title in (
-        (bands[0], slice(0, 20 * WINDOW), "the first windows, answered while learning"),
-        (bands[2], slice(-20 * WINDOW, None), "the last windows"),
+        (bands[0], slice(0, 20 * WINDOW), "The first 20 windows, answered while learning"),
+        (
+            bands[2],
+            slice(-20 * WINDOW, None),
+            "The last 20 windows: the state holds the direction that no single value shows",
+        ),
     ):
-        axis.plot(turns[shown], x.numpy()[shown, 0], color=ACTUAL, lw=0.7, alpha=0.35, label="sine, the input")
-        axis.plot(turns[shown], truth.numpy()[shown, 0], color=ACTUAL, lw=1, ls=(0, (3, 1.5)), label="cosine")
+        axis.plot(turns[shown], x.numpy()[shown, 0], color=ACCENT, lw=0.9, alpha=0.6, ls=":", label="sine, the input")
+        axis.plot(turns[shown], truth.numpy()[shown, 0], color=ACTUAL, lw=1, ls=DASHED, label="cosine, the truth")
         axis.plot(turns[shown], then[shown], color=INK, lw=1.6, label="answer")
         axis.set_title(title)
         axis.set_ylim(-1.7, 1.7)
         axis.margins(x=0.01)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     bands[0].legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98))
-    bands[1].plot(np.arange(windows) + 0.5, trace.losses, color=ACCENT)
+    bands[1].plot(np.arange(windows) + 0.5, trace.losses, color=INK)
     bands[1].set_yscale("log")
-    bands[1].set_title("mean squared error of each window")
+    bands[1].margins(x=0.01)
+    bands[1].set_ylabel("MSE")
+    bands[1].set_title("Mean squared error of each window, before it was learned from")
     bands[2].set_xlabel("window")
     kit.save(figure)
     _animate(kit, turns, truth.numpy()[:, 0], then)
@@ -82,7 +90,7 @@ def _animate(kit: Kit, turns: NDArray[Any], truth: Floats, then: Floats) -> None
     """The fit as it happened: the last ten windows of each moment."""
     figure = canvas(8, 2.6)
     axis = figure.subplots()
-    axis.plot(turns, truth, color=ACTUAL, lw=1, ls=(0, (3, 1.5)))
+    axis.plot(turns, truth, color=ACTUAL, lw=1, ls=DASHED)
     (line,) = axis.plot([], [], color=INK, lw=2)
     axis.set_ylim(-1.6, 1.6)
     axis.set_xlabel("window")

@@ -13,15 +13,24 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from training.plots import ACCENT, ACTUAL, BAND, INK, OTHERS
+from training.gate import TOLERANCE
+from training.plots import ACTUAL, BAND, INK
 from training.progress import Progress
 from training.recipes.parts.serving import Served
 from training.report import NOT_A_TERMINAL_WIDTH
 
-__all__ = ["ACCENT", "ACTUAL", "BAND", "COLOURS", "INK", "Kit", "Line", "Outcome", "canvas", "print_outcome", "styled"]
+__all__ = [
+    "ACCENT", "ACTUAL", "BAND", "COLOURS", "DASHED", "INK", "MARKERS", "STYLES",
+    "Kit", "Line", "Outcome", "canvas", "print_outcome", "styled",
+]  # fmt: skip
 
 mpl.use("agg")  # files only; a server has no display
-COLOURS = (INK, ACCENT, OTHERS[2], OTHERS[1], OTHERS[0])
+# Told apart by the colour-blind (Okabe and Ito 2008), and by line and marker where there are many.
+ACCENT, GREEN, AMBER = "#d55e00", "#009e73", "#e69f00"
+COLOURS = (INK, ACCENT, GREEN, AMBER)
+DASHED = (0, (3, 1.5))
+STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D")
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 10,
     "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
@@ -34,7 +43,7 @@ class Line:
 
     what: str
     ours: float | str
-    published: str = ""
+    published: str = "–"
     at_least: float | None = None
     at_most: float | None = None
     unit: str = ""
@@ -79,7 +88,12 @@ class Outcome:
         return {
             "title": self.title,
             "figures": [
-                {"what": line.what, "ours": line.ours, "published": line.published or None, "reach": line.reach or None}
+                {
+                    "what": line.what,
+                    "ours": line.ours,
+                    "published": None if line.published == "–" else line.published,
+                    "reach": line.reach or None,
+                }
                 for line in self.lines
             ],
             "served": [
@@ -118,12 +132,12 @@ def canvas(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def print_outcome(outcome: Outcome, seconds: float, out: Path, *, quick: bool) -> None:
-    """The table, on stdout."""
+def print_outcome(outcome: Outcome, seconds: float, out: Path, *, seed: int, quick: bool) -> None:
+    """The table, and where the files are, on stdout."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=NOT_A_TERMINAL_WIDTH)
-    table = Table(title=outcome.title, title_justify="left", caption=_caption(outcome.served), caption_justify="left")
+    table = Table()
     table.add_column("")
     for head in ("published", "ours", "to reach"):
         table.add_column(head, justify="right")
@@ -131,13 +145,22 @@ def print_outcome(outcome: Outcome, seconds: float, out: Path, *, quick: bool) -
     for line in outcome.lines:
         verdict = {None: "", True: "reached", False: "not in the reduced form" if quick else "MISSED"}[line.reached]
         table.add_row(line.what, line.published, line.text, line.reach, verdict)
+    console.print(outcome.title, style="bold", highlight=False, markup=False, soft_wrap=True)
     console.print(table, highlight=False)
-    files = ", ".join(sorted(path.name for path in out.iterdir()))
-    console.print(f"{out}: {files} ({seconds:.0f} s)\n", highlight=False, markup=False, soft_wrap=True)
+    console.print(_served(outcome.served), highlight=False, soft_wrap=True)
+    for what, pattern in (("plot", "*.png"), ("live", "*.gif"), ("models", "*.onnx"), ("figures", "*.json"),
+                          ("curves", "*.csv")):  # fmt: skip
+        found = " ".join(str(path) for path in sorted(out.glob(pattern)))
+        if found:
+            console.print(f"{what:<8}{found}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"took    {seconds:.0f} s, seed {seed}\n", highlight=False)
 
 
-def _caption(served: Sequence[Served]) -> str:
+def _served(served: Sequence[Served]) -> str:
     readings = sum(s.warm.size for s in served)
     worst = max(s.difference for s in served)
     models = f"{len(served)} models" if len(served) > 1 else "one model"
-    return f"Served: {models}, {readings:,} readings through the worker's pipeline; at most {worst:.0e} from torch."
+    return (
+        f"Served: {models}, {readings:,} readings through the worker's pipeline. Each answer was held against torch's: "
+        f"they differ by at most {worst:.0e}, relative; {TOLERANCE:.0e} would be an error."
+    )
