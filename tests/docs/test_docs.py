@@ -11,6 +11,7 @@ import pytest
 
 from service import cli, settings
 from training.config import Config
+from training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +52,14 @@ def test_every_name_of_the_training_config_is_in_the_readme():
             continue
         for field in msgspec.structs.fields(section.type):
             assert f"`{section.name}.{field.name}`" in README
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_section_with_its_command_and_its_figures(name):
+    sections = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").split("\n## ")
+    (found,) = [section for section in sections if section.startswith(f"`{name}`\n")]
+    assert f"tidecast recipe {name}\n" in found
+    assert re.search(r"^\|.*\| published \| ours \| to reach \|", found, re.M)
 
 
 def test_every_file_that_the_readme_names_is_there():

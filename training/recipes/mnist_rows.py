@@ -4,10 +4,12 @@ To the worker each image is a series of its own, so thousands are read side by s
 when the whole image has been seen. A tanh RNN and an LSTM, hidden 64, 10 epochs of batches of 8.
 
 The settings were chosen without a look at the test images: trained on the first 54,000 training images, judged by
-accuracy on the last 6,000. For the RNN 31 settings, most with two or three seeds (rate 0.001 to 0.004,
-momentum 0.9 or 0.95, weight decay 0.01 to 0.1, recurrent weights begun as torch does or at 0.85 to 1 times orthogonal,
-pixels centred or not, label smoothing, warm-up, clip); for the LSTM three rates. What is below had the best mean, or
-tied with it. Then it is trained on all 60,000, and the test images are judged once.
+accuracy on the last 6,000. For the RNN 47 settings, most with two or three seeds: rate 0.001 to 0.004, momentum 0.9 to
+0.97, weight decay 0.01 to 0.1, recurrent weights begun as torch does, as the identity, or at 0.85 to 1 times orthogonal,
+input weights and pixels scaled by a quarter to 3, label smoothing, images moved by a pixel, warm-up, clip, a loss on the
+last 4 rows. Those not far off all came to within 0.3 % of each other, so there is little in the choice. For the LSTM
+three rates. What is below had the best mean, or tied with it. Then it is trained on all 60,000, and the test images are
+judged once.
 """
 
 from __future__ import annotations
@@ -32,6 +34,18 @@ DECAY = {"rnn": 0.05, "lstm": 0.03}  # of the weights: where they grow, the RNN 
 PUBLISHED, REACH = 93.12, 97.4  # per cent
 
 
+def begin(kind: str) -> Recurring:
+    """The network before training."""
+    model = Recurring(kind, ROWS, HIDDEN, (10,))
+    model.x_std.fill_(255.0)  # 0 to 1: more would drive tanh into its flat ends
+    # Neither shrinks nor stretches what is remembered.
+    nn.init.orthogonal_(model.cell.net.get_parameter("weight_hh_l0"))
+    if kind == "rnn":
+        with torch.no_grad():
+            model.cell.net.get_parameter("weight_ih_l0").mul_(0.5)  # the same reason
+    return model
+
+
 def run(kit: Kit) -> Outcome:
     """Train both, serve every test image message by message."""
     digits = load_digits(kit.data)
@@ -51,10 +65,7 @@ def run(kit: Kit) -> Outcome:
     found: dict[str, tuple[Trace, Served]] = {}
     for kind in ("rnn", "lstm"):
         torch.manual_seed(kit.seed)
-        model = Recurring(kind, ROWS, HIDDEN, (10,))
-        model.x_std.fill_(255.0)  # 0 to 1: more would drive tanh into its flat ends
-        # Neither shrinks nor stretches what is remembered.
-        nn.init.orthogonal_(model.cell.net.get_parameter("weight_hh_l0"))
+        model = begin(kind)
         kit.progress.stage(f"mnist-rows: {kind.upper()}")
         trace = fit(model, pairs, lambda out, y: F.cross_entropy(out[:, -1], y), updates=epochs * -(-len(x) // BATCH),
                     epochs=epochs, learning_rate=RATE, clip=CLIP, decay=True, last=True,

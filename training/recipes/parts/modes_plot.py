@@ -40,7 +40,7 @@ def draw_modes(tasks: list[tuple[str, str]], panels: list[tuple[Floats, Floats, 
     x, truth, served = panels[2]
     at = np.arange(1, x.shape[1] + 1)
     wrong = 100 * np.mean((served.y[..., 1] > 0.5) != truth, axis=0)  # [messages]
-    last.plot(at, wrong, "o-", color=BAND, label="answers before: they do not count")
+    last.plot(at, wrong, "o-", color=BAND, label="before: does not count")
     last.plot(at[-1], wrong[-1], "o", ms=8, color=INK, label=f"after the last message: {wrong[-1]:.1f} %")
     last.axhline(50, color=ACTUAL, lw=1, ls=DASHED, label="a coin: 50 %")
     last.set_xlabel("messages so far")
