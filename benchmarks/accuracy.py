@@ -10,8 +10,8 @@ What is scored:
 - taxi: the first 10,000 rows; train to row 8,000, validate to 9,000; forecasts with a target in the rest.
   Original units. Cheap baseline: a ridge autoregression with a slot for each half hour of the week.
 - taxi-full: the whole file (`--data`), after Cui, Ahmad and Hawkins 2016: five steps ahead, targets after row 10,000.
-- ett*: rows 0-8,639 / 8,640-11,519 / 11,520-14,399 of ETTh1, seven channels, each z-scored by its own training rows;
-  every window, stride 1, whose targets all lie in the test rows; mean over windows, leads and channels.
+- ett*: rows 0-8,639 / 8,640-11,519 / 11,520-14,399 of ETTh1, all seven channels in one reading, each z-scored by its
+  own training rows; every window, stride 1, with all targets in the test rows; mean over windows, leads and channels.
 - m4: the last 48 values of each series, forecast once from the value before them; MASE by season 24 on all before them.
 - machine: train to 60 % of the rows, validate to 70 %, where an autoregression over 48 values comes to the table's
   .0700; one step ahead, z-scored by training rows.
@@ -134,8 +134,10 @@ def ett(horizon: int) -> Callable[[Path, Path | None, Path], tuple[str, Path]]:
         with path.open("w", newline="") as file:
             csv.writer(file).writerows([head, *rows[:14_400]])
         columns = ", ".join(f'"{name}"' for name in head[1:])
-        data = f'time = "date"\nstep = "1h"\nseries = "columns"\ntargets = [{columns}]'
+        data = f'time = "date"\nstep = "1h"\ntargets = [{columns}]'
         model = f'horizon = {horizon}\nlags = ["1d", "7d"]\ncalendar = ["day", "week"]'
+        model += "\nhidden = 128" if horizon == 1 else ""
+        model += "\nhistory = 337" if horizon > 48 else ""
         return toml(f"etth1-{horizon}", data, rows, (8_640, 11_520), model), path
 
     return make
@@ -157,7 +159,7 @@ def m4(folder: Path, given: Path | None, temp: Path) -> tuple[str, Path]:
     return (
         'name = "m4-hourly"\n[data]\ntime = "time"\nstep = "1h"\nseries = "series"\ntargets = ["value"]\n'
         f'train_until = "{times[0]}"\nvalidate_until = "{times[1]}"\n'
-        f'[model]\nhorizon = {HELD_OUT}\nlags = ["1d", "7d"]\n',
+        f'[model]\nhorizon = {HELD_OUT}\nlags = ["1d", "7d"]\nhistory = 337\n',
         path,
     )
 
@@ -250,12 +252,33 @@ def with_options(config: Config, options: list[str]) -> Config:
     return changed
 
 
+def over_targets(by_target: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
+    """method -> means over the targets, lead by lead; of squares where a measure is a root."""
+    out = {}
+    for method in next(iter(by_target.values())):
+        all_of = [methods[method] for methods in by_target.values()]
+        means = {}
+        for name in ("mae", "rmse", "mase", "smape", "mape", "nrmse", "pinball", "crps"):
+            values = np.array([getattr(scores, name) for scores in all_of])  # [targets, leads]
+            root = name in ("rmse", "nrmse")
+            means[name] = (np.sqrt(np.square(values).mean(axis=0)) if root else values.mean(axis=0)).tolist()
+        intervals = []
+        for k, interval in enumerate(all_of[0].intervals):
+            held, width = (
+                np.mean([getattr(scores.intervals[k], name) for scores in all_of], axis=0).tolist()
+                for name in ("coverage", "width")
+            )
+            intervals.append(msgspec.structs.replace(interval, coverage=held, width=width))
+        out[method] = Scores(**means, intervals=intervals)
+    return out
+
+
 def scores_of(task: Task, found: list[Track], config: Config, dataset: Dataset, first: bool) -> dict[str, Scores]:
     """method -> scores; the baselines only with the first seed, as they are the same for all."""
-    target = config.targets[0]
-    out = evaluate(found, config, dataset, scaled=task.scaled, season=task.season, baselines=first).scores[target]
+    by_target = evaluate(found, config, dataset, scaled=task.scaled, season=task.season, baselines=first).scores
+    out = over_targets(by_target)
     if task.scaled and any(m.name.startswith("sMAPE") for m in task.measures):  # a share of the truth: original units
-        raw = evaluate(found, config, dataset, season=task.season, baselines=first).scores[target]
+        raw = over_targets(evaluate(found, config, dataset, season=task.season, baselines=first).scores)
         out = {name: msgspec.structs.replace(s, smape=raw[name].smape) for name, s in out.items()}
     if first and any(m.against == SLOTS for m in task.measures):
         slots = LinearAutoregression(config, dataset, slots=("week",))

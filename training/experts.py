@@ -17,7 +17,7 @@ FORGETTING, FASTEST = 0.25, 0.05  # of the running errors: for each step that on
 PRIOR_STEPS = 20.0  # that the errors on validation rows count for
 DECISIVENESS = 12.0  # how sharply the better experts are preferred
 WORST = 5.0  # one wild jump must not decide for long
-NOTHING = 0.01  # errors far below this do not tell experts apart
+NOTHING = 0.03  # errors far below this do not tell experts apart
 
 
 def error_of(said: Tensor, truth: Tensor) -> Tensor:

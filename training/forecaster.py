@@ -29,8 +29,11 @@ FINEST_SLOT_MS = 1_800_000  # slots of half an hour at the least: finer ones hav
 CLOCK = 1 << 22  # a time in ms as two float32 that are each exact
 SMALLEST_SCALE = 1e-6  # of a series that does not move
 SMALLEST_LOG_SCALE = 0.01
+FAR_BELOW = 10.0  # times smaller than all that was trained on: what is smaller still counts as this
+EDGE = 0.1  # of an interval's width, over which a hit becomes a miss
 NARROWEST_SPAN = 1e-6  # of an interval, in deviations
 NARROWEST, WIDEST = -1.5, 3.0  # intervals shrink to a quarter at the least, and grow twentyfold at the most
+WIDEST_LOG = 1.5  # of logarithms: there an interval is a factor, and twenty times one is no forecast
 LIMIT = 1.0  # a value further outside the trained range than this many ranges is clipped
 
 
@@ -342,11 +345,16 @@ class Forecaster(nn.Module):
             surprise = error / torch.clamp((upper - lower) / 2, min=NARROWEST_SPAN * self.std[: self.d])
             for column in (error, torch.abs(truth - naive), inside, surprise):
                 columns.append(torch.where(scored, column, nothing))
-            moves.append(torch.where(scored, self.level - inside, torch.zeros_like(inside)))
+            # Not the yes or no of `inside`: rounding must not decide it one way in torch and the other in onnxruntime.
+            edge = torch.clamp(EDGE * (upper - lower), min=NARROWEST_SPAN * self.std[: self.d])
+            held = torch.minimum(truth - lower, upper - truth) / edge + 0.5  # [batch, targets]
+            moves.append(
+                torch.where(scored, self.level - torch.clamp(held, min=0.0, max=1.0), torch.zeros_like(inside))
+            )
         by_target = torch.stack(columns, dim=2).reshape(-1, self.d, len(self.score_horizons), 4)
         score = by_target.permute(0, 2, 1, 3).flatten(1)
         moved = parts["widening"] + self.adaptation * torch.stack(moves, dim=1)  # [batch, scored, targets]
-        return score, torch.clamp(moved, min=NARROWEST, max=WIDEST)
+        return score, torch.clamp(moved, min=NARROWEST, max=WIDEST_LOG if self.log else WIDEST)
 
     def enqueue(self, parts: dict[str, Tensor], scaled: Tensor) -> list[Tensor]:
         """What is forecast now waits for its truth: the queue of each scored lead, [batch, h, targets, 3]."""

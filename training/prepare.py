@@ -14,11 +14,10 @@ from training.bank import fit_bank
 from training.config import Config
 from training.data import Dataset, Stretch
 from training.experts import error_of
-from training.forecaster import LIMIT, PERIODS, Forecaster, View
+from training.forecaster import FAR_BELOW, LIMIT, PERIODS, Forecaster, View
 from training.linear import CHUNK_ROWS, Scaled, ahead, filled, fit_ridge, windows
 
 PRIOR_ROWS = 4_000  # that say how far each linear expert may be trusted from the start
-FAR_BELOW = 10.0  # times smaller than all that was trained on: what is smaller still counts as this
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,30 @@
-"""What a config leaves to the data: the units, the transform and the number of linear experts."""
+"""What a config leaves to the data: the units and the number of linear experts."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import UsageError
 from training.bank import experts
 from training.config import Config
-from training.data import Dataset, Stretch
+from training.data import Dataset
 
 ORDERS_APART = 100.0  # times; ETT's channels, which share a size for this purpose, are 10 apart
 
 
 def settle(config: Config, dataset: Dataset) -> Config:
-    """The config with what the data decides: `model.scale`, `model.transform` and `model.experts`."""
+    """The config with what the data decides: `model.scale` and `model.experts`.
+
+    Raises:
+        UsageError: logarithms are asked for and a target is not above 0.
+    """
     config = choose_scale(config, dataset)
-    if config.model.transform == "auto":
-        lowest = min((_lowest(s, config) for s in dataset.stretches), default=0.0)
-        transform: Literal["log", "none"] = "log" if config.model.scale == "local" and lowest > 0 else "none"
-        config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, transform=transform))
+    if config.model.transform == "log":
+        _need_above_zero(config, dataset)
     if config.model.experts is None:
         series = len({s.series for s in dataset.stretches})
         count = 0 if config.step_ms == 0 else experts(series, config.lag_steps)
@@ -30,9 +32,15 @@ def settle(config: Config, dataset: Dataset) -> Config:
     return config
 
 
-def _lowest(stretch: Stretch, config: Config) -> float:
-    rows = stretch.x[stretch.ts < config.train_until_ms, : len(config.targets)]
-    return float(np.nanmin(rows)) if np.isfinite(rows).any() else math.inf
+def _need_above_zero(config: Config, dataset: Dataset) -> None:
+    for s in dataset.stretches:
+        rows = s.x[s.ts < config.train_until_ms, : len(config.targets)]
+        if (rows <= 0).any():
+            raise UsageError(
+                f'model.transform = "log" needs targets above 0 in training rows; {s.series} has others',
+                got=float(np.nanmin(rows)),
+                do='Use "none", or leave that target out.',
+            )
 
 
 def choose_scale(config: Config, dataset: Dataset) -> Config:

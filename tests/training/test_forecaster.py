@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from service.errors import UsageError
 from training.config import check
 from training.experts import Experts, error_of, whole_parts
 from training.forecaster import Forecaster
@@ -208,3 +211,10 @@ def test_a_model_of_logarithms_never_forecasts_below_zero(changed, dataset):
     x[1, 20:, 0] = -5.0
     y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)
     assert np.isfinite(y).all() and (y > 0).all()
+
+
+def test_logarithms_of_what_is_not_above_zero_are_refused(changed, dataset):
+    lower = [dataclasses.replace(s, x=s.x - 1000) for s in dataset.stretches]
+    below = dataclasses.replace(dataset, stretches=lower)
+    with pytest.raises(UsageError, match="above 0"):
+        settle(changed({"transform": "log"}), below)
