@@ -137,7 +137,7 @@ def ett(horizon: int) -> Callable[[Path, Path | None, Path], tuple[str, Path]]:
         data = f'time = "date"\nstep = "1h"\ntargets = [{columns}]'
         model = f'horizon = {horizon}\nlags = ["1d", "7d"]\ncalendar = ["day", "week"]'
         model += "\nhidden = 128" if horizon == 1 else ""
-        model += "\nhistory = 337" if horizon > 48 else ""
+        model += "\nhistory = 721" if horizon > 48 else ""
         return toml(f"etth1-{horizon}", data, rows, (8_640, 11_520), model), path
 
     return make
@@ -155,11 +155,11 @@ def m4(folder: Path, given: Path | None, temp: Path) -> tuple[str, Path]:
         for name, values in series:
             first = longest - len(values)
             writer.writerows([M4_START + (first + i) * HOUR, name, v] for i, v in enumerate(values))
-    times = [format_time(M4_START + (longest - back * HELD_OUT) * HOUR) for back in (3, 1)]
+    times = [format_time(M4_START + (longest - back * HELD_OUT) * HOUR) for back in (2, 1)]
     return (
         'name = "m4-hourly"\n[data]\ntime = "time"\nstep = "1h"\nseries = "series"\ntargets = ["value"]\n'
         f'train_until = "{times[0]}"\nvalidate_until = "{times[1]}"\n'
-        f'[model]\nhorizon = {HELD_OUT}\nlags = ["1d", "7d"]\nhistory = 337\n',
+        f'[model]\nhorizon = {HELD_OUT}\nlags = ["1d", "7d"]\ntransform = "sqrt"\n[fit]\nepochs = 20\n',
         path,
     )
 

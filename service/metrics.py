@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from service import __version__
@@ -78,6 +84,8 @@ class Scores(Collector):
         "inside": ("tidecast_interval_coverage", "1 where what came lay inside the interval, else 0"),
     }
 
+    CLIPPED = "Values beyond the limits that the model was trained with, taken as the limit itself"
+
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._sums = np.zeros(len(spec.diagnostics), dtype=np.float64)  # [diagnostics]
@@ -107,6 +115,11 @@ class Scores(Collector):
                         values.append(f"{diagnostic.level or 0:.6g}")
                     family.add_metric(values, count_value=count, sum_value=total)
             yield family
+        clipped = CounterMetricFamily("tidecast_clipped_values", self.CLIPPED, labels=["target"])
+        for diagnostic, total in zip(self._spec.diagnostics, sums, strict=True):
+            if diagnostic.kind == "clipped":
+                clipped.add_metric([diagnostic.target], total)
+        yield clipped
 
 
 class Partitions(Collector):

@@ -20,7 +20,7 @@ class StateSlice(msgspec.Struct, frozen=True):
 
 
 class Diagnostic(msgspec.Struct, frozen=True):
-    """One column of `score`. `kind` is absolute_error, naive_error, inside (0 or 1), surprise or clipped."""
+    """One column of `score`. `kind` is absolute_error, naive_error, inside (0 or 1), surprise or clipped (1 or NaN)."""
 
     name: str
     kind: str

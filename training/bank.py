@@ -20,7 +20,7 @@ SHORT = 48  # values that the expert of short memory looks back
 SEASONS = 7  # at the most, in the seasonal mean
 MOST_UNITS = 256  # beyond it units are thinned evenly
 FEWEST_SERIES, MOST_CLUSTERS = 8, 8
-STARTS, ROUNDS = 2, 8
+STARTS, ROUNDS = 8, 20
 
 
 @dataclass(frozen=True, slots=True)

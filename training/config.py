@@ -52,7 +52,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     history: int | None = None  # steps of past values kept in the state; default: the longest lag, at least 24
     dropout: float = 0.1
     scale: Literal["auto", "global", "local"] = "auto"  # local: each series by its own recent past; see choose_scale
-    transform: Literal["none", "log"] = "none"  # log: the logarithms of the targets are forecast; all must be above 0
+    transform: Literal["none", "sqrt", "log"] = "none"  # what is forecast of a target: sqrt suits counts, log sizes
     interval_adaptation: float = 0.02  # how fast intervals follow what they missed; 0 = not at all
     experts: int | None = None  # linear experts beside the ridge; settled by the data: see training/bank.py; 0 = none
     score_horizons: list[int] | None = None  # steps ahead at which the graph scores itself; default: 1 and `horizon`

@@ -3,7 +3,7 @@
 The first expert is the primary ridge of `training.linear`, which knows all targets, covariates and the calendar; the
 others are the bank of `training.bank`. Their forecasts are averaged by weights that fall with each expert's running
 error: the exponentially weighted average forecaster (Cesa-Bianchi and Lugosi 2006, chapter 2), with forgetting, in
-units of the experts' mean error, so that it is the same for a series of any size.
+units of the best expert's error, so that it is the same for a series of any size.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FARTHEST_HINDSIGHT = 96  # steps back at the most from which the experts are judged
-FORGETTING, FASTEST = 0.25, 0.05  # of the running errors: for each step that one error tells of, and at the most
+FORGETTING = (0.0025, 0.005, 0.01, 0.02, 0.05)  # of the running errors, a step; validation rows choose one
 PRIOR_STEPS = 20.0  # that the errors on validation rows count for
-DECISIVENESS = 12.0  # how sharply the better experts are preferred
+DECISIVENESS = 13.0  # how sharply the better experts are preferred
 WORST = 5.0  # one wild jump must not decide for long
 NOTHING = 0.03  # errors far below this do not tell experts apart
 
@@ -33,6 +33,7 @@ class Experts(nn.Module):
     bank_weight: Tensor  # [targets, history, (count - 1) * horizon]
     bank_bias: Tensor  # [targets, 1, (count - 1) * horizon]
     prior: Tensor  # [count, targets] the running errors before anything is known
+    forgetting: Tensor  # [] share of the running errors that is replaced at each step
 
     def __init__(
         self,
@@ -47,7 +48,6 @@ class Experts(nn.Module):
         super().__init__()
         self.count, self.h, self.d, self.history, self.slots = count, horizon, targets, history, slots
         self.hindsight = min(horizon, FARTHEST_HINDSIGHT) if count > 1 else 0  # steps back from which they are judged
-        self.forgetting = min(FORGETTING / max(self.hindsight, 1), FASTEST)
         self.register_buffer("weight", torch.zeros(horizon * targets, history * targets + covariates))
         self.register_buffer("bias", torch.zeros(horizon * targets))
         for name, (_, _, parts) in slots.items():
@@ -55,6 +55,7 @@ class Experts(nn.Module):
         self.register_buffer("bank_weight", torch.zeros(targets, history, (count - 1) * horizon))
         self.register_buffer("bank_bias", torch.zeros(targets, 1, (count - 1) * horizon))
         self.register_buffer("prior", torch.ones(count, targets))
+        self.register_buffer("forgetting", torch.tensor(FORGETTING[2]))
 
     def forward(self, past: Tensor, covariates: Tensor, ts: Tensor) -> Tensor:
         """Forecasts [batch, count, horizon, targets] from past [batch, history, targets], covariates [batch, .], ts."""
@@ -74,14 +75,14 @@ class Experts(nn.Module):
     def review(self, errors: Tensor, error: Tensor, age: Tensor) -> Tensor:
         """Running errors [batch, count, targets] after one more `error`; age [batch, 1] = steps before this."""
         known = torch.clamp(age - self.hindsight, min=0.0)[:, :, None]  # errors so far
-        rate = torch.clamp(1 / (known + PRIOR_STEPS), min=self.forgetting)
+        rate = torch.maximum(1 / (known + PRIOR_STEPS), self.forgetting)
         return torch.where((age > self.hindsight + 1)[:, :, None], errors + rate * (error - errors), errors)
 
     def mix(self, forecasts: Tensor, errors: Tensor) -> Tensor:
         """Forecasts [batch, horizon, targets], averaged by how well each expert did of late."""
         if self.count == 1:
             return forecasts[:, 0]
-        share = errors / (errors.mean(dim=1, keepdim=True) + NOTHING)  # [batch, count, targets]
+        share = errors / (errors.amin(dim=1, keepdim=True) + NOTHING)  # [batch, count, targets]
         weights = torch.softmax(-DECISIVENESS * share, dim=1)
         return (weights[:, :, None] * forecasts).sum(dim=1)
 

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.config import Config
 from training.data import Dataset
+from training.experts import WORST
 from training.forecaster import Forecaster
 from training.prepare import Prepared, fit_linear_path, fit_scalers, prepare
 from training.progress import Progress
@@ -67,6 +68,7 @@ def fit(config: Config, dataset: Dataset, progress: Progress) -> tuple[Forecaste
                 model.heads[other].load_state_dict(model.heads[member].state_dict())
             break
     model.eval()
+    weigh_paths(model, prepared, config)
     calibrate(model, prepared, config)
     history.seconds = time.monotonic() - started
     return model, history
@@ -190,11 +192,11 @@ def pinball(model: Forecaster, out: Tensor, truth: Tensor) -> Tensor | None:
     return 2 * (loss.mean(dim=-1) * known).sum() / known.sum()
 
 
-def outputs(model: Forecaster, member: int, data: Prepared, since: int, until: int) -> tuple[Tensor, Tensor]:
-    """(quantiles, truth) of the forecasts with a target in [since, until) ms; a row each, NaN for the other leads."""
+def outputs(model: Forecaster, member: int, data: Prepared, since: int, until: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(quantiles, linear, truth) of forecasts with a target in [since, until) ms; a row each, NaN for other leads."""
     model.eval()
     mask = torch.from_numpy((data.ts >= since) & (data.ts < until))
-    outs, truths = [], []
+    outs, lines, truths = [], [], []
     with torch.no_grad():
         for start, end in data.spans:
             ts = data.ts[start:end]
@@ -206,12 +208,14 @@ def outputs(model: Forecaster, member: int, data: Prepared, since: int, until: i
             out, _ = model.roll(member, data.inputs[None, at], data.linear[None, at])
             keep = at >= origins
             outs.append(out[0, keep])
+            lines.append(data.linear[at[keep]].reshape(-1, model.h, model.d))
             truths.append(data.future(at[keep], model.h, mask))
-    return torch.cat(outs), torch.cat(truths)
+    return torch.cat(outs), torch.cat(lines), torch.cat(truths)
 
 
 def _validate(model: Forecaster, member: int, data: Prepared, config: Config) -> float:
-    loss = pinball(model, *outputs(model, member, data, config.train_until_ms, config.validate_until_ms))
+    out, _, truth = outputs(model, member, data, config.train_until_ms, config.validate_until_ms)
+    loss = pinball(model, out, truth)
     return math.inf if loss is None else float(loss)
 
 
@@ -223,22 +227,37 @@ def calibrate(model: Forecaster, data: Prepared, config: Config) -> None:
     """
     calm = _factors(model, data, config, -(1 << 62), config.train_until_ms)
     recent = _factors(model, data, config, config.train_until_ms, config.validate_until_ms)
-    model.calibration.copy_(torch.maximum(calm, recent).clamp(0.4, 3.0))
+    model.judge.calibration.copy_(torch.maximum(calm, recent).clamp(0.4, 3.0))
 
 
 def _factors(model: Forecaster, data: Prepared, config: Config, since: int, until: int) -> Tensor:
     """[horizon, targets, quantiles], 1 where too few rows say anything about a tail."""
-    outs = [outputs(model, m, data, since, until) for m in range(config.fit.members)]
-    truth = outs[0][1]
-    scaled = model.average([out for out, _ in outs])  # [rows, horizon, targets, quantiles]
-    middle = scaled[..., model.center]
-    factors = torch.ones_like(model.calibration)
+    scaled, linear, truth = _ensemble(model, data, config, since, until)  # [rows, horizon, targets, quantiles]
+    scaled = model.judge.balance(scaled, linear, model.judge.prior.expand(len(scaled), -1, -1, -1))
+    middle = scaled[..., model.judge.center]
+    factors = torch.ones_like(model.judge.calibration)
     for k, level in enumerate(model.quantiles):
-        if k == model.center:
+        if k == model.judge.center:
             continue
         ratio = (truth - middle) / (scaled[..., k] - middle)
-        share = level if k > model.center else 1 - level
+        share = level if k > model.judge.center else 1 - level
         factor = torch.nanquantile(ratio, share, dim=0).nan_to_num(1.0)  # [horizon, targets]
         trusted = torch.isfinite(ratio).sum(dim=0) >= 50
         factors[..., k] = torch.where(trusted, factor, torch.ones(()))
     return factors
+
+
+def weigh_paths(model: Forecaster, data: Prepared, config: Config) -> None:
+    """Set how far a series that has said nothing yet trusts its two paths: their errors on validation rows."""
+    scaled, linear, truth = _ensemble(model, data, config, config.train_until_ms, config.validate_until_ms)
+    paths = torch.stack([linear, scaled[..., model.judge.center]], dim=1)  # [rows, paths, horizon, targets]
+    errors = (paths - truth[:, None]).abs().clamp(max=WORST).nanmean(dim=0).nan_to_num(1.0)
+    model.judge.prior.copy_(errors[:, [h - 1 for h in model.judge.scored]].transpose(0, 1))
+
+
+def _ensemble(
+    model: Forecaster, data: Prepared, config: Config, since: int, until: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`outputs` of all members together."""
+    parts = [outputs(model, m, data, since, until) for m in range(config.fit.members)]
+    return model.average([out for out, _, _ in parts]), parts[0][1], parts[0][2]

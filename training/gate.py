@@ -18,7 +18,7 @@ from torch import Tensor
 from service.errors import ModelError
 from service.model import open_session
 from training.data import Dataset
-from training.forecaster import FAR_BELOW, Forecaster
+from training.forecaster import Forecaster
 
 STEPS = 600
 BATCHES = (1, 64)
@@ -110,8 +110,7 @@ def check_parity(model: Forecaster, graph: bytes, dataset: Dataset, seed: int = 
         ModelError: any two differ by more than TOLERANCE, relative.
     """
     model.eval()
-    # What is near zero: below a deviation, or below all that was trained on where logarithms are forecast.
-    scale = (model.floor * FAR_BELOW if model.log else model.std)[: model.d].numpy()[:, None]
+    scale = model.units.small().numpy()[:, None]
     runtime = onnx_step(graph)
     return [
         hold_together(model, model.window, runtime, *sequences(model, dataset, batch, seed + batch), scale)

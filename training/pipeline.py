@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from service.spec import ModelSpec
 from training.config import Config, write_config
@@ -15,7 +12,6 @@ from training.data import load_dataset
 from training.evaluate import Evaluation, evaluate, tracks
 from training.export import build_graph, write
 from training.fit import fit
-from training.forecaster import Forecaster
 from training.gate import check_parity, onnx_step
 from training.plots import save_plots
 from training.progress import Progress
@@ -49,13 +45,7 @@ def train(config: Config, data: Path, out: Path, *, quiet: bool = False) -> tupl
         write_config(config, data, out)
         (out / "metrics.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation), indent=2))
         spec = write(graph, model, config, dataset, evaluation.summary(), out / "model.onnx")
-        write_card(out, spec, config, dataset, history, evaluation, parity, clip_limits(model))
+        write_card(out, spec, config, dataset, history, evaluation, parity, model.units.limits().numpy())
     print_tables(evaluation, config)
     print(f"{out}: {spec.id}, trained in {history.seconds:.0f} s. MODEL_CARD.md and plots/ explain it.")
     return spec, evaluation
-
-
-def clip_limits(model: Forecaster) -> NDArray[np.float64]:
-    """[features, 2] raw units: the graph takes a value beyond them as the limit itself."""
-    scaled = torch.stack([model.low, model.high], dim=1).double()
-    return (scaled * model.std.double()[:, None] + model.mean.double()[:, None]).numpy()

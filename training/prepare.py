@@ -13,11 +13,10 @@ from torch import Tensor
 from training.bank import fit_bank
 from training.config import Config
 from training.data import Dataset, Stretch
-from training.experts import error_of
-from training.forecaster import FAR_BELOW, LIMIT, PERIODS, Forecaster, View
-from training.linear import CHUNK_ROWS, Scaled, ahead, filled, fit_ridge, windows
-
-PRIOR_ROWS = 4_000  # that say how far each linear expert may be trusted from the start
+from training.forecaster import PERIODS, Forecaster, View
+from training.linear import CHUNK_ROWS, Scaled, filled, fit_ridge, windows
+from training.trust import set_trust
+from training.units import FAR_BELOW, LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +44,36 @@ class Prepared:
 def fit_scalers(model: Forecaster, dataset: Dataset, until: int) -> None:
     """Mean, deviation and limits of each feature, from readings before `until` (ms) and nothing later."""
     rows = np.concatenate([s.x[s.ts < until] for s in dataset.stretches]).astype(np.float64)  # [readings, features]
-    if model.log:
+    units = model.units
+    if units.transform == "log":
         lowest = np.nan_to_num(np.nanmin(rows[:, : model.d], axis=0), nan=1.0)
-        model.floor[: model.d] = torch.from_numpy(lowest / FAR_BELOW)
-        rows = model.bend(torch.from_numpy(rows)).numpy()
+        units.floor[: model.d] = torch.from_numpy(lowest / FAR_BELOW)
+    rows = units.bend(torch.from_numpy(rows)).numpy()
     for f, column in enumerate(rows.T):
         known = column[np.isfinite(column)]
         if len(known) == 0:
             continue  # a covariate that training never saw: mean 0, deviation 1
         # In local units a common mean would only cost digits where series differ by orders of magnitude.
-        mean = np.float32(0.0 if model.local and not model.log and f < model.d else known.mean())
+        mean = np.float32(0.0 if units.local and units.transform != "log" and f < model.d else known.mean())
         std = np.float32(known.std())
         std = std if std > 1e-6 * max(1.0, abs(float(mean))) else np.float32(1.0)  # a constant column
         low, high = (known.min() - mean) / std, (known.max() - mean) / std
         reach = LIMIT * max(high - low, 1.0)
         for name, value in (("mean", mean), ("std", std), ("low", low - reach), ("high", high + reach)):
-            model.get_buffer(name)[f] = float(value)
+            units.get_buffer(name)[f] = float(value)
 
 
 def scaled(model: Forecaster, stretch: Stretch) -> Scaled:
     """A stretch as `training.linear` takes it."""
-    z = (model.bend(torch.from_numpy(stretch.x.astype(np.float64))).numpy() - model.mean.numpy()) / model.std.numpy()
-    z = np.clip(z, model.low.numpy(), model.high.numpy())
+    z = model.units.scale(torch.from_numpy(stretch.x.astype(np.float64)))[0].numpy()
     slots = tuple((stretch.ts % PERIODS[name]) // model.slot_ms(name) for name in model.slotted)
     out = Scaled(z[:, : model.d], z[:, model.d :], slots, stretch.ts)
-    if not model.local:
+    if not model.units.local:
         return out
     center, scale = [], []
     past = windows(filled(out)[0], model.history)  # [steps, history, targets]
     for start in range(0, len(z), CHUNK_ROWS):
-        located = model.locate(torch.from_numpy(past[start : start + CHUNK_ROWS].copy()))
+        located = model.units.locate(torch.from_numpy(past[start : start + CHUNK_ROWS].copy()))
         center.append(located[0].numpy())
         scale.append(located[1].numpy())
     scales = np.concatenate(scale)
@@ -112,27 +111,7 @@ def fit_linear_path(model: Forecaster, dataset: Dataset, config: Config) -> None
         weights = torch.from_numpy(bank.weights.reshape(model.d, -1, model.history))
         linear.bank_weight.copy_(weights.transpose(1, 2))
         linear.bank_bias.copy_(torch.from_numpy(bank.bias.reshape(model.d, 1, -1)))
-        linear.prior.copy_(_expert_prior(model, stretches, config))
-
-
-def _expert_prior(model: Forecaster, stretches: list[Scaled], config: Config) -> Tensor:
-    """Mean absolute error of each linear expert on validation rows, in the series' units: [experts, targets]."""
-    total, count = torch.zeros(model.experts.count, model.d), 0
-    thin = max(1, sum(len(s.ts) for s in stretches) // PRIOR_ROWS)
-    for s in stretches:
-        z, covariates = filled(s)
-        truth = ahead(np.where((s.ts < config.validate_until_ms)[:, None], s.z, np.nan), model.h)
-        at = np.flatnonzero((s.ts >= config.train_until_ms) & (s.ts < config.validate_until_ms))[::thin]
-        at = at[np.isfinite(truth[at]).all(axis=(1, 2))]
-        if len(at) == 0:
-            continue
-        past = torch.from_numpy(windows(z, model.history)[at].astype(np.float32))
-        center, scale = model.locate(past)
-        past = (past - center[:, None]) / scale[:, None]
-        future = (torch.from_numpy(truth[at].astype(np.float32)) - center[:, None]) / scale[:, None]
-        said = model.experts(past, torch.from_numpy(covariates[at].astype(np.float32)), torch.from_numpy(s.ts[at]))
-        total, count = total + error_of(said, future).sum(dim=0), count + len(at)
-    return total / count if count else torch.ones_like(total)
+        set_trust(model, stretches, config)
 
 
 def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Callable[[float], None]) -> Prepared:
@@ -141,12 +120,12 @@ def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Calla
     pad = model.h
     columns: list[list[Tensor]] = [[] for _ in range(5)]
     ts, spans, start = [], [], 0
-    mean, std = model.mean[: model.d], model.std[: model.d]
+    mean, std = model.units.mean[: model.d], model.units.std[: model.d]
     empty = (0.0, 0.0, float("nan"), 0.0, 1.0)
     for stretch, view in zip(dataset.stretches, folded, strict=True):
-        z = (model.bend(torch.from_numpy(stretch.x))[:, : model.d] - mean) / std  # [steps, targets]
+        z = (model.units.bend(torch.from_numpy(stretch.x))[:, : model.d] - mean) / std  # [steps, targets]
         scale = view.scale.clone()
-        if model.local:
+        if model.units.local:
             scale[: model.settled_after] = float("nan")
         parts = (view.inputs, view.linear, z, view.center, scale)
         for column, values, fill in zip(columns, parts, empty, strict=True):

@@ -20,11 +20,10 @@ def settle(config: Config, dataset: Dataset) -> Config:
     """The config with what the data decides: `model.scale` and `model.experts`.
 
     Raises:
-        UsageError: logarithms are asked for and a target is not above 0.
+        UsageError: logarithms or roots are asked for and a target has none.
     """
     config = choose_scale(config, dataset)
-    if config.model.transform == "log":
-        _need_above_zero(config, dataset)
+    _need_values_for(config.model.transform, config, dataset)
     if config.model.experts is None:
         series = len({s.series for s in dataset.stretches})
         count = 0 if config.step_ms == 0 else experts(series, config.lag_steps)
@@ -32,12 +31,15 @@ def settle(config: Config, dataset: Dataset) -> Config:
     return config
 
 
-def _need_above_zero(config: Config, dataset: Dataset) -> None:
+def _need_values_for(transform: str, config: Config, dataset: Dataset) -> None:
+    if transform == "none":
+        return
     for s in dataset.stretches:
         rows = s.x[s.ts < config.train_until_ms, : len(config.targets)]
-        if (rows <= 0).any():
+        if (rows <= 0).any() if transform == "log" else (rows < 0).any():
+            least = "above 0" if transform == "log" else "of at least 0"
             raise UsageError(
-                f'model.transform = "log" needs targets above 0 in training rows; {s.series} has others',
+                f'model.transform = "{transform}" needs targets {least} in training rows; {s.series} has others',
                 got=float(np.nanmin(rows)),
                 do='Use "none", or leave that target out.',
             )

@@ -89,10 +89,11 @@ def test_calibration_makes_validation_intervals_cover_what_they_say(changed, dat
     model, _ = _fit(config, dataset)
     data = prepare(model, dataset, config, lambda done: None)
     with torch.no_grad():
-        model.calibration.fill_(0.1)
+        model.judge.calibration.fill_(0.1)
         calibrate(model, data, config)
-        out, truth = outputs(model, 0, data, config.train_until_ms, config.validate_until_ms)
-        scaled = model.calibrate(out)
+        out, linear, truth = outputs(model, 0, data, config.train_until_ms, config.validate_until_ms)
+        errors = model.judge.prior.expand(len(out), -1, -1, -1)
+        scaled = model.judge.calibrate(model.judge.balance(out, linear, errors))
     known = torch.isfinite(truth)
     inside = ((truth >= scaled[..., 0]) & (truth <= scaled[..., -1]))[known].float().mean().item()
     assert inside == pytest.approx(0.9, abs=0.08) or inside > 0.9

@@ -41,7 +41,7 @@ def _wild(config, dataset) -> Forecaster:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
-        model.calibration.copy_(0.5 + torch.rand_like(model.calibration) * 2)
+        model.judge.calibration.copy_(0.5 + torch.rand_like(model.judge.calibration) * 2)
     return model
 
 
@@ -111,7 +111,7 @@ def test_the_score_is_the_error_of_what_was_forecast_then(changed, dataset):
         column = names.index(f"absolute_error_load_{h}")
         assert all(np.isnan(scores[t][column]) for t in range(h))
         for t in range(h, 30):
-            expected = abs(x[0, t, 0] - ys[t - h][h - 1, 0, forecaster.center])
+            expected = abs(x[0, t, 0] - ys[t - h][h - 1, 0, forecaster.judge.center])
             np.testing.assert_allclose(scores[t][column], expected, rtol=1e-3, atol=1e-3)
             inside = ys[t - h][h - 1, 0, 0] <= x[0, t, 0] <= ys[t - h][h - 1, 0, -1]
             assert scores[t][names.index(f"inside_load_{h}")] == inside
@@ -119,11 +119,11 @@ def test_the_score_is_the_error_of_what_was_forecast_then(changed, dataset):
             np.testing.assert_allclose(scores[t][names.index(f"naive_error_load_{h}")], naive, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("transform", ["none", "log"])
+@pytest.mark.parametrize("transform", ["none", "sqrt", "log"])
 def test_in_local_units_a_series_a_thousand_times_as_large_is_forecast_alike(changed, dataset, transform):
     forecaster = _wild(changed({"scale": "local", "transform": transform}), dataset)
-    forecaster.low.fill_(-1e9)
-    forecaster.high.fill_(1e9)
+    forecaster.units.low.fill_(-1e9)
+    forecaster.units.high.fill_(1e9)
     x, ts = _readings(dataset, 3, 80, missing=0.05)
     x[:, 0] = np.nan_to_num(x[:, 0], nan=30.0)  # before its first value nothing tells how large a series is
     step, initial = torch_step(forecaster), forecaster.initial_state().numpy()
@@ -132,12 +132,38 @@ def test_in_local_units_a_series_a_thousand_times_as_large_is_forecast_alike(cha
     np.testing.assert_allclose(fold(step, initial, x, ts), 1000 * y, rtol=1e-2, atol=50)
 
 
+def test_a_value_beyond_the_trained_range_is_said_to_have_been_clipped(changed, dataset):
+    forecaster = _wild(changed(), dataset)
+    names = [d.name for d in forecaster.diagnostics]
+    step, state = torch_step(forecaster), forecaster.initial_state().numpy()[None]
+    ts = np.array([1_700_000_000_000])
+    said = [
+        step(np.array([[value, 0.0]], np.float32), ts, state)[2][0, names.index("clipped_load")]
+        for value in (50.0, 1e9, -1e9, np.nan)
+    ]
+    np.testing.assert_array_equal(said, [np.nan, 1.0, 1.0, np.nan])
+
+
+def test_a_series_on_which_the_recurrent_path_fails_is_forecast_by_the_linear_one(changed, dataset):
+    forecaster = _wild(changed({"horizon": 1, "score_horizons": [1]}), dataset)
+    with torch.no_grad():  # a recurrent path that says ten deviations too much, always
+        forecaster.heads[0].last.weight.zero_()
+        forecaster.heads[0].last.bias.fill_(10.0)
+    x, ts = _readings(dataset, 1, 300, missing=0)
+    x = np.nan_to_num(x, nan=50.0)
+    y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :, 0, 0, forecaster.judge.center]
+    forecaster.judge.balance = lambda outs, linear, errors: outs
+    wrong = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :, 0, 0, forecaster.judge.center]
+    error, unweighed = abs(y[:-1] - x[0, 1:, 0]), abs(wrong[:-1] - x[0, 1:, 0])
+    assert error[100:].mean() < 0.5 * unweighed[100:].mean()
+
+
 def test_intervals_widen_until_they_hold_what_they_say_when_the_noise_grows(changed, dataset):
     forecaster = _wild(changed({"interval_adaptation": 0.05, "horizon": 1, "score_horizons": [1]}), dataset)
     with torch.no_grad():  # the linear path with its spread, as a fitted model would have it
         forecaster.heads[0].last.weight.zero_()
         forecaster.heads[0].last.bias.fill_(-0.5)
-        forecaster.calibration.fill_(1.0)
+        forecaster.judge.calibration.fill_(1.0)
     generator = np.random.default_rng(3)
     steps = 1500
     hours = np.arange(steps)
@@ -146,7 +172,7 @@ def test_intervals_widen_until_they_hold_what_they_say_when_the_noise_grows(chan
     ts = (1_700_000_000_000 + hours * 3_600_000)[None]
     held = {}
     for adaptation in (0.0, 0.05):
-        forecaster.adaptation = adaptation
+        forecaster.judge.adaptation = adaptation
         y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :-1, 0, 0]  # [steps, quantiles]
         inside = (load[1:] >= y[:, 0]) & (load[1:] <= y[:, -1])
         held[adaptation] = inside[900:].mean()

@@ -15,6 +15,7 @@ DIAGNOSTICS = [
     Diagnostic("ne_t_1", "naive_error", "t", 1),
     Diagnostic("in_t_1_90", "inside", "t", 1, 0.9),
     Diagnostic("surprise", "surprise", "t", 1),
+    Diagnostic("clipped_t", "clipped", "t", 0),
 ]
 SPEC = ModelSpec(
     name="tiny",
@@ -61,6 +62,7 @@ NAMES = {
     "tidecast_naive_error_count": ("horizon", "target"),
     "tidecast_interval_coverage_sum": ("horizon", "level", "target"),
     "tidecast_interval_coverage_count": ("horizon", "level", "target"),
+    "tidecast_clipped_values_total": ("target",),
     "tidecast_lag_records": ("partition", "topic"),
     "tidecast_lag_seconds": ("partition", "topic"),
     "tidecast_series": ("partition",),
@@ -132,9 +134,9 @@ def test_a_histogram_puts_a_value_on_the_bound_into_that_bounds_bucket():
 
 def test_scores_are_summed_where_there_was_something_to_score(metrics):
     nan = float("nan")
-    metrics.scores.add(np.array([[1.0, nan, 4.0, 1.0, 9.0], [2.0, nan, 2.0, 0.0, 9.0]], dtype=np.float32))
-    metrics.scores.add(np.full((1, 5), nan, dtype=np.float32))
-    metrics.scores.add(np.empty((0, 5), dtype=np.float32))
+    metrics.scores.add(np.array([[1.0, nan, 4.0, 1.0, 9.0, 1.0], [2.0, nan, 2.0, 0.0, 9.0, nan]], dtype=np.float32))
+    metrics.scores.add(np.full((1, 6), nan, dtype=np.float32))
+    metrics.scores.add(np.empty((0, 6), dtype=np.float32))
     found = samples(metrics)
     assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 3.0
     assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 2
@@ -142,6 +144,7 @@ def test_scores_are_summed_where_there_was_something_to_score(metrics):
     assert found["tidecast_naive_error_sum{horizon=1,target=t}"] == 6.0
     assert found["tidecast_interval_coverage_sum{horizon=1,level=0.9,target=t}"] == 1.0
     assert found["tidecast_interval_coverage_count{horizon=1,level=0.9,target=t}"] == 2
+    assert found["tidecast_clipped_values_total{target=t}"] == 1
 
 
 def test_the_lag_in_seconds_goes_on_growing_while_nothing_is_processed(metrics):
