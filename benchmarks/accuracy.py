@@ -1,6 +1,7 @@
 """How good the trainer is on each set, beside published figures and cheap baselines: one frozen model for each seed.
 
-    python benchmarks/accuracy.py --set taxi|taxi-full|ett1|ett24|ett96|m4|machine [--seeds 3] [--minutes 5] [--json]
+    python benchmarks/accuracy.py --set taxi|taxi-full|ett1|ett24|ett96|m4|machine|all [--seeds 3] [--minutes 5]
+    python benchmarks/accuracy.py --set all --markdown     # the table of docs/accuracy.md
     python benchmarks/accuracy.py --set ett24 --set-option fit.members=3 --set-option model.hidden=32
 
 Scalers and weights see training rows only, early stopping and calibration see validation rows too; each forecast is
@@ -350,22 +351,50 @@ def lines_of(task: Task, results: dict[str, list[Scores]]) -> list[Line]:
     return [*out, Line("90 % interval held", held, covered(results[LINEAR][0]), None, holds, "", "")]
 
 
-def show(name: str, lines: list[Line], seconds: list[float]) -> None:
-    head = ["measure", "tidecast", "spread", "linear here", "cheap baseline", "published", "reach", "holds"]
+HEAD = ["measure", "tidecast", "spread", "linear here", "cheap baseline", "published", "reach", "holds"]
+
+
+def cells(lines: list[Line]) -> list[list[str]]:
     body = []
     for line in lines:
         reach = "0.87-0.93" if line.name.startswith("90 %") else f"{line.reach:.4g}" if line.reach is not None else ""
         holds = {True: "yes", False: "NO", None: ""}[line.holds]
         body.append([line.name, f"{line.mean:.4g}", f"{line.spread:.2g}", f"{line.linear:.4g}", line.baseline,
                      line.published, reach, holds])  # fmt: skip
+    return body
+
+
+def show(name: str, lines: list[Line], seconds: list[float], how: str) -> None:
     took = ", ".join(f"{s:.0f} s" for s in seconds)
+    if how == "markdown":
+        print("\n".join("| " + " | ".join([name, *row]) + " |" for row in cells(lines)))
+        print(f"| {name} | seconds of training, each seed | {took} | | | | | ≤ 300 | |", flush=True)
+        return
     caption = f"Mean and standard deviation over {len(seconds)} seeds; trained in {took}."
-    stdout_console().print(grid(name, head, body, caption))
+    stdout_console().print(grid(name, HEAD, cells(lines), caption))
+
+
+def measured(name: str, args: argparse.Namespace) -> None:
+    """Run one set and print it."""
+    task = TASKS[name]
+    with tempfile.TemporaryDirectory() as temp:
+        text, path = task.make(args.data_dir, args.data, Path(temp))
+        config = with_options(msgspec.convert(tomllib.loads(text), Config), args.set_option)
+        limits = {"max_minutes": args.minutes} | ({"epochs": args.epochs} if args.epochs else {})
+        config = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, **limits))
+        results, seconds = run(task, config, path, list(range(args.seeds)))
+    lines = lines_of(task, results)
+    if not args.json:
+        return show(name, lines, seconds, "markdown" if args.markdown else "table")
+    table = [{**dataclasses.asdict(line), "mean": line.mean, "spread": line.spread} for line in lines]
+    print(json.dumps({"set": name, "seconds": seconds, "table": table, "config": msgspec.to_builtins(config),
+                      "scores": msgspec.to_builtins(results)}))  # fmt: skip
+    return None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", required=True, choices=TASKS, dest="name")
+    parser.add_argument("--set", required=True, choices=[*TASKS, "all"], dest="name", help="all: but taxi-full")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on [3]")
     parser.add_argument("--minutes", type=float, default=5.0, help="of training for each seed, at most [5]")
     parser.add_argument("--epochs", type=int, help="instead of the config's: to check quickly that all runs")
@@ -373,25 +402,16 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=DATA, help="where the sets are")
     parser.add_argument("--data", type=Path, help="this file instead of the set's own")
     parser.add_argument("--json", action="store_true", help="every seed and lead as one JSON object on stdout")
+    parser.add_argument("--markdown", action="store_true", help="rows of a table for a page")
     args = parser.parse_args()
-    task = TASKS[args.name]
-    with tempfile.TemporaryDirectory() as temp:
+    if args.markdown:
+        print("| " + " | ".join(["set", *HEAD]) + " |\n" + "|---" * (len(HEAD) + 1) + "|")
+    for name in [n for n in TASKS if n != "taxi-full"] if args.name == "all" else [args.name]:
         try:
-            text, path = task.make(args.data_dir, args.data, Path(temp))
+            measured(name, args)
         except FileNotFoundError as missing:
             print(f"{missing.filename} is not there: give --data-dir or --data.", file=sys.stderr)
             return 2
-        config = with_options(msgspec.convert(tomllib.loads(text), Config), args.set_option)
-        limits = {"max_minutes": args.minutes} | ({"epochs": args.epochs} if args.epochs else {})
-        config = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, **limits))
-        results, seconds = run(task, config, path, list(range(args.seeds)))
-    lines = lines_of(task, results)
-    if args.json:
-        table = [{**dataclasses.asdict(line), "mean": line.mean, "spread": line.spread} for line in lines]
-        print(json.dumps({"set": args.name, "seconds": seconds, "table": table, "config": msgspec.to_builtins(config),
-                          "scores": msgspec.to_builtins(results)}))  # fmt: skip
-        return 0
-    show(args.name, lines, seconds)
     return 0
 
 
