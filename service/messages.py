@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from service.broker.base import Headers
 from service.spec import ModelSpec, quantile_name
-from service.timestamps import MAX_TS_MS, MIN_TS_MS, parse_time
+from service.timestamps import HIGHEST_SECONDS, LOWEST_SECONDS, MAX_TS_MS, MIN_TS_MS, parse_time
 
 MAX_VALUE_BYTES = 1024 * 1024
 MAX_KEY_BYTES = 1024
@@ -107,7 +107,9 @@ class ReadingDecoder:
                     raise Refused(DeadLetterReason.TOO_LARGE, f"the value has {len(value)} bytes, more than 1 MiB")
                 try:
                     row = astuple(decode(value))
-                    usual = type(row[0]) is int and MIN_TS_MS <= row[0] <= MAX_TS_MS
+                    usual = type(row[0]) is int and (
+                        HIGHEST_SECONDS < row[0] <= MAX_TS_MS or MIN_TS_MS <= row[0] < LOWEST_SECONDS
+                    )
                 except (ValueError, TypeError, RecursionError):  # msgspec's own errors are ValueErrors
                     usual = False
                 rows.append(row if usual else self._second_look(value))
@@ -149,6 +151,10 @@ def _time(ts: object) -> int:
     """Epoch ms from a number or a text."""
     if ts is None or ts != ts:  # NaN
         raise Refused(DeadLetterReason.MISSING_TIME, 'the reading has no "ts"')
+    bare = isinstance(ts, float) or (isinstance(ts, str) and _is_number(ts))
+    if bare and LOWEST_SECONDS <= float(ts) <= HIGHEST_SECONDS:  # type: ignore[arg-type]
+        message = f'"ts" is {_short(ts)}, which counts seconds since 1970; it must be epoch milliseconds or ISO 8601'
+        raise Refused(DeadLetterReason.TIME_OUT_OF_RANGE, message)
     try:
         if isinstance(ts, str):
             return parse_time(ts)
@@ -166,14 +172,18 @@ def _time(ts: object) -> int:
 
 def _names_a_time(text: str) -> bool:
     """True where the text is a time, though not one in range."""
-    digits = text.strip().removeprefix("-")
-    if digits.isdecimal() and len(digits) >= 5:
+    if _is_number(text):
         return True
     try:
         datetime.fromisoformat(text.strip())
     except ValueError:
         return False
     return True
+
+
+def _is_number(text: str) -> bool:
+    digits = text.strip().removeprefix("-")
+    return digits.isdecimal() and len(digits) >= 5
 
 
 def _number(name: str, value: object) -> float | None:

@@ -15,6 +15,9 @@ MAX_TS_MS = 7_258_118_400_000
 EPOCH_UNITS_MS = {"seconds": 1_000.0, "milliseconds": 1.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
 _PLAUSIBLE_MS = (631_152_000_000, 4_102_444_800_000)
 
+# As milliseconds these are days of January and February 1970: what holds such a number counts seconds.
+LOWEST_SECONDS, HIGHEST_SECONDS = _PLAUSIBLE_MS[0] // 1_000, _PLAUSIBLE_MS[1] // 1_000
+
 _UNIT_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _EPOCH = re.compile(r"(-?\d{5,})(?:\.0*)?")  # a whole number, also as programs write one that they hold as a float
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d|w)")
