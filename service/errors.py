@@ -38,5 +38,13 @@ class BrokerError(TidecastError):
     """Kafka, or the embedded broker, cannot do what was asked."""
 
 
+class Fenced(BrokerError):
+    """Somebody else goes on in our place: with the transactional id, or with our partitions of the consumer group.
+
+    Nothing of the open transaction is seen, unless it was the answer to its commit that was lost. After `abort` the
+    producer must be replaced; what is true is what `Consumer.committed` then tells.
+    """
+
+
 class DeadLetterFlood(TidecastError):
     """So many dead letters that going on would hide a fault upstream; the worker stops."""
