@@ -87,6 +87,8 @@ class Member:
 
     def leave(self, leave: Callable[[], None], limit_s: float) -> None:
         """Give up what is under way and call `leave`, which closes the library's consumer; the last call."""
+        if self._leaving:
+            return  # the thread that would do it is gone
         self._leaving = True
         try:
             if self._caller.busy:

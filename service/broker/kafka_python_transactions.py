@@ -5,6 +5,8 @@ deadline. What else of the library (3.0.12) is minded here:
   - A record whose delivery is given up at its time limit fails without a word to the transaction, which would then
     commit without it. So all records are acknowledged, or the failure is raised, before the commit is asked for.
   - Offsets of an aborted transaction stay queued, and would be committed by the next one. `begin` drops them.
+  - A record that failed leaves a gap in the numbers of its partition's records, at which Kafka refuses all that follow.
+    `abort` then has them counted anew.
   - After some errors it gets itself a new epoch in the midst of a transaction (which aborts that), and would send what
     is left of the records with the next one. So a producer in any state but the expected is not used again.
 """
@@ -129,6 +131,7 @@ class TransactionalProducer(KafkaPythonProducer):
         if self._commit is not None:
             raise BrokerError("it is not known whether Kafka has committed the transaction", do=_REPLACE)
         server = Server(self._server.bootstrap_servers, timeout_s)
+        deadline = time.monotonic() + timeout_s
         with server.errors("aborting a transaction"):
             if self._abort is None:
                 try:
@@ -136,10 +139,12 @@ class TransactionalProducer(KafkaPythonProducer):
                 except errors.KafkaError as error:  # a state that knows no abort
                     raise BrokerError(f"the transaction cannot be aborted ({error})", do=_REPLACE) from error
             try:
-                self._await(self._abort, time.monotonic() + timeout_s)
+                self._await(self._abort, deadline)
             except _FENCED:
                 self._open = False
                 return
+            if self._failure is not None:
+                self._number_anew(deadline)
         self._failure = None
         self._ended()
 
@@ -167,6 +172,18 @@ class TransactionalProducer(KafkaPythonProducer):
                     raise
                 continue
             return self._raise_failure()
+
+    def _number_anew(self, deadline: float) -> None:
+        """A new epoch, in which records are counted from 0: those that failed have left a gap that Kafka refuses."""
+        transactions = self._transactions
+        transactions.bump_producer_id_and_epoch()
+        self._kafka._sender.wakeup()
+        while transactions.is_bumping_epoch():
+            if time.monotonic() > deadline:
+                raise errors.KafkaTimeoutError
+            time.sleep(_RETRY_BACKOFF_MS / 1_000)
+        if transactions.last_error is not None:
+            raise transactions.last_error
 
     def _await(self, result: Any, deadline: float) -> None:
         self._kafka._sender.wakeup()

@@ -1,0 +1,196 @@
+"""Transactions on a real Kafka, where kafka-python alone would wait for ever, or let a zombie pass."""
+
+import os
+import signal
+import time
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import MemberToRemove
+
+from service.broker import kafka_python_transactions
+from service.broker.base import Outgoing
+from service.broker.connect import connect
+from service.errors import BrokerError, Fenced
+from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
+from tests.contract.transaction_contract import outgoing, read_to_the_end
+
+
+@pytest.fixture
+def seen(kafka):
+    def read(topic):
+        consumer = kafka.consumer()
+        try:
+            return read_to_the_end(consumer, topic)
+        finally:
+            consumer.close()
+
+    return read
+
+
+@pytest.fixture
+def member(kafka, topic):
+    made = []
+
+    def join(source):
+        made.append(Member(kafka, source, source))
+        poll_until([made[-1].consumer], lambda: len(made[-1].assigned) == kafka.partitions(source))
+        return made[-1]
+
+    yield join
+    for one in made:
+        one.consumer.close()
+
+
+def put_out(broker, member):
+    me = member.consumer._kafka.group_metadata()
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    admin.remove_group_members(me.group_id, [MemberToRemove(member_id=me.member_id)])
+    admin.close()
+
+
+def test_a_zombie_that_has_heard_that_it_is_out_is_fenced(kafka, broker, topic, member, seen):
+    source, name = topic(), topic(1)
+    zombie = member(source)
+    producer = kafka.producer(transactional_id=name)
+    producer.begin()
+    producer.produce(outgoing(name, b"of the zombie"))
+    put_out(broker, zombie)
+    heir = member(source)
+    heir.consumer.commit({0: 8})
+    # its heartbeats hear of it; the name without a generation that is left passes Kafka's check
+    poll_until([], lambda: zombie.consumer._kafka.group_metadata().generation_id < 0)
+    with pytest.raises(Fenced, match="moved on without this member"):
+        producer.commit_transaction(source, {0: (4, "")}, zombie.consumer, PATIENCE_S)
+    producer.abort(PATIENCE_S)
+    producer.close()
+    assert seen(name) == [] and heir.consumer.committed([0]) == {0: (8, "")}
+
+
+def test_a_member_put_out_in_the_midst_of_a_join_does_not_go_on_where_it_was(kafka, broker, topic, member):
+    source = topic()
+    stopped = member(source)
+    coordinator = stopped.consumer._kafka._coordinator
+    coordinator._disable_heartbeat()  # as if the process were stopped; it wakes up joining
+    put_out(broker, stopped)
+    heir = member(source)
+    heir.consumer.commit({0: 8})
+    heir.consumer.close()
+    fill(kafka, source, 10, partition=0)
+    told = len(stopped.told)
+    coordinator.request_rejoin()
+    assert drain(stopped.consumer, 2).offsets == [8, 9]
+    assert len(stopped.told) > told, "it was not told that the partitions went and came back"
+
+
+def test_a_record_that_kafka_refuses_takes_its_transaction_with_it(kafka, topic, member, seen):
+    source, name = topic(), topic(1, config={"max.message.bytes": "1000"})
+    reader, producer = member(source), kafka.producer(transactional_id=name)
+    producer.begin()
+    producer.produce(outgoing(name, b"small"))
+    producer.flush(PATIENCE_S)
+    producer.produce(outgoing(name, b"x" * 5_000))
+    with pytest.raises(BrokerError, match="no record that large"):
+        producer.commit_transaction(source, {0: (1, "")}, reader.consumer, PATIENCE_S)
+    producer.abort(PATIENCE_S)
+    producer.begin()
+    producer.produce(outgoing(name, b"next"))
+    producer.commit_transaction(source, {0: (2, "")}, reader.consumer, PATIENCE_S)
+    producer.close()
+    assert seen(name) == [b"next"] and reader.consumer.committed([0]) == {0: (2, "")}
+
+
+def test_keyed_records_and_many_topics_go_into_one_transaction(kafka, topic, member, seen):
+    source, first, second = topic(), topic(), topic(1)
+    reader, producer = member(source), kafka.producer(transactional_id=first)
+    producer.begin()
+    keyed = Outgoing(first)
+    for i in range(10_000):  # more than is handed over in one go
+        keyed.append(b"%d" % (i % 50) if i % 2 else None, b"%d" % i)
+    producer.produce(keyed)
+    producer.produce(outgoing(second, b"beside"))
+    assert seen(second) == []
+    producer.commit_transaction(source, {0: (1, "")}, reader.consumer, PATIENCE_S)
+    producer.close()
+    consumer = kafka.consumer()
+    consumer.assign(first, dict.fromkeys(range(4), -2))
+    assert len(set(drain(consumer, 10_000).values)) == 10_000
+    consumer.close()
+    assert seen(second) == [b"beside"]
+
+
+@pytest.mark.parametrize("stage", ["deliver", "offsets", "end"])
+def test_a_kafka_that_falls_silent_ends_the_wait_in_time_and_a_new_producer_mends_it(
+    embedded, broker, topic, member, seen, monkeypatch, stage
+):
+    source, name = topic(), topic(1)
+    reader = member(source)
+    port = connect(broker, timeout_s=30)
+    producer = port.producer(transactional_id=name)
+    producer.begin()
+    producer.produce(outgoing(name, b"first"))
+    producer.flush(PATIENCE_S)
+
+    def silence():
+        os.kill(embedded.pid, signal.SIGSTOP)
+
+    manager = producer._transactions
+    if stage == "deliver":
+        silence()
+        producer.produce(outgoing(name, b"second"))
+    else:
+        method = {"offsets": "send_offsets_to_transaction", "end": "begin_commit"}[stage]
+        ask = getattr(manager, method)
+
+        def ask_the_silent(*what):
+            silence()
+            return ask(*what)
+
+        monkeypatch.setattr(manager, method, ask_the_silent)
+    began = time.monotonic()
+    try:
+        with pytest.raises(BrokerError, match="did not answer within 1 s"):
+            producer.commit_transaction(source, {0: (1, "")}, reader.consumer, 1)
+        with pytest.raises(BrokerError):
+            producer.abort(1)
+        producer.close()
+        assert time.monotonic() - began < PATIENCE_S
+    finally:
+        os.kill(embedded.pid, signal.SIGCONT)
+    again = port.producer(transactional_id=name)
+    committed = reader.consumer.committed([0])[0]  # what is true: all or none
+    assert seen(name) == ([b"first"] if committed else [])
+    assert committed in ((None, (1, "")) if stage == "end" else (None,))
+    again.begin()
+    again.produce(outgoing(name, b"after"))
+    again.commit_transaction(source, {0: (2, "")}, reader.consumer, PATIENCE_S)
+    assert seen(name)[-1] == b"after" and reader.consumer.committed([0]) == {0: (2, "")}
+    again.close()
+    port.close()
+
+
+def test_a_transaction_that_kafka_ended_for_its_age_is_not_committed(kafka, topic, member, seen, monkeypatch):
+    monkeypatch.setattr(kafka_python_transactions, "TRANSACTION_TIMEOUT_MS", 1_000)
+    source, name = topic(), topic(1)
+    reader, producer = member(source), kafka.producer(transactional_id=name)
+    producer.begin()
+    producer.produce(outgoing(name, b"old"))
+    producer.flush(PATIENCE_S)
+    watch = kafka.consumer()
+    watch.assign(name, {0: -2})
+    poll_until([], lambda: watch.end_offsets([0]) == {0: 2})  # the record and the mark of its abortion
+    watch.close()
+    with pytest.raises(Fenced, match="open for too long"):
+        producer.commit_transaction(source, {0: (1, "")}, reader.consumer, PATIENCE_S)
+    producer.abort(PATIENCE_S)
+    producer.close()
+    assert seen(name) == [] and reader.consumer.committed([0]) == {0: None}
+
+
+def test_taking_an_id_from_a_kafka_that_is_silent_ends_in_time(embedded, broker):
+    os.kill(embedded.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(BrokerError, match="did not answer within 1 s"):
+            connect(broker, timeout_s=1).producer(transactional_id="nobody")
+    finally:
+        os.kill(embedded.pid, signal.SIGCONT)
