@@ -88,6 +88,18 @@ def read_header(value: bytes) -> Header:
     return Header(layout, offset, last_ts, steps, seen_ms, state_size=size // 4)
 
 
+def state_bytes(value: bytes) -> bytes:
+    """The state in a record that `read_header` has read: little-endian float32."""
+    return value[_STATE_AT:-_CRC_BYTES]
+
+
+def write_record(header: Header, state: bytes) -> bytes:
+    """One record of any model, of what `read_header` and `state_bytes` gave (`header.state_size` is not looked at)."""
+    times = header.offset, header.last_ts, header.steps, header.seen_ms
+    body = bytes([VERSION]) + _HEADER.pack(header.layout, *times) + state
+    return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
+
+
 class Codec:
     """Writes and reads the records of the models that share one layout of the state."""
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "broker": "service.commands.broker",
         "topics": "service.commands.topics",
         "produce": "service.commands.produce",
+        "state": "service.commands.state",
     },
     "Look around": {"config": "service.commands.config"},
 }
@@ -72,6 +73,15 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Example, what it does, then the flags."""
         return f"{_indent(self.command.EXAMPLE)}\n\n{self.command.HELP}\n\n{super().format_help()}"
+
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
+        """As argparse does, but `names` may also follow the flags: `state show --json JFK`."""
+        parsed, rest = self.parse_known_args(args)
+        if rest and hasattr(parsed, "names") and not any(each.startswith("-") for each in rest):
+            parsed.names += rest
+        elif rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting, so that `main` has one way out."""
@@ -124,7 +134,7 @@ def _dispatch(args: list[str]) -> int:
         parser = Parser(prog=f"tidecast {name}", command=command)
         command.configure(parser)
         try:
-            parsed = parser.parse_args(rest)
+            parsed = parser.parse(rest)
         except SystemExit as stop:  # --help
             return int(stop.code or 0)
         return command.run(parsed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,14 @@ from service.timestamps import MIN_TS_MS
 
 NEVER = MIN_TS_MS - 1  # the last ts of a series that has had no reading: earlier than any other
 _FIRST_CAPACITY = 64
+
+
+def named(state: NDArray[np.float32], slices: Iterable[StateSlice]) -> dict[str, Any]:
+    """The state ([state]) as nested lists of numbers, by the names that the model gives its parts."""
+    return {
+        part.name: state[part.start : part.start + int(np.prod(part.shape))].reshape(part.shape).tolist()
+        for part in slices
+    }
 
 
 class SeriesTable:
@@ -108,10 +117,7 @@ class SeriesTable:
             "offset": int(self.offsets[slot]),
             "ts": None if last_ts == NEVER else last_ts,
             "steps": int(self.steps[slot]),
-            "state": {
-                part.name: state[part.start : part.start + int(np.prod(part.shape))].reshape(part.shape).tolist()
-                for part in self.slices
-            },
+            "state": named(state, self.slices),
         }
         # The writing thread may have given the slot to another series meanwhile.
         return found if self._slots.get(key) == slot else None

@@ -29,20 +29,20 @@ def check_topics(broker: Broker, settings: Settings) -> None:
     if missing:
         raise BrokerError(
             f"there is no topic {' and no topic '.join(missing)}",
-            do=f"Make what is missing: {_create(s, wanted)}",
+            do=f"Make what is missing: {create_command(s, wanted)}",
         )
     if found[s.input_topic] != found[s.output_topic]:
         raise BrokerError(
             f"{s.input_topic} has {found[s.input_topic]} partitions and {s.output_topic} {found[s.output_topic]}; "
             "they must have the same number, for a forecast goes to the partition number of its reading",
-            do=f"Delete {s.output_topic}, or name another with --output-topic, then: {_create(s, wanted)}",
+            do=f"Delete {s.output_topic}, or name another with --output-topic, then: {create_command(s, wanted)}",
         )
     if found[s.input_topic] != found[s.changelog_topic]:
         raise BrokerError(
             f"{s.input_topic} has {found[s.input_topic]} partitions and {s.changelog_topic} "
             f"{found[s.changelog_topic]}; they must have the same number, for a state lies in the partition number of "
             "its series' readings",
-            do=f"Delete {s.changelog_topic}, or name another with --changelog-topic, then: {_create(s, wanted)}",
+            do=f"Delete {s.changelog_topic}, or name another with --changelog-topic, then: {create_command(s, wanted)}",
         )
     check_compacted(broker, s)
 
@@ -66,8 +66,8 @@ def check_compacted(broker: Broker, settings: Settings) -> None:
         )
 
 
-def _create(settings: Settings, partitions: int) -> str:
-    """The command that makes what is missing."""
+def create_command(settings: Settings, partitions: int) -> str:
+    """The `tidecast topics create` that makes what is missing."""
     return f"tidecast topics create --partitions {partitions}" + "".join(
         f" {flag(name)} {getattr(settings, name)}"
         for name in ("bootstrap_servers", *_ROLES)

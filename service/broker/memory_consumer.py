@@ -103,7 +103,11 @@ class MemoryConsumer(Consumer):
             return
         texts = metadata_of(offsets, metadata)
         with self._broker.changed:
-            known = self._broker.commits.setdefault((self.may_commit(self._topic, offsets), self._topic), {})
+            name = self.may_commit(self._topic, offsets), self._topic
+            group = self._broker.groups.get(name)
+            if self._member is None and group is not None and group.members:
+                raise _moved_on(self._topic)  # from outside, offsets are taken for a group without members only
+            known = self._broker.commits.setdefault(name, {})
             known.update({p: (offset, texts[p]) for p, offset in offsets.items()})
 
     def may_commit(self, topic: str, partitions: Collection[int]) -> str:
@@ -115,10 +119,7 @@ class MemoryConsumer(Consumer):
         member = self._member
         mine = member is None or all(member.owner.get(p) is self and self in member.members for p in partitions)
         if self._closed or topic != self._topic or not mine:
-            raise Fenced(
-                f"committing offsets of {topic}: the consumer group has moved on without this member",
-                do="Poll on: this member joins again, and what was not committed is read again.",
-            )
+            raise _moved_on(topic)
         return self._group
 
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
@@ -236,3 +237,10 @@ class MemoryConsumer(Consumer):
         if new or not self._joined:
             self._joined = True
             self._on_assigned(new)
+
+
+def _moved_on(topic: str) -> Fenced:
+    return Fenced(
+        f"committing offsets of {topic}: the consumer group has moved on without this member",
+        do="Poll on: this member joins again, and what was not committed is read again.",
+    )

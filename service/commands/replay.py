@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
 
 from service import settings
-from service.errors import DataError, UsageError
+from service.errors import DataError
+from service.output import open_output
 
 HELP = """\
 Forecast a file: every reading through the worker's own pipeline, one JSON line for each forecast, in input order.
@@ -62,35 +59,10 @@ def run(args: argparse.Namespace) -> int:
     windows = read_chunks(args.data, columns, max(1, rows // len(columns.features)) if columns.each_column else rows)
 
     tally = Tally()
-    with _output(args.out) as out:
+    with open_output(args.out, "Give another --out.") as out:
         for lines in replay(pipeline, windows, tally):
             out.writelines(lines)
     if not tally.readings:
         raise DataError(f"{args.data} has no rows below its header")
     print(tally.summary(), file=sys.stderr)
     return 0
-
-
-@contextlib.contextmanager
-def _output(name: str) -> Iterator[IO[bytes]]:
-    """Stdout, or a file that is there only once it is whole: half a replay must not pass for one."""
-    if name == "-":
-        yield sys.stdout.buffer
-        return
-    path = Path(name)
-    part = path if path.exists() and not path.is_file() else path.with_name(f"{path.name}.part")  # /dev/null, a pipe
-    try:
-        file = part.open("wb")
-    except OSError as error:
-        raise UsageError(f"cannot write {part}: {error.strerror}", do="Give another --out.") from None
-    try:
-        with file:
-            yield file
-        if part != path:
-            part.replace(path)
-    except BaseException as error:
-        if part != path:
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise UsageError(f"cannot write {path}: {error.strerror}", do="Give another --out.") from None
-        raise

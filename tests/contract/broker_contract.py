@@ -257,6 +257,19 @@ class BrokerContract:
         first.consumer.close()
         second.consumer.close()
 
+    def test_nobody_commits_for_a_group_from_outside_while_it_has_members(self, port, topic):
+        outside = port.consumer(group=f"g-{topic}")
+        outside.assign(topic, {0: 0})
+        outside.commit({0: 3}, "before")
+        member = Member(port, topic, f"g-{topic}")
+        poll_until([member.consumer], lambda: len(member.assigned) == 4)
+        with pytest.raises(BrokerError, match="moved on without this member"):
+            outside.commit({0: 5})
+        member.consumer.close()
+        assert outside.committed([0]) == {0: (3, "before")}
+        outside.commit({0: 3}, "before")  # and goes on where the group has ended
+        outside.close()
+
     def test_callbacks_run_on_the_thread_that_polls(self, port, topic):
         member = Member(port, topic, topic)
         poll_until([member.consumer], lambda: len(member.assigned) == 4)

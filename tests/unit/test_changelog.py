@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from service.changelog import Codec, layout_hash, read_header
+from service.changelog import Codec, layout_hash, read_header, state_bytes, write_record
 from service.errors import ChangelogError
 from service.spec import StateSlice
 from tests.models import counting_spec
@@ -141,6 +141,13 @@ def test_the_header_can_be_read_without_the_model() -> None:
     header = read_header(one(offset=11))
     assert (header.layout, header.offset, header.last_ts, header.steps) == (layout_hash(SPEC), 11, 60_000, 3)
     assert (header.seen_ms, header.state_size) == (61_000, 4)
+
+
+@settings(deadline=None)
+@given(st.lists(floats, min_size=4, max_size=4), int64s)
+def test_a_record_taken_apart_and_put_together_again_is_the_same(state: list[float], offset: int) -> None:
+    record = one(state, offset=offset)
+    assert write_record(read_header(record), state_bytes(record)) == record
 
 
 def test_a_state_that_was_read_cannot_be_changed_by_mistake() -> None:

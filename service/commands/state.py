@@ -1,0 +1,244 @@
+"""`tidecast state`: the states of all series, as the changelog holds them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from service import settings, state_file, states
+from service.broker.base import Broker
+from service.broker.connect import connect
+from service.changelog import Codec, Header, Snapshot, read_header
+from service.errors import BrokerError, UsageError
+from service.output import open_output
+from service.series import named
+from service.settings import Settings
+from service.spec import ModelSpec
+from service.states import Entry, Place
+from service.timestamps import MAX_TS_MS, MIN_TS_MS, format_time
+
+HELP = """\
+Look at the states of the series, forget some, or carry them elsewhere: the changelog topic, worker or no worker.
+
+list            every series: partition, offset of its last reading, time of it, steps
+show SERIES     one series; with --model the state too, by the names that the model gives its parts
+reset SERIES…   forget these (or --all): they start again, cold, but for what a restart replays (the last seconds)
+export FILE     all states as JSON lines, - is stdout
+import FILE     the same back, into an empty changelog, or over what is there with --replace
+
+list, show and export may be used at any time and show what was last written: a live worker is some seconds ahead.
+reset and import are for a stopped group, for a live worker would write back what it has in memory; they refuse where
+the group has members, unless --force. A group that has never committed cannot be asked, and is taken for stopped.
+import checks the file whole before it writes. Readings between export and the group's offsets are missing from the
+imported states."""
+EXAMPLE = """\
+tidecast state                                   # the same as: tidecast state list
+tidecast state list --json | jq -c 'select(.steps < 24)'
+tidecast state show JFK --model model
+tidecast state reset JFK LGA
+tidecast state export states.jsonl && tidecast state import states.jsonl --replace"""
+
+ACTIONS = ("list", "show", "reset", "export", "import")
+_ONLY = {  # which flags belong to which action
+    "json": ("list", "show"),
+    "limit": ("list",),
+    "all": ("reset",),
+    "force": ("reset", "import"),
+    "replace": ("import",),
+    "new_input": ("import",),
+    "model": ("show",),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The action, what it is for, and where."""
+    add = parser.add_argument
+    add("action", nargs="?", choices=ACTIONS, help="what to do [list]")
+    add("names", nargs="*", metavar="SERIES|FILE", help="series for show and reset, a file for export and import")
+    add("--json", action="store_true", default=None, help="list, show: one JSON object a line")
+    add("--limit", type=int, metavar="N", help="list: so many series at most, by name")
+    add("--all", action="store_true", default=None, help="reset: every series")
+    add("--force", action="store_true", default=None, help="reset, import: although the group has members")
+    add("--replace", action="store_true", default=None, help="import: forget every state that the file does not hold")
+    add(
+        "--new-input",
+        action="store_true",
+        default=None,
+        help="import: readings come from another topic than at the export: leave out offsets, place series by key",
+    )
+    settings.add_flags(
+        parser,
+        "bootstrap_servers",
+        "client",
+        "input_topic",
+        "changelog_topic",
+        "group",
+        "broker_timeout_seconds",
+        "model",
+        "model_max_bytes",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; the exit code."""
+    config = settings.from_args(args)
+    _check(args)
+    spec = _spec(args, config) if args.action == "show" else None  # before Kafka: a wrong file should not wait for it
+    broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
+    try:
+        if args.action == "list":
+            _list(broker, config, limit=args.limit, as_json=bool(args.json))
+        elif args.action == "show":
+            _show(broker, config, args.names[0], spec, as_json=bool(args.json))
+        elif args.action == "reset":
+            _reset(broker, config, args.names, force=bool(args.force))
+        elif args.action == "export":
+            _export(broker, config, args.names[0])
+        else:
+            _import(broker, config, args)
+    finally:
+        broker.close()
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Settle the action; refuse flags of other actions, and too few or too many names."""
+    if args.action is None:  # argparse has taken an action behind a flag for a name
+        args.action = args.names.pop(0) if args.names and args.names[0] in ACTIONS else "list"
+    for name, allowed in _ONLY.items():
+        if getattr(args, name) is not None and args.action not in allowed:
+            raise UsageError(f"{settings.flag(name)} means nothing to {args.action}", do=f"For: {', '.join(allowed)}.")
+    wanted = {"list": "no SERIES", "show": "one SERIES", "reset": "SERIES… or --all"}.get(args.action, "one FILE")
+    count = len(args.names)
+    fits = {"list": count == 0, "reset": (count > 0) != bool(args.all)}.get(args.action, count == 1)
+    if not fits:
+        got = " ".join(args.names + (["--all"] if args.all else [])) or "nothing"
+        raise UsageError(f"tidecast state {args.action} takes {wanted}", got=got)
+    if args.limit is not None and args.limit < 1:
+        raise UsageError("--limit must be at least 1", got=args.limit)
+
+
+def _spec(args: argparse.Namespace, config: Settings) -> ModelSpec | None:
+    """The model's spec, where one was named; the default `model` directory need not be there."""
+    if args.model is None and settings.variable("model") not in os.environ:
+        return None
+    from service.model import Model  # onnxruntime takes a while to import, and only this needs it
+
+    return Model.load(config.model, max_bytes=config.model_max_bytes).spec
+
+
+def _list(broker: Broker, config: Settings, *, limit: int | None, as_json: bool) -> None:
+    found = sorted(states.latest(broker, config, read_header).items(), key=lambda item: (item[0].key, item[0]))
+    shown = found[:limit]
+    if as_json:
+        _write(msgspec.json.encode(_facts(place, header)) for place, header in shown)
+    else:
+        rows = [("series", "partition", "offset", "last reading", "steps")]
+        rows += [
+            (place.series, str(place.partition), str(header.offset), _time(header.last_ts), str(header.steps))
+            for place, header in shown
+        ]
+        wide = [max(len(row[i]) for row in rows) for i in range(5)]
+        _write(
+            f"{name:<{wide[0]}}  {p:>{wide[1]}}  {o:>{wide[2]}}  {ts:<{wide[3]}}  {n:>{wide[4]}}".encode()
+            for name, p, o, ts, n in rows
+        )
+    if len(shown) < len(found):
+        print(f"{len(found) - len(shown)} more; without --limit all are listed", file=sys.stderr)
+
+
+def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None, *, as_json: bool) -> None:
+    """Print the series; each of its states, where it has one in more than one partition."""
+    codec = None if spec is None else Codec(spec)
+
+    def take(value: bytes) -> tuple[Header, Snapshot | None]:
+        return read_header(value), None if codec is None else codec.decode(value)
+
+    found = states.latest(broker, config, take, only={series.encode()})
+    if not found:
+        raise _unknown(config, [series])
+    for place, (header, snapshot) in sorted(found.items()):
+        facts = _facts(place, header) | {"seen_ms": header.seen_ms, "layout": header.layout.hex()}
+        facts["state_size"] = header.state_size
+        if snapshot is not None and spec is not None:
+            facts["state"] = named(snapshot.state, spec.state)
+        if as_json:
+            _write([msgspec.json.encode(facts)])
+        else:
+            facts |= {"ts": _time(header.last_ts), "seen_ms": _time(header.seen_ms)}
+            parts = facts.pop("state", {})
+            _write(f"{name:<12}  {value}".encode() for name, value in [*facts.items(), *parts.items()])
+
+
+def _reset(broker: Broker, config: Settings, names: list[str], *, force: bool) -> None:
+    keys = {name.encode() for name in names}
+    found = states.latest(broker, config, lambda value: None, only=keys or None)  # a damaged one can be reset too
+    if missing := sorted(keys - {place.key for place in found}):
+        raise _unknown(config, [key.decode() for key in missing])
+    if not force:
+        states.check_stopped(broker, config)
+    states.write(broker, config, (Entry(place, None) for place in found))
+    print(f"forgot {len(found)} states in {config.changelog_topic}", file=sys.stderr)
+
+
+def _export(broker: Broker, config: Settings, file: str) -> None:
+    partitions = states.partitions_of(broker, config)
+    found = states.latest(broker, config, bytes)
+    with open_output(file, "Give another FILE.") as out:
+        for place, value in sorted(found.items()):
+            out.write(state_file.to_line(place, partitions, value))
+    print(f"wrote {len(found)} states of {config.changelog_topic}", file=sys.stderr)
+
+
+def _import(broker: Broker, config: Settings, args: argparse.Namespace) -> None:
+    file, new_input = Path(args.names[0]), bool(args.new_input)
+    partitions = states.partitions_of(broker, config)
+    ends = {} if new_input else states.input_ends(broker, config)
+    entries = state_file.read_states(file, partitions, new_input=new_input, ends=ends)
+    there = states.latest(broker, config, lambda value: None)
+    if there and not args.replace:
+        raise BrokerError(
+            f"the changelog {config.changelog_topic} has states of {len(there)} series already",
+            do="Give --replace to forget them first, or another --changelog-topic.",
+        )
+    if not args.force:
+        states.check_stopped(broker, config)
+    gone = there.keys() - {entry.place for entry in entries}
+    states.write(broker, config, [*entries, *(Entry(place, None) for place in sorted(gone))])
+    print(f"wrote {len(entries)} states to {config.changelog_topic}, forgot {len(gone)}", file=sys.stderr)
+
+
+def _unknown(config: Settings, names: list[str]) -> BrokerError:
+    return BrokerError(
+        f"the changelog {config.changelog_topic} has no state of {', '.join(map(repr, names))}",
+        do="List what it has: tidecast state list",
+    )
+
+
+def _facts(place: Place, header: Header) -> dict[str, Any]:
+    """By the names that /series/<key> uses."""
+    return {
+        "series": place.series,
+        "partition": place.partition,
+        "offset": header.offset,
+        "ts": header.last_ts,
+        "steps": header.steps,
+    }
+
+
+def _time(ms: int) -> str:
+    return format_time(ms) if MIN_TS_MS <= ms <= MAX_TS_MS else str(ms)
+
+
+def _write(lines: Iterable[bytes]) -> None:
+    """Data goes to stdout, as UTF-8 whatever the terminal's locale."""
+    sys.stdout.flush()
+    for line in lines:
+        sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
