@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from service import cli
-from service.broker.base import Outgoing
-from service.broker.memory import MemoryBroker
+from service.broker.base import Batch, Outgoing
+from service.broker.memory import MemoryBroker, MemoryConsumer
 from service.broker.partitioner import partition_for
 from service.changelog import Codec, layout_hash
 from service.commands import state
@@ -321,3 +321,24 @@ def test_a_file_that_cannot_be_read_or_written_is_said(bench, run, tmp_path):
     assert run("import", str(tmp_path / "none"))[:2] == (1, "")
     code, _, err = run("export", str(tmp_path / "no" / "dir"))
     assert code == 2 and "cannot write" in err and "another FILE" in err
+
+
+def test_reading_ends_although_a_worker_goes_on_writing(bench, run, monkeypatch):
+    bench.flush(b"a", 1)
+    poll = MemoryConsumer.poll
+
+    def busy(self, timeout_s, max_records):
+        bench.flush(b"a", 2)
+        bench.flush(b"later", 3)
+        return poll(self, timeout_s, max_records)
+
+    monkeypatch.setattr(MemoryConsumer, "poll", busy)
+    lines = [json.loads(line) for line in run("list", "--json")[1].splitlines()]
+    assert [(line["series"], line["offset"]) for line in lines] == [("a", 1)]  # as it was at the beginning
+
+
+def test_a_changelog_that_is_not_read_to_its_end_is_not_passed_off_as_whole(bench, run, monkeypatch):
+    bench.flush(b"a", 1)
+    monkeypatch.setattr(MemoryConsumer, "poll", lambda self, timeout_s, max_records: Batch(TOPIC))
+    code, out, err = run("list", "--broker-timeout-seconds", "1")
+    assert (code, out) == (1, "") and "nothing came for 1 s before its end" in err
