@@ -27,7 +27,7 @@ def known(**settings: object) -> list[str]:
 
 @dataclass(slots=True)
 class Worker:
-    """One process. `doomed` = whoever took its place fences it, so it may end as it likes."""
+    """One process. `doomed` = another has its name: one of the two must end, and soon."""
 
     slot: int
     process: subprocess.Popen[bytes]
@@ -125,13 +125,19 @@ class Fleet:
                     worker.process.send_signal(signal.SIGCONT)
                     worker.frozen = False
                 if worker.doomed and now >= when + STOP_SECONDS:
+                    self._note(worker, f"lived on for {STOP_SECONDS:.0f} s beside another of the same name")
                     worker.process.kill()
-                    self._note(worker, f"lived on for {STOP_SECONDS:.0f} s beside the one that took its place")
             if worker.process.poll() is not None or not (worker.frozen or worker.doomed):
                 self.zombies.remove((when, worker))
         for slot, worker in list(self.workers.items()):
             code = worker.process.poll()
-            if code is not None and slot not in self.due:
+            rival = next((z for _, z in self.zombies if z.slot == slot and z.doomed and z.process.poll() is None), None)
+            if code is None or slot in self.due:
+                continue
+            if rival is not None:  # it was the one to go
+                rival.doomed = False
+                self.workers[slot] = rival
+            else:
                 self._note(worker, f"ended by itself with exit code {code}")
                 self.due[slot] = now + 1.0
         for slot, when in list(self.due.items()):
