@@ -38,5 +38,13 @@ class BrokerError(TidecastError):
     """Kafka, or the embedded broker, cannot do what was asked."""
 
 
+class ChangelogError(TidecastError):
+    """A record of the changelog that cannot be read. `layout`: the 8 bytes of its own, where another model wrote it."""
+
+    def __init__(self, what: str, *, got: object = None, do: str | None = None, layout: bytes | None = None) -> None:
+        super().__init__(what, got=got, do=do)
+        self.layout = layout
+
+
 class DeadLetterFlood(TidecastError):
     """So many dead letters that going on would hide a fault upstream; the worker stops."""

@@ -1,0 +1,158 @@
+"""The state of one series as one record of the changelog, and back. No I/O.
+
+A record is, packed and little-endian: the version (1 byte), the hash of the state's layout (8 bytes), offset, last ts,
+steps and seen_ms (int64 each), the state (float32 each), and the crc32 of all before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ChangelogError
+from service.spec import ModelSpec
+
+VERSION = 1
+LAYOUT_BYTES = 8
+_CRC_BYTES = 4
+_HEADER = struct.Struct(f"<{LAYOUT_BYTES}s4q")  # all between the version and the state
+
+
+def _record(state_size: int) -> np.dtype[np.void]:
+    """The bytes of one record, without any padding."""
+    header = [("version", "u1"), ("layout", "u1", (LAYOUT_BYTES,))]
+    times = [(name, "<i8") for name in ("offset", "last_ts", "steps", "seen_ms")]
+    return np.dtype([*header, *times, ("state", "<f4", (state_size,)), ("crc", "<u4")])
+
+
+_STATE_AT = 1 + _HEADER.size
+_SMALLEST = _STATE_AT + _CRC_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a record says without its model being known."""
+
+    layout: bytes  # [8], see `layout_hash`
+    offset: int  # of the last reading applied, in the input partition of the record's own number
+    last_ts: int  # event time of that reading, ms
+    steps: int  # since the initial state, silent ones too
+    seen_ms: int  # the clock of the last reading of any kind, ms
+    state_size: int  # float32 numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One series as it was after the reading at `offset`."""
+
+    offset: int
+    last_ts: int  # ms
+    steps: int
+    seen_ms: int
+    state: NDArray[np.float32]  # [state], read-only
+
+
+def layout_hash(spec: ModelSpec) -> bytes:
+    """8 bytes that two models share where the state of one means the same to the other.
+
+    Made of the slices' names, places and shapes, and of the whole size; not of the weights.
+    """
+    slices = sorted((part.start, part.name, part.shape) for part in spec.state)
+    return hashlib.sha256(msgspec.json.encode([spec.state_size, slices])).digest()[:LAYOUT_BYTES]
+
+
+def read_header(value: bytes) -> Header:
+    """All but the state, of a record of any model.
+
+    Raises:
+        ChangelogError: another version, cut short, or not as it was written.
+    """
+    if value and value[0] != VERSION:
+        raise ChangelogError(
+            f"a changelog record has version {value[0]}, this tidecast reads version {VERSION}",
+            do="Run the tidecast that wrote it, or a newer one.",
+        )
+    size = len(value) - _SMALLEST
+    if size < 0 or size % 4:
+        raise ChangelogError("a changelog record is cut short", got=f"{len(value)} bytes")
+    body, crc = memoryview(value)[:-_CRC_BYTES], int.from_bytes(value[-_CRC_BYTES:], "little")
+    if zlib.crc32(body) != crc:
+        raise ChangelogError("a changelog record is not as it was written: its checksum does not fit")
+    layout, offset, last_ts, steps, seen_ms = _HEADER.unpack_from(value, 1)
+    return Header(layout, offset, last_ts, steps, seen_ms, state_size=size // 4)
+
+
+class Codec:
+    """Writes and reads the records of the models that share one layout of the state."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.layout = layout_hash(spec)
+        self.state_size = spec.state_size
+        self._dtype = _record(spec.state_size)
+
+    @property
+    def record_bytes(self) -> int:
+        """The length of every record, bytes."""
+        return self._dtype.itemsize
+
+    def encode(
+        self,
+        offsets: NDArray[np.int64],
+        last_ts: NDArray[np.int64],
+        steps: NDArray[np.int64],
+        seen_ms: NDArray[np.int64],
+        states: NDArray[np.float32],
+    ) -> list[bytes]:
+        """One record for each series.
+
+        Args:
+            offsets: [series], of the last reading applied.
+            last_ts: [series], ms.
+            steps: [series], since the initial state.
+            seen_ms: [series], ms.
+            states: [series, state].
+
+        Raises:
+            ChangelogError: a state is not finite; nothing could restore it.
+        """
+        if not np.isfinite(states).all():
+            raise ChangelogError("a state that is not finite cannot go into the changelog")
+        records = np.empty(len(offsets), dtype=self._dtype)
+        records["version"] = VERSION
+        records["layout"] = np.frombuffer(self.layout, dtype=np.uint8)
+        records["offset"], records["last_ts"] = offsets, last_ts
+        records["steps"], records["seen_ms"] = steps, seen_ms
+        records["state"] = states
+        data, size = records.tobytes(), self._dtype.itemsize
+        bodies = [data[at : at + size - _CRC_BYTES] for at in range(0, len(data), size)]
+        return [body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little") for body in bodies]
+
+    def decode(self, value: bytes) -> Snapshot:
+        """What `encode` was given, bit for bit.
+
+        Raises:
+            ChangelogError: unknown version, another layout (the error's `layout` has it), cut short, not as it was
+                written, or a state that is not finite.
+        """
+        header = read_header(value)
+        if header.layout != self.layout:
+            raise ChangelogError(
+                f"a changelog record has the state of another model, layout {header.layout.hex()}, "
+                f"this model's is {self.layout.hex()}",
+                do="Serve the model that wrote it, or give this one a --changelog-topic of its own.",
+                layout=header.layout,
+            )
+        if header.state_size != self.state_size:  # the hash says otherwise, so the writer was at fault
+            raise ChangelogError(f"a changelog record must have {self.state_size} numbers", got=header.state_size)
+        state = np.frombuffer(value, dtype="<f4", count=self.state_size, offset=_STATE_AT)
+        if not np.isfinite(state).all():
+            raise ChangelogError("a changelog record has a state that is not finite")
+        return Snapshot(
+            header.offset, header.last_ts, header.steps, header.seen_ms, state.astype(np.float32, copy=False)
+        )
