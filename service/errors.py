@@ -46,5 +46,9 @@ class ChangelogError(TidecastError):
         self.layout = layout
 
 
+class Fenced(BrokerError):
+    """Another producer or group member has taken over; nothing of the transaction is seen."""
+
+
 class DeadLetterFlood(TidecastError):
     """So many dead letters that going on would hide a fault upstream; the worker stops."""

@@ -114,6 +114,11 @@ class SeriesTable:
         self._drop(key)
         return True
 
+    def discard(self, key: bytes) -> None:
+        """Let go of a series of which the changelog knows that it is gone."""
+        if key in self._slots:
+            self._drop(key)
+
     def _drop(self, key: bytes) -> None:
         slot = self._slots.pop(key)
         self.partitions[slot] = -1
