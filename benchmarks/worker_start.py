@@ -25,6 +25,7 @@ from service.broker.base import Outgoing
 from service.broker.connect import connect
 from service.broker.embedded import EmbeddedBroker
 from service.model import Model
+from service.topics import CHANGELOG_CONFIG
 
 ROOT = Path(__file__).parents[1]
 SERIES, STEPS = 1_000, 20
@@ -102,6 +103,7 @@ def main() -> None:
             broker = connect(kafka.bootstrap_servers)
             for topic in ("readings", "forecasts", "dead-letters"):
                 broker.create_topic(topic, 4)
+            broker.create_topic("tidecast-state", 4, CHANGELOG_CONFIG)
             runs = [Run(model, kafka.bootstrap_servers, "start", folder / "log") for _ in range(1)]
             runs[0].end()
             seconds = []

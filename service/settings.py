@@ -57,6 +57,9 @@ class Settings:
     input_topic: str = _setting("readings", "topic that readings are read from", group="Kafka")
     output_topic: str = _setting("forecasts", "topic that forecasts are written to", group="Kafka")
     dead_letter_topic: str = _setting("dead-letters", "topic for readings that cannot be used", group="Kafka")
+    changelog_topic: str = _setting(
+        "tidecast-state", "compacted topic that holds the states of all series", group="Kafka"
+    )
     group: str = _setting("tidecast", "consumer group; workers of one group share the partitions", group="Kafka")
     delivery: str = _setting(
         "exactly-once",
@@ -302,7 +305,7 @@ _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: 
 
 def _check_together(found: Mapping[str, tuple[Any, str]]) -> None:
     """What no setting can tell alone."""
-    topics = {name: found[name] for name in ("input_topic", "output_topic", "dead_letter_topic")}
+    topics = {name: found[name] for name in ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")}
     if len({value for value, _ in topics.values()}) < len(topics):
         got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, (value, _) in topics.items())
-        raise UsageError(f"the three topics must differ: {got}", do="A worker that reads what it writes never ends.")
+        raise UsageError(f"the topics must differ: {got}", do="A worker that reads what it writes never ends.")

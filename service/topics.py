@@ -6,28 +6,70 @@ from service.broker.base import Broker
 from service.errors import BrokerError
 from service.settings import Settings, default, flag
 
+_CLEANUP = "cleanup.policy"
+# Only the last state of a series counts. A segment is only compacted once it is closed, and by default it would stay
+# open for a week: a restore would read all that was written in it.
+CHANGELOG_CONFIG = {_CLEANUP: "compact", "min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000"}
+_ROLES = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
+
 
 def check_topics(broker: Broker, settings: Settings) -> None:
-    """See that all topics are there, and input and output have the same number of partitions.
+    """See that all topics are there, and fit each other.
+
+    Input, output and changelog must have the same number of partitions, and the changelog must be compacted.
 
     Raises:
         BrokerError: they do not fit; it holds the command that mends it.
     """
     s = settings
-    names = (s.input_topic, s.output_topic, s.dead_letter_topic)
+    names = [getattr(s, role) for role in _ROLES]
     found = {name: broker.partitions(name) for name in names}
-    wanted = found[s.input_topic] or found[s.output_topic] or 4
-    create = f"tidecast topics create --partitions {wanted}" + "".join(
-        f" {flag(name)} {getattr(s, name)}"
-        for name in ("bootstrap_servers", "input_topic", "output_topic", "dead_letter_topic")
-        if getattr(s, name) != default(name)
-    )
+    wanted = found[s.input_topic] or found[s.output_topic] or found[s.changelog_topic] or 4
     missing = [name for name in names if found[name] is None]
     if missing:
-        raise BrokerError(f"there is no topic {' and no topic '.join(missing)}", do=f"Make what is missing: {create}")
+        raise BrokerError(
+            f"there is no topic {' and no topic '.join(missing)}",
+            do=f"Make what is missing: {_create(s, wanted)}",
+        )
     if found[s.input_topic] != found[s.output_topic]:
         raise BrokerError(
             f"{s.input_topic} has {found[s.input_topic]} partitions and {s.output_topic} {found[s.output_topic]}; "
             "they must have the same number, for a forecast goes to the partition number of its reading",
-            do=f"Delete {s.output_topic}, or name another with --output-topic, then: {create}",
+            do=f"Delete {s.output_topic}, or name another with --output-topic, then: {_create(s, wanted)}",
         )
+    if found[s.input_topic] != found[s.changelog_topic]:
+        raise BrokerError(
+            f"{s.input_topic} has {found[s.input_topic]} partitions and {s.changelog_topic} "
+            f"{found[s.changelog_topic]}; they must have the same number, for a state lies in the partition number of "
+            "its series' readings",
+            do=f"Delete {s.changelog_topic}, or name another with --changelog-topic, then: {_create(s, wanted)}",
+        )
+    check_compacted(broker, s)
+
+
+def check_compacted(broker: Broker, settings: Settings) -> None:
+    """See that the changelog, which must be there, is compacted and never deleted from.
+
+    Raises:
+        BrokerError: it is not; it holds the command that mends it.
+    """
+    topic = settings.changelog_topic
+    policy = broker.topic_config(topic).get(_CLEANUP, "delete")
+    if policy.strip() != "compact":
+        raise BrokerError(
+            f"the changelog {topic} must be compacted ({_CLEANUP}=compact), or the states of quiet series are lost "
+            "to its retention",
+            got=policy,
+            do=f"Name another with --changelog-topic and make it with `tidecast topics create`, or: kafka-configs.sh "
+            f"--bootstrap-server {settings.bootstrap_servers} --alter --entity-type topics --entity-name {topic} "
+            f"--add-config {_CLEANUP}=compact",
+        )
+
+
+def _create(settings: Settings, partitions: int) -> str:
+    """The command that makes what is missing."""
+    return f"tidecast topics create --partitions {partitions}" + "".join(
+        f" {flag(name)} {getattr(settings, name)}"
+        for name in ("bootstrap_servers", *_ROLES)
+        if getattr(settings, name) != default(name)
+    )

@@ -15,6 +15,7 @@ import pytest
 
 from service.broker.base import Outgoing
 from service.broker.connect import connect
+from service.topics import CHANGELOG_CONFIG
 
 PATIENCE = 60.0  # for what must happen; nothing is asserted about how fast it does
 
@@ -25,13 +26,15 @@ class Topics:
     def __init__(self, bootstrap_servers, partitions=1):
         self.bootstrap_servers, self.count = bootstrap_servers, partitions
         name = uuid.uuid4().hex[:8]
-        self.readings, self.forecasts, self.dead = (f"{kind}-{name}" for kind in ("readings", "forecasts", "dead"))
+        kinds = ("readings", "forecasts", "dead", "states")
+        self.readings, self.forecasts, self.dead, self.states = (f"{kind}-{name}" for kind in kinds)
         self.group = f"group-{name}"
         self.broker = connect(bootstrap_servers, timeout_s=30)
         large = {"max.message.bytes": "8388608"}
         self.broker.create_topic(self.readings, partitions, large)
         self.broker.create_topic(self.forecasts, partitions)
         self.broker.create_topic(self.dead, 1, large)
+        self.broker.create_topic(self.states, partitions, CHANGELOG_CONFIG)
 
     @property
     def flags(self):
@@ -40,6 +43,7 @@ class Topics:
             f"--input-topic={self.readings}",
             f"--output-topic={self.forecasts}",
             f"--dead-letter-topic={self.dead}",
+            f"--changelog-topic={self.states}",
             f"--group={self.group}",
             "--http-port=0",
         ]

@@ -147,6 +147,13 @@ class Broker(Protocol):
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
         """Make the topic; False where it was there already (then it is left as it is)."""
 
+    def topic_config(self, topic: str) -> dict[str, str]:
+        """The topic's settings in force, by Kafka's names (`cleanup.policy`); those without a value are left out.
+
+        Raises:
+            BrokerError: there is no such topic, or the cluster cannot be reached.
+        """
+
     def delete_topic(self, topic: str) -> bool:
         """Remove the topic; False where there was none."""
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition, errors
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from service.broker.base import Broker, Consumer, Outgoing, Producer
 from service.broker.kafka_python_calls import Server
@@ -72,6 +73,19 @@ class KafkaPythonBroker(Broker):
             return True
 
         return self._server.call(doing, create)
+
+    def topic_config(self, topic: str) -> dict[str, str]:
+        """The topic's settings in force, by Kafka's names; those without a value are left out."""
+        doing = f"looking up the settings of the topic {topic}"
+        wanted = [ConfigResource(ConfigResourceType.TOPIC, topic)]
+        found = self._server.call(doing, lambda: self._connected().describe_configs(wanted, config_filter="all"))
+        entries = found.get("topic", {}).get(topic, {})
+        if not entries:  # the library passes over the answer's error code
+            gone = self.partitions(topic) is None
+            raise self._server.error(
+                errors.UnknownTopicOrPartitionError() if gone else errors.TopicAuthorizationFailedError(topic), doing
+            )
+        return {name: entry["value"] for name, entry in entries.items() if entry["value"] is not None}
 
     def delete_topic(self, topic: str) -> bool:
         """Remove the topic; False where there was none."""

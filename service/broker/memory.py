@@ -49,6 +49,7 @@ class MemoryBroker(Broker):
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())  # guards all that follows
         self.logs: dict[str, list[_Log]] = {}
+        self.configs: dict[str, dict[str, str]] = {}
         self.groups: dict[tuple[str, str], _Group] = {}
         self.commits: dict[tuple[str, str], dict[int, tuple[int, str]]] = {}
 
@@ -73,7 +74,14 @@ class MemoryBroker(Broker):
             if topic in self.logs:
                 return False
             self.logs[topic] = [_Log() for _ in range(partitions)]
+            self.configs[topic] = {"cleanup.policy": "delete"} | dict(config or {})
             return True
+
+    def topic_config(self, topic: str) -> dict[str, str]:
+        """What the topic was made with, over Kafka's default cleanup.policy. Nothing here acts on it."""
+        with self.changed:
+            self.log(topic, 0)
+            return dict(self.configs[topic])
 
     def delete_topic(self, topic: str) -> bool:
         """Remove the topic and what groups committed for it; False where there was none."""

@@ -9,11 +9,13 @@ from service.broker.base import Broker
 from service.broker.connect import connect
 from service.errors import BrokerError, UsageError
 from service.settings import Settings
+from service.topics import CHANGELOG_CONFIG, check_compacted
 
 HELP = """\
 List the topics and their partitions (list, the default), or make those that the worker needs (create).
 
-Input and output topic must have the same number of partitions: a forecast goes to the number of its reading's."""
+Input, output and changelog must have the same number of partitions: a forecast and a state go to the number of
+their reading's. The changelog, which holds the states, is compacted."""
 EXAMPLE = """\
 tidecast topics create --partitions 4
 tidecast topics --bootstrap-servers kafka:9092"""
@@ -42,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "input_topic",
         "output_topic",
         "dead_letter_topic",
+        "changelog_topic",
         "broker_timeout_seconds",
     )
 
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 config.input_topic: "input",
                 config.output_topic: "output",
                 config.dead_letter_topic: "dead letters",
+                config.changelog_topic: "changelog",
             }
             _print([(topic, count, roles.get(topic, "")) for topic, count in sorted(broker.topics().items())])
     finally:
@@ -73,34 +77,39 @@ def run(args: argparse.Namespace) -> int:
 def create(
     broker: Broker, config: Settings, *, partitions: int | None = None, replication_factor: int | None = None
 ) -> dict[str, bool]:
-    """Make input, output and dead-letter topic where they are missing: `topic -> whether it was made now`.
+    """Make input, output, dead-letter topic and changelog where they are missing: `topic -> whether it was made now`.
 
     `partitions` None takes the number of those that are there.
 
     Raises:
         BrokerError: those that are there do not fit, and nothing was made; or Kafka cannot be reached.
     """
-    pair = (config.input_topic, config.output_topic)
-    there = {topic: count for topic in pair if (count := broker.partitions(topic)) is not None}
-    wanted = partitions or next(iter(there.values()), DEFAULT_PARTITIONS)
-    if len(set(there.values())) > 1:
-        first, second = there[config.input_topic], there[config.output_topic]
-        raise BrokerError(
-            f"the topic {config.input_topic} has {first} partitions and {config.output_topic} has {second}; "
-            "they must have the same number",
-            do=f"Name another output topic: tidecast topics create --output-topic {config.output_topic}-{first}",
-        )
-    for topic, count in there.items():
-        if count != wanted:
+    roles = ("input_topic", "output_topic", "changelog_topic")
+    there = {role: n for role in roles if (n := broker.partitions(getattr(config, role))) is not None}
+    first = next(iter(there), roles[0])
+    for role, count in there.items():
+        if count != there[first]:
+            topic = getattr(config, role)
             raise BrokerError(
-                f"the topic {topic} has {count} partitions already; input and output must have the same number",
-                got=wanted,
-                do=f"Use that number: tidecast topics create --partitions {count}",
+                f"the topic {getattr(config, first)} has {there[first]} partitions and {topic} has {count}; "
+                "they must have the same number",
+                do=f"Name another: tidecast topics create {settings.flag(role)} {topic}-{there[first]}",
             )
+    wanted = partitions or there.get(first, DEFAULT_PARTITIONS)
+    if there and there[first] != wanted:
+        raise BrokerError(
+            f"the topic {getattr(config, first)} has {there[first]} partitions already; input, output and changelog "
+            "must have the same number",
+            got=wanted,
+            do=f"Use that number: tidecast topics create --partitions {there[first]}",
+        )
+    if "changelog_topic" in there:
+        check_compacted(broker, config)
     extra = {} if replication_factor is None else {"replication.factor": str(replication_factor)}
+    own = {config.dead_letter_topic: DEAD_LETTER_CONFIG, config.changelog_topic: CHANGELOG_CONFIG}
     return {
-        topic: broker.create_topic(topic, wanted, config={**more, **extra})
-        for topic, more in ((pair[0], {}), (pair[1], {}), (config.dead_letter_topic, DEAD_LETTER_CONFIG))
+        topic: broker.create_topic(topic, wanted, config={**own.get(topic, {}), **extra})
+        for topic in (config.input_topic, config.output_topic, *own)
     }
 
 

@@ -134,6 +134,7 @@ def _own_topics(settings: Settings, stack: contextlib.ExitStack) -> Settings:
         input_topic=f"{run_name}-readings",
         output_topic=f"{run_name}-forecasts",
         dead_letter_topic=f"{run_name}-dead-letters",
+        changelog_topic=f"{run_name}-state",
         group=run_name,
     )
     broker = connect(own.bootstrap_servers, client=own.client, timeout_s=own.broker_timeout_seconds)
@@ -144,7 +145,8 @@ def _own_topics(settings: Settings, stack: contextlib.ExitStack) -> Settings:
 
 def _delete_topics(broker: Broker, settings: Settings) -> None:
     with contextlib.suppress(TidecastError):  # where Kafka has died, there is nothing to clean up
-        for topic in (settings.input_topic, settings.output_topic, settings.dead_letter_topic):
+        s = settings
+        for topic in (s.input_topic, s.output_topic, s.dead_letter_topic, s.changelog_topic):
             broker.delete_topic(topic)
     broker.close()
 
@@ -153,7 +155,8 @@ def _worker_flags(settings: Settings) -> list[str]:
     s = settings
     return [
         *_produce_flags(s), "--output-topic", s.output_topic, "--dead-letter-topic", s.dead_letter_topic,
-        "--group", s.group, "--http-port", "0", "--log-format", "text", "--log-level", "info",
+        "--changelog-topic", s.changelog_topic, "--group", s.group, "--http-port", "0",
+        "--log-format", "text", "--log-level", "info",
     ]  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_exactly_once_is_refused_for_now_and_says_what_holds_instead():
 
 
 def test_a_worker_that_would_read_what_it_writes_is_refused():
-    with pytest.raises(UsageError, match="three topics must differ"):
+    with pytest.raises(UsageError, match="the topics must differ"):
         load({"output_topic": "readings"}, {})
 
 

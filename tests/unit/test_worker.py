@@ -13,6 +13,7 @@ from service.messages import DeadLetterReason
 from service.metrics import Metrics
 from service.model import Model
 from service.settings import Settings
+from service.topics import CHANGELOG_CONFIG
 from service.worker import STALLED_SECONDS, Worker
 from tests.models import START_MS, STEP_MS, CountingReference, counting_model
 
@@ -46,6 +47,9 @@ class Spy:
         self.calls.append(call)
         if self.fail.get(call):
             raise self.fail[call].pop(0)
+
+    def topic_config(self, topic):
+        return self.broker.topic_config(topic)
 
     def partitions(self, topic):
         self.note("partitions")
@@ -111,6 +115,7 @@ class Bench:
         self.settings = Settings(**settings)
         for topic in ("readings", "forecasts", "dead-letters"):
             self.broker.create_topic(topic, 2)
+        self.broker.create_topic("tidecast-state", 2, CHANGELOG_CONFIG)
 
     def send(self, key, value, partition=0, timestamp=None):
         producer = self.broker.producer()
@@ -395,7 +400,7 @@ def test_no_limit_means_no_limit():
     flood.check("dead-letters")
 
 
-@pytest.mark.parametrize("missing", ["readings", "forecasts", "dead-letters"])
+@pytest.mark.parametrize("missing", ["readings", "forecasts", "dead-letters", "tidecast-state"])
 def test_a_missing_topic_is_refused_with_the_command_that_makes_it(bench, missing):
     bench.broker.delete_topic(missing)
     with pytest.raises(BrokerError, match=f"no topic {missing}.*tidecast topics create --partitions 2"):
@@ -408,6 +413,22 @@ def test_topics_with_different_partitions_are_refused(model):
     with pytest.raises(
         BrokerError, match=r"readings has 2 partitions and narrow 1.*topics create --partitions 2 --output-topic narrow"
     ):
+        bench.run()
+
+
+def test_a_changelog_with_other_partitions_than_the_input_is_refused(model):
+    bench = Bench(model, changelog_topic="narrow")
+    bench.broker.create_topic("narrow", 1, CHANGELOG_CONFIG)
+    with pytest.raises(
+        BrokerError, match=r"readings has 2 partitions and narrow 1.*create --partitions 2 --changelog-topic narrow"
+    ):
+        bench.run()
+
+
+def test_a_changelog_that_is_not_compacted_is_refused_with_the_command_that_mends_it(model):
+    bench = Bench(model, changelog_topic="plain")
+    bench.broker.create_topic("plain", 2)
+    with pytest.raises(BrokerError, match=r"plain must be compacted.*'delete'.*--entity-name plain --add-config clean"):
         bench.run()
 
 
