@@ -47,7 +47,11 @@ class ChangelogError(TidecastError):
 
 
 class Fenced(BrokerError):
-    """Another producer or group member has taken over; nothing of the transaction is seen."""
+    """Somebody else goes on in our place: with the transactional id, or with our partitions of the consumer group.
+
+    Nothing of the open transaction is seen, unless it was the answer to its commit that was lost. After `abort` the
+    producer must be replaced; what is true is what `Consumer.committed` then tells.
+    """
 
 
 class DeadLetterFlood(TidecastError):

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
 
 import msgspec
 
 from service import settings
-from service.broker.base import Broker, Outgoing, Producer
+from service.broker.base import Broker, Outgoing
 from service.errors import BrokerError
 from service.pace import LiveClock
 from service.records import Reading
@@ -41,7 +42,17 @@ def check_topic(broker: Broker, config: Settings) -> None:
         )
 
 
-def send(batches: Iterable[list[Reading]], producer: Producer, topic: str, timeout_s: float, done: str) -> int:
+class Sink(Protocol):
+    """Of a producer, what sending readings takes."""
+
+    def produce(self, outgoing: Outgoing) -> None:
+        """Hand over records in order."""
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all of them have arrived."""
+
+
+def send(batches: Iterable[list[Reading]], producer: Sink, topic: str, timeout_s: float, done: str) -> int:
     """Produce each list when it is due, then flush and say how many there were; also after a signal."""
     began = said = time.monotonic()
     count, keys = 0, set()

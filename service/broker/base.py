@@ -62,6 +62,11 @@ class Outgoing:
         self.timestamps.append(timestamp)
 
 
+def metadata_of(offsets: Mapping[int, int], metadata: str | Mapping[int, str]) -> Mapping[int, str]:
+    """The text to commit with each partition's offset; "" where a mapping has none."""
+    return dict.fromkeys(offsets, metadata) if isinstance(metadata, str) else {p: metadata.get(p, "") for p in offsets}
+
+
 class Consumer(Protocol):
     """One consumer of one topic. Every method but `close` raises BrokerError when the broker says no."""
 
@@ -79,11 +84,20 @@ class Consumer(Protocol):
     def poll(self, timeout_s: float, max_records: int) -> Batch:
         """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
 
-    def commit(self, offsets: Mapping[int, int], metadata: str = "") -> None:
-        """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
+    def commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """Commit `partition -> next offset` for the group, with a text, the same for all or one for each partition.
+
+        Blocks until the broker has it.
+        """
 
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
-        """`partition -> (offset, metadata)` as committed by the group, None where nothing is."""
+        """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
+
+        Only what is final: while a transaction with offsets of one of them is open or being ended, this waits.
+
+        Raises:
+            BrokerError: that took longer than the broker's time limit.
+        """
 
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""
@@ -108,7 +122,11 @@ class Consumer(Protocol):
 
 
 class Producer(Protocol):
-    """Produces with acks=all. Transactions come with the exactly-once delivery."""
+    """Produces with acks=all; with a transactional id, only in transactions.
+
+    After a Fenced, and where `abort` itself fails, the producer must be replaced: `close` it and make a new one with
+    the same transactional id, which ends what this one began. `Consumer.committed` then tells what is true.
+    """
 
     def produce(self, outgoing: Outgoing) -> None:
         """Hand over records in order; does not wait for the broker.
@@ -124,6 +142,40 @@ class Producer(Protocol):
             BrokerError: a record failed, or `timeout_s` passed.
         """
 
+    def begin(self) -> None:
+        """Begin a transaction; Kafka aborts it by itself once it is open for more than 10 s.
+
+        Raises:
+            Fenced: another producer has the transactional id.
+            BrokerError: there is no transactional id, or a transaction is open already.
+        """
+
+    def commit_transaction(
+        self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
+    ) -> None:
+        """Commit, all or none: what was produced since `begin`, and the input's `partition -> (next offset, metadata)`.
+
+        The offsets are committed as the `consumer`, and only if its group still counts it in and it still has the
+        partitions, as its callbacks have told. When `on_revoked` tells that partitions go, commit or abort what came
+        from them before it returns: they may come back, with another member's work in between. Blocks until Kafka
+        has it. Afterwards no transaction is open; after an error one is, until `abort`.
+
+        Args:
+            offsets: not empty.
+
+        Raises:
+            Fenced: another producer has the transactional id, or the group moved on without the consumer.
+            BrokerError: a record failed, Kafka refused, or `timeout_s` passed. If `abort` then fails too, Kafka may
+                or may not have committed it.
+        """
+
+    def abort(self, timeout_s: float) -> None:
+        """Abort what was produced since `begin`: no reader of committed records ever sees it. Safe in any state.
+
+        Raises:
+            BrokerError: `timeout_s` passed, or the outcome is not known: replace the producer.
+        """
+
     def close(self) -> None:
         """Let go of the connection without waiting for what is still buffered."""
 
@@ -134,8 +186,12 @@ class Broker(Protocol):
     def consumer(self, *, group: str | None = None, isolation: str = "read_committed") -> Consumer:
         """A new consumer; `group` None = only `assign` may be used."""
 
-    def producer(self) -> Producer:
-        """A new producer."""
+    def producer(self, *, transactional_id: str | None = None) -> Producer:
+        """A new producer; with an id, one of transactions. It fences whoever had the id, and aborts what that began.
+
+        Raises:
+            BrokerError: the cluster cannot be reached.
+        """
 
     def partitions(self, topic: str) -> int | None:
         """How many partitions the topic has, None where there is no such topic.

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import threading
-from collections import deque
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition, errors
+from kafka import KafkaAdminClient, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from service.broker.base import Broker, Consumer, Outgoing, Producer
+from service.broker.base import Broker, Consumer, Producer
 from service.broker.kafka_python_calls import Server
 from service.broker.kafka_python_consumer import KafkaPythonConsumer
-from service.broker.partitioner import partition_for
-
-# Records handed over but not acknowledged, in bytes of their values. kafka-python itself has no limit.
-_MAX_OUTSTANDING = 64 << 20
-_CHUNK = 4_096  # records between two looks at that limit
+from service.broker.kafka_python_producer import KafkaPythonProducer
+from service.broker.kafka_python_transactions import TransactionalProducer
 
 
 class KafkaPythonBroker(Broker):
@@ -37,9 +31,11 @@ class KafkaPythonBroker(Broker):
         """A new consumer; `group` None = only `assign` may be used."""
         return KafkaPythonConsumer(self._server, self.partitions, group=group, isolation=isolation)
 
-    def producer(self) -> Producer:
-        """A new idempotent producer."""
-        return KafkaPythonProducer(self._server, self)
+    def producer(self, *, transactional_id: str | None = None) -> Producer:
+        """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
+        if transactional_id is None:
+            return KafkaPythonProducer(self._server, self.partitions)
+        return TransactionalProducer(self._server, self.partitions, transactional_id)
 
     def partitions(self, topic: str) -> int | None:
         """How many partitions the topic has, None where there is no such topic."""
@@ -116,124 +112,3 @@ class KafkaPythonBroker(Broker):
             if self._admin is None:
                 self._admin = KafkaAdminClient(**self._server.options())
             return self._admin
-
-
-class KafkaPythonProducer(Producer):
-    """Idempotent, acks=all. Once a record could not be delivered, every further call says so."""
-
-    def __init__(self, server: Server, broker: Broker) -> None:
-        self._server = server
-        self._broker = broker
-        options = server.options() | {
-            "acks": "all",
-            "enable_idempotence": True,
-            "allow_auto_create_topics": False,
-            "linger_ms": 10,
-            "batch_size": 256 << 10,  # the default of 16 KiB costs 10 µs a record
-            "max_request_size": 8 << 20,
-            "max_block_ms": server.timeout_ms,
-            "delivery_timeout_ms": server.timeout_ms + 1_000,
-            "metrics_enabled": False,
-        }
-        self._kafka: Any = server.call("connecting to produce", lambda: KafkaProducer(**options))
-        self._tps: dict[str, list[TopicPartition]] = {}
-        self._failure: tuple[str, BaseException] | None = None
-        self._outstanding: deque[tuple[Any, int]] = deque()  # of each chunk: its last record's future, and its bytes
-        self._outstanding_bytes = 0
-
-    def produce(self, outgoing: Outgoing) -> None:
-        """Hand over records in order. Waits only while 64 MiB are unacknowledged.
-
-        Raises:
-            BrokerError: an earlier record could not be delivered, or there is no such topic or partition.
-        """
-        self._raise_failure()
-        if not len(outgoing):
-            return
-        doing = f"producing to {outgoing.topic}"
-        highest = max((p for p in set(outgoing.partitions) if p is not None), default=0)
-        with self._server.errors(doing):
-            tps = self._partitions_of(outgoing.topic, highest)
-            for start in range(0, len(outgoing), _CHUNK):
-                self._append(outgoing, slice(start, start + _CHUNK), tps)
-                self._make_room()
-        self._raise_failure()
-
-    def _append(self, outgoing: Outgoing, chunk: slice, tps: list[TopicPartition]) -> None:
-        # KafkaProducer.send is passed by: what it does besides this (serialisers, type checks, log lines that nobody
-        # reads) costs a third of its throughput, and it refuses a record with neither key nor value, which Kafka
-        # takes and a dead letter may be.
-        append, wake = self._kafka._accumulator.append, self._kafka._sender.wakeup
-        failed = partial(self._failed, outgoing.topic)
-        count, unkeyed = len(tps), random.randrange(len(tps))
-        size, future = 0, None
-        for key, value, partition, headers, timestamp in zip(
-            outgoing.keys[chunk],
-            outgoing.values[chunk],
-            outgoing.partitions[chunk],
-            outgoing.headers[chunk],
-            outgoing.timestamps[chunk],
-            strict=True,
-        ):
-            if partition is None:
-                partition = unkeyed if key is None else partition_for(key, count)
-            future, is_full, is_new, _ = append(tps[partition], timestamp, key, value, headers)
-            future.add_errback(failed)
-            if is_full or is_new:
-                wake()
-            if value is not None:
-                size += len(value)
-        self._outstanding.append((future, size))
-        self._outstanding_bytes += size
-
-    def _make_room(self) -> None:
-        while self._outstanding:
-            future, size = self._outstanding[0]
-            if not future.is_done:
-                if self._outstanding_bytes <= _MAX_OUTSTANDING:
-                    return
-                future.get(timeout=self._server.timeout_s + 2)
-            self._outstanding.popleft()
-            self._outstanding_bytes -= size
-
-    def _partitions_of(self, topic: str, highest: int) -> list[TopicPartition]:
-        tps = self._tps.get(topic)
-        if tps is None or highest >= len(tps):  # asked again where the topic may have grown
-            count = self._broker.partitions(topic)
-            if count is None:
-                raise errors.UnknownTopicOrPartitionError
-            self._kafka.partitions_for(topic)  # the library learns of the topic too
-            tps = self._tps[topic] = [TopicPartition(topic, p) for p in range(count)]
-        if highest >= len(tps):
-            raise ValueError(f"there is no partition {highest}, only 0..{len(tps) - 1}")
-        return tps
-
-    def _failed(self, topic: str, error: BaseException) -> None:
-        """Runs in the library's thread."""
-        if self._failure is None:
-            self._failure = (topic, error)
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            topic, error = self._failure
-            raise self._server.error(error, f"delivering to {topic}") from error
-
-    def flush(self, timeout_s: float) -> None:
-        """Wait until all that was produced is acknowledged.
-
-        Raises:
-            BrokerError: a record failed, or `timeout_s` passed.
-        """
-        server = Server(self._server.bootstrap_servers, timeout_s)
-        with server.errors("delivering what was produced"):
-            self._kafka.flush(timeout=timeout_s)
-        self._outstanding.clear()
-        self._outstanding_bytes = 0
-        self._raise_failure()
-
-    def close(self) -> None:
-        """Let go of the connection without waiting for what is still buffered."""
-        self._kafka._sender.force_close()
-        with self._server.errors("closing the producer"):
-            self._kafka._sender.join(2)
-            self._kafka.close(timeout=0)

@@ -12,13 +12,21 @@ from typing import Any, TypeVar
 
 from kafka import errors
 
-from service.errors import BrokerError
+from service.errors import BrokerError, Fenced
 
 T = TypeVar("T")
 _NOT_READY_PAUSE_S = 0.25
 
 # What the library raises besides its own errors: mistakes in arguments, and its event loop being gone.
 _RAISED = (errors.KafkaError, OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError)
+# The group has moved on; of these only the first lets the member stay in it.
+_PUT_OUT = (
+    errors.RebalanceInProgressError,
+    errors.CommitFailedError,
+    errors.IllegalGenerationError,
+    errors.UnknownMemberIdError,
+    errors.FencedInstanceIdError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +74,16 @@ class Server:
             return BrokerError(
                 f"{doing}: Kafka at {where} takes no record that large", do="Raise the topic's max.message.bytes."
             )
-        if isinstance(
-            error, (errors.RebalanceInProgressError, errors.CommitFailedError, errors.IllegalGenerationError)
-        ):
-            return BrokerError(
+        if isinstance(error, _PUT_OUT):
+            kind = BrokerError if isinstance(error, errors.RebalanceInProgressError) else Fenced
+            return kind(
                 f"{doing}: the consumer group has moved on without this member",
                 do="Poll on: this member joins again, and what was not committed is read again.",
+            )
+        if isinstance(error, (errors.ProducerFencedError, errors.InvalidProducerEpochError)):
+            return Fenced(
+                f"{doing}: another producer has taken the transactional id, or the transaction was open for too long",
+                do="Give every worker of a group a transactional id of its own.",
             )
         if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time was up
             return BrokerError(

@@ -8,12 +8,14 @@ from operator import attrgetter
 from typing import Any, cast
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from kafka.consumer.fetcher import IsolationLevel
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import ConsumerGroupMetadata
 
-from service.broker.base import Batch, Consumer, Headers
+from service.broker.base import Batch, Consumer, Headers, metadata_of
 from service.broker.kafka_python_calls import Server
 from service.broker.kafka_python_group import Member
-from service.errors import BrokerError
+from service.errors import BrokerError, Fenced
 
 log = logging.getLogger("tidecast.broker")
 
@@ -34,6 +36,7 @@ class KafkaPythonConsumer(Consumer):
         self._group = group
         self._topic = ""
         self._positions: dict[int, int] = {}  # as last told by `poll`
+        self._owned: set[int] = set()  # the group's share, as the callbacks have told the caller
         self._member: Member | None = None
         options = server.options() | {
             "group_id": group,
@@ -52,6 +55,11 @@ class KafkaPythonConsumer(Consumer):
             "metrics_enabled": False,
         }
         self._kafka: Any = server.call("connecting to consume", lambda: KafkaConsumer(**options))
+        if group is not None:
+            # This makes the library's OffsetFetch requests ask for stable offsets only (KIP-447): while a transaction
+            # with offsets of a partition is open or being ended, it asks again. It does so for readers of committed
+            # records; whoever reads all of them must not go on from a wrong offset either.
+            self._kafka._coordinator._isolation_level = IsolationLevel.READ_COMMITTED
 
     def subscribe(
         self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
@@ -62,14 +70,21 @@ class KafkaPythonConsumer(Consumer):
         self._require(topic)
         self._topic = topic
 
+        def assigned(partitions: set[int]) -> None:
+            self._owned |= partitions
+            on_assigned(partitions)
+
         def revoked(partitions: set[int]) -> None:
-            on_revoked(partitions)
+            try:
+                on_revoked(partitions)
+            finally:
+                self._owned -= partitions
             for partition in partitions:
                 self._positions.pop(partition, None)
 
         # The library shares out the partitions that it knows of: without this it may join before it knows of any.
         self._server.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
-        self._member = Member(self._kafka, on_assigned, revoked)
+        self._member = Member(self._kafka, assigned, revoked)
         with self._server.errors(f"subscribing to {topic}"):
             self._member.subscribe(topic)
 
@@ -116,24 +131,50 @@ class KafkaPythonConsumer(Consumer):
                 self._positions[tp.partition] = batch.next_offsets[tp.partition] = position
         return batch
 
-    def commit(self, offsets: Mapping[int, int], metadata: str = "") -> None:
+    def commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
         """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
         if not offsets:
             return
+        texts = metadata_of(offsets, metadata)
         with self._server.errors(f"committing offsets of {self._topic}"):
             self._kafka.commit(
-                {self._tp(p): OffsetAndMetadata(offset, metadata, -1) for p, offset in offsets.items()},
+                {self._tp(p): OffsetAndMetadata(offset, texts[p], -1) for p, offset in offsets.items()},
                 timeout_ms=self._server.timeout_ms,
             )
 
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
-        """`partition -> (offset, metadata)` as committed by the group, None where nothing is."""
+        """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
+
+        Waits while a transaction with offsets of one of them is not ended.
+        """
+        if not partitions:
+            return {}
+        if self._group is None:
+            raise BrokerError("a consumer without a group has nothing committed", do="Give it a group.")
+        # KafkaConsumer.committed would make one request for each partition
+        ask, tps = self._kafka._coordinator.fetch_committed_offsets, {p: self._tp(p) for p in partitions}
         with self._server.errors(f"asking for the committed offsets of {self._topic}"):
-            found = {
-                p: self._kafka.committed(self._tp(p), metadata=True, timeout_ms=self._server.timeout_ms)
-                for p in partitions
-            }
-        return {p: None if c is None or c.offset < 0 else (c.offset, c.metadata) for p, c in found.items()}
+            found = ask(list(tps.values()), timeout_ms=self._server.timeout_ms)
+        return {p: (found[tp].offset, found[tp].metadata) if tp in found else None for p, tp in tps.items()}
+
+    def membership(self, topic: str, partitions: Collection[int]) -> ConsumerGroupMetadata:
+        """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
+
+        Raises:
+            Fenced: it has lost its place in the group, or the partitions.
+        """
+        if self._group is None:
+            raise BrokerError("a consumer without a group has nothing to commit to", do="Give it a group.")
+        found = self._kafka.group_metadata()
+        # Kafka lets a transaction without a member's name pass unchecked, and such a name is all that the library has
+        # once a heartbeat was told that the member is out.
+        out = self._member is not None and (found.generation_id < 0 or not found.member_id)
+        if out or topic != self._topic or (self._member is not None and not self._owned.issuperset(partitions)):
+            raise Fenced(
+                f"committing offsets of {topic}: the consumer group has moved on without this member",
+                do="Poll on: this member joins again, and what was not committed is read again.",
+            )
+        return found
 
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""

@@ -11,6 +11,10 @@ loses a join that ends between two of its polls, in two ways:
     takes the end of that join as proof that nothing is left to do: `need_rejoin` asks only for reasons to begin a join,
     not whether one is under way. The member is then out of the group for good, as its heartbeats stay switched off;
     it reads on what it had or reads nothing, and at the end of its session the others take over.
+
+And it tells of a lost membership only as it begins to join. Where the loss comes to light during a join (a process that
+was stopped in the midst of one), the member would come back with the partitions it had, as if nobody had had them in
+between, and go on from its old positions. Here such a join begins anew.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ class Member:
         self._leaving = False
         # What the library's polls join with. They would give up in the midst of a join; see `_join`.
         self._coordinator.ensure_active_group = _join_first
+        self._reset, self._coordinator.reset_generation = self._coordinator.reset_generation, self._lost
 
     def subscribe(self, topic: str) -> None:
         """Begin to be a member; the joining itself is done by `poll`."""
@@ -98,6 +103,11 @@ class Member:
             return cast(dict[TopicPartition, Any], self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records))
         except _JoinFirstError:
             return None
+
+    def _lost(self, *member_id: str, **named: str) -> None:
+        """On the library's event loop: this member is out of the group, so the join begins with telling of that."""
+        self._reset(*member_id, **named)
+        self._coordinator.rejoining = False
 
     def _unsettled(self) -> bool:
         """Whether there is a reason to join, or a join that has begun and whose result is not in force."""

@@ -2,7 +2,8 @@ import socket
 import time
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.admin import MemberToRemove
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 
@@ -10,12 +11,36 @@ from service.broker.base import Outgoing
 from service.broker.connect import connect
 from service.errors import BrokerError, TidecastError
 from tests.contract.broker_contract import PATIENCE_S, BrokerContract, drain, fill
+from tests.contract.transaction_contract import TransactionContract
 
 
-class TestKafkaPython(BrokerContract):
+class TestKafkaPython(BrokerContract, TransactionContract):
     @pytest.fixture
-    def port(self, kafka):
+    def port(self, kafka, broker):
+        self.address = broker
         return kafka
+
+    def put_out(self, port, member):
+        """By the admin's request, as the end of its session would do it 20 s later."""
+        me = member.consumer._kafka.group_metadata()
+        admin = KafkaAdminClient(bootstrap_servers=self.address)
+        admin.remove_group_members(me.group_id, [MemberToRemove(member_id=me.member_id)])
+        admin.close()
+
+    def offer(self, port, topic, group):
+        raw = KafkaProducer(bootstrap_servers=self.address, transactional_id=topic)
+        raw.init_transactions()
+        raw.begin_transaction()
+        raw.send_offsets_to_transaction({TopicPartition(topic, 0): OffsetAndMetadata(7, "s=7", -1)}, group)
+
+        def commit():
+            raw.commit_transaction()
+            raw.close()
+
+        return commit
+
+    def impatient(self):
+        return connect(self.address, timeout_s=2)
 
 
 def test_positions_pass_the_markers_and_the_aborted_records_of_transactions(kafka, broker, topic):

@@ -4,12 +4,30 @@ from service.broker.base import Outgoing
 from service.broker.memory import MemoryBroker
 from service.errors import BrokerError
 from tests.contract.broker_contract import BrokerContract, Member, drain, fill
+from tests.contract.transaction_contract import TransactionContract
 
 
-class TestMemoryBroker(BrokerContract):
+class TestMemoryBroker(BrokerContract, TransactionContract):
     @pytest.fixture
     def port(self):
-        return MemoryBroker()
+        self.broker = MemoryBroker()
+        return self.broker
+
+    def put_out(self, port, member):
+        group = member.consumer._member
+        group.members.remove(member.consumer)
+        group.owner.clear()
+
+    def offer(self, port, topic, group):
+        producer, consumer = port.producer(transactional_id=topic), port.consumer(group=group)
+        consumer.assign(topic, {0: -2})
+        producer.begin()
+        producer.offer(topic, {0: (7, "s=7")}, consumer)
+        return lambda: producer.end(commit=True)
+
+    def impatient(self):
+        self.broker.timeout_s = 0.1
+        return self.broker
 
     def test_a_member_that_lost_its_partitions_is_refused_a_commit(self, port, topic):
         fill(port, topic, 4, partition=0)

@@ -1,0 +1,167 @@
+"""Producing through kafka-python."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from kafka import KafkaProducer, TopicPartition, errors
+
+from service.broker.base import Consumer, Outgoing, Producer
+from service.broker.kafka_python_calls import Server
+from service.broker.partitioner import partition_for
+from service.errors import BrokerError
+
+# Records handed over but not acknowledged, in bytes of their values. kafka-python itself has no limit.
+_MAX_OUTSTANDING = 64 << 20
+_CHUNK = 4_096  # records between two looks at that limit
+
+
+class KafkaPythonProducer(Producer):
+    """Idempotent, acks=all. Once a record could not be delivered, every further call says so."""
+
+    def __init__(self, server: Server, count: Callable[[str], int | None], **more: Any) -> None:
+        self._server = server
+        self._count = count
+        options = server.options() | {
+            "acks": "all",
+            "enable_idempotence": True,
+            "allow_auto_create_topics": False,
+            "linger_ms": 10,
+            "batch_size": 256 << 10,  # the default of 16 KiB costs 10 µs a record
+            "max_request_size": 8 << 20,
+            "max_block_ms": server.timeout_ms,
+            "delivery_timeout_ms": server.timeout_ms + 1_000,
+            "metrics_enabled": False,
+            **more,
+        }
+        self._kafka: Any = server.call("connecting to produce", lambda: KafkaProducer(**options))
+        self._tps: dict[str, list[TopicPartition]] = {}
+        self._failure: tuple[str, BaseException] | None = None
+        self._outstanding: deque[tuple[Any, int]] = deque()  # of each chunk: its last record's future, and its bytes
+        self._outstanding_bytes = 0
+
+    def produce(self, outgoing: Outgoing) -> None:
+        """Hand over records in order. Waits only while 64 MiB are unacknowledged.
+
+        Raises:
+            BrokerError: an earlier record could not be delivered, or there is no such topic or partition.
+        """
+        self._raise_failure()
+        if not len(outgoing):
+            return
+        doing = f"producing to {outgoing.topic}"
+        highest = max((p for p in set(outgoing.partitions) if p is not None), default=0)
+        with self._server.errors(doing):
+            tps = self._partitions_of(outgoing.topic, highest)
+            for start in range(0, len(outgoing), _CHUNK):
+                self._append(outgoing, slice(start, start + _CHUNK), tps)
+                self._make_room()
+        self._raise_failure()
+
+    def _append(self, outgoing: Outgoing, chunk: slice, tps: list[TopicPartition]) -> None:
+        # KafkaProducer.send is passed by: what it does besides this (serialisers, type checks, log lines that nobody
+        # reads) costs a third of its throughput, and it refuses a record with neither key nor value, which Kafka
+        # takes and a dead letter may be.
+        append, wake = self._kafka._accumulator.append, self._kafka._sender.wakeup
+        failed = partial(self._failed, outgoing.topic)
+        partitions: list[Any] = outgoing.partitions[chunk]
+        if None in partitions:
+            count, unkeyed = len(tps), random.randrange(len(tps))
+            partitions = [
+                p if p is not None else unkeyed if key is None else partition_for(key, count)
+                for p, key in zip(partitions, outgoing.keys[chunk], strict=True)
+            ]
+        self._before(tps, partitions)
+        size, future = 0, None
+        for key, value, partition, headers, timestamp in zip(
+            outgoing.keys[chunk],
+            outgoing.values[chunk],
+            partitions,
+            outgoing.headers[chunk],
+            outgoing.timestamps[chunk],
+            strict=True,
+        ):
+            future, is_full, is_new, _ = append(tps[partition], timestamp, key, value, headers)
+            future.add_errback(failed)
+            if is_full or is_new:
+                wake()
+            if value is not None:
+                size += len(value)
+        self._outstanding.append((future, size))
+        self._outstanding_bytes += size
+
+    def _before(self, tps: list[TopicPartition], partitions: list[int]) -> None:
+        """What must be done before records are appended to these partitions: nothing, without transactions."""
+
+    def _make_room(self) -> None:
+        while self._outstanding:
+            future, size = self._outstanding[0]
+            if not future.is_done:
+                if self._outstanding_bytes <= _MAX_OUTSTANDING:
+                    return
+                future.get(timeout=self._server.timeout_s + 2)
+            self._outstanding.popleft()
+            self._outstanding_bytes -= size
+
+    def _partitions_of(self, topic: str, highest: int) -> list[TopicPartition]:
+        tps = self._tps.get(topic)
+        if tps is None or highest >= len(tps):  # asked again where the topic may have grown
+            count = self._count(topic)
+            if count is None:
+                raise errors.UnknownTopicOrPartitionError
+            self._kafka.partitions_for(topic)  # the library learns of the topic too
+            tps = self._tps[topic] = [TopicPartition(topic, p) for p in range(count)]
+        if highest >= len(tps):
+            raise ValueError(f"there is no partition {highest}, only 0..{len(tps) - 1}")
+        return tps
+
+    def _failed(self, topic: str, error: BaseException) -> None:
+        """Runs in the library's thread."""
+        if self._failure is None:
+            self._failure = (topic, error)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            topic, error = self._failure
+            raise self._server.error(error, f"delivering to {topic}") from error
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all that was produced is acknowledged.
+
+        Raises:
+            BrokerError: a record failed, or `timeout_s` passed.
+        """
+        server = Server(self._server.bootstrap_servers, timeout_s)
+        with server.errors("delivering what was produced"):
+            self._kafka.flush(timeout=timeout_s)
+        self._outstanding.clear()
+        self._outstanding_bytes = 0
+        self._raise_failure()
+
+    def begin(self) -> None:
+        """Refused: this producer has no transactional id."""
+        raise _no_id()
+
+    def commit_transaction(
+        self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
+    ) -> None:
+        """Refused: this producer has no transactional id."""
+        raise _no_id()
+
+    def abort(self, timeout_s: float) -> None:
+        """Nothing to abort: this producer has no transactional id."""
+
+    def close(self) -> None:
+        """Let go of the connection without waiting for what is still buffered."""
+        self._kafka._sender.force_close()
+        with self._server.errors("closing the producer"):
+            self._kafka._sender.join(2)
+            self._kafka.close(timeout=0)
+
+
+def _no_id() -> BrokerError:
+    return BrokerError("a producer without a transactional id has no transactions", do="Give it a transactional id.")
