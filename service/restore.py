@@ -11,6 +11,7 @@ A partition is restored in small steps between two polls, while it is paused, so
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -58,10 +59,16 @@ class Restore:
     """Restores partitions into a table. For one thread, the worker's."""
 
     def __init__(
-        self, broker: Broker, settings: Settings, codec: Codec, table: SeriesTable, clock: Callable[[], float]
+        self,
+        broker: Broker,
+        settings: Settings,
+        codec: Codec,
+        table: SeriesTable,
+        lock: threading.Lock,
+        clock: Callable[[], float],
     ) -> None:
         self._broker, self._settings, self._codec, self._table = broker, settings, codec, table
-        self._clock = clock
+        self._lock, self._clock = lock, clock  # the lock is held while the table changes
         self._group = settings.group.encode()
         self._waiting: set[int] = set()
         self._reading: dict[int, _Reading] = {}
@@ -97,9 +104,10 @@ class Restore:
         """
         if self._waiting:
             self._ask(consumer)
-        if self._reading and self._reader is not None:
+        if self._reader is not None and any(r.position < r.end for r in self._reading.values()):
             batch = self._reader.poll(wait_s, _BATCH)
-            self._apply(batch)
+            with self._lock:
+                self._apply(batch)
         done = {p: r for p, r in self._reading.items() if r.position >= r.end}
         for partition in done:
             del self._reading[partition]

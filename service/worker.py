@@ -81,7 +81,7 @@ class Worker:
             bytes_per_second=settings.changelog_bytes_per_second,
             clock=clock,
         )
-        self._restore = Restore(broker, settings, codec, self._pipeline.table, clock)
+        self._restore = Restore(broker, settings, codec, self._pipeline.table, self._table_lock, clock)
         self._consumer: Consumer
         self._delivery: Delivery
         self._assigned: set[int] = set()
@@ -396,7 +396,7 @@ class Worker:
         """5. Blocks up to 0.2 s, longer where the broker does not answer."""
         if not self._restore.partitions:
             return
-        with self._patience(2 * self._settings.broker_timeout_seconds), self._table_lock:
+        with self._patience(2 * self._settings.broker_timeout_seconds):
             done = self._restore.step(self._consumer, _IDLE_POLL_SECONDS)
         self._metrics.restore_remaining.set(self._restore.remaining)
         for partition, restored in done.items():

@@ -56,10 +56,11 @@ class Spy:
         return self.broker.partitions(topic)
 
     def consumer(self, **options):
-        return SpyConsumer(self, self.broker.consumer(**options))
+        inner = self.broker.consumer(**options)
+        return SpyConsumer(self, inner) if options.get("group") else inner
 
-    def producer(self):
-        return SpyProducer(self, self.broker.producer())
+    def producer(self, **options):
+        return SpyProducer(self, self.broker.producer(**options))
 
 
 class SpyConsumer:
@@ -98,12 +99,20 @@ class SpyProducer:
         self.spy.note(f"produce {outgoing.topic}")
         self.inner.produce(outgoing)
 
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
     def flush(self, timeout_s):
         self.spy.note("flush")
         self.inner.flush(timeout_s)
 
-    def close(self):
-        self.inner.close()
+    def begin(self):
+        self.spy.note("begin")
+        self.inner.begin()
+
+    def commit_transaction(self, topic, offsets, consumer, timeout_s):
+        self.spy.note("commit_transaction")
+        self.inner.commit_transaction(topic, offsets, consumer.inner, timeout_s)
 
 
 class Bench:
@@ -112,7 +121,7 @@ class Bench:
     def __init__(self, model, **settings):
         self.model, self.clock = model, Clock()
         self.broker = MemoryBroker()
-        self.settings = Settings(**settings)
+        self.settings = Settings(**{"delivery": "at-least-once"} | settings)
         for topic in ("readings", "forecasts", "dead-letters"):
             self.broker.create_topic(topic, 2)
         self.broker.create_topic("tidecast-state", 2, CHANGELOG_CONFIG)
