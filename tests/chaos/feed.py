@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 from collections.abc import Iterator
+from itertools import islice
 
+from service.broker.base import Broker, Outgoing, Producer
+from service.errors import BrokerError
 from service.spec import ModelSpec
 
 START_MS = 1_700_006_400_000  # a full day, UTC
@@ -49,3 +54,64 @@ def feed(spec: ModelSpec, series: int, seed: int) -> Iterator[tuple[bytes, bytes
                 yield reading(name, rng.randrange(at))
             if rng.randrange(BAD) == 0:
                 yield name.encode(), rng.choice(_BAD)
+
+
+class Feeder(threading.Thread):
+    """Produces a feed at a rate until `finish`. What a broker's death leaves in doubt is sent again.
+
+    `sent` counts records; `failure` holds what ended it early.
+    """
+
+    def __init__(self, broker: Broker, topic: str, records: Iterator[tuple[bytes, bytes]], rate: float) -> None:
+        super().__init__(name="feeder", daemon=True)
+        self._broker, self._topic, self._records, self._rate = broker, topic, records, rate
+        self._done = threading.Event()
+        self.sent = 0
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.failure = error
+
+    def _run(self) -> None:
+        producer, doubtful, began = self._broker.producer(), Outgoing(self._topic), time.monotonic()
+        while not self._done.wait(0.05):
+            batch = Outgoing(self._topic)
+            for key, value in islice(self._records, int((time.monotonic() - began) * self._rate) - self.sent):
+                batch.append(key, value)
+                doubtful.append(key, value)
+            self.sent += len(batch)
+            try:
+                producer.produce(batch)
+                if len(doubtful) >= self._rate:  # about once a second
+                    producer.flush(30)
+                    doubtful = Outgoing(self._topic)
+            except BrokerError:
+                producer = self._again(producer, doubtful)
+                doubtful = Outgoing(self._topic)
+        try:
+            producer.flush(30)
+        except BrokerError:
+            producer = self._again(producer, doubtful)
+        producer.close()
+
+    def _again(self, broken: Producer, doubtful: Outgoing) -> Producer:
+        """Send it once more, in order: what was there already is late or a duplicate then, as anybody's would be."""
+        broken.close()
+        producer = self._broker.producer()
+        producer.produce(doubtful)
+        producer.flush(30)
+        return producer
+
+    def finish(self) -> None:
+        """Wait until all is in Kafka.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        self._done.set()
+        self.join(120)
+        if self.failure or self.is_alive():
+            raise RuntimeError("the readings could not be produced") from self.failure

@@ -1,0 +1,162 @@
+"""Workers as processes in numbered slots: started, killed, stopped in the midst of things, and started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.settings import FIELDS, flag
+
+ROOT = Path(__file__).parents[2]
+STOP_SECONDS = 60.0
+_SHARE = re.compile(r"partitions (?:assigned|revoked).* all=(\S*)")
+
+
+def known(**settings: object) -> list[str]:
+    """Flags for those of the settings that this version of the worker has."""
+    return [f"{flag(name)}={value}" for name, value in settings.items() if name in FIELDS]
+
+
+@dataclass(slots=True)
+class Worker:
+    """One process. `doomed` = whoever took its place fences it, so it may end as it likes."""
+
+    slot: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    frozen: bool = False
+    doomed: bool = False
+
+    @property
+    def share(self) -> set[int] | None:
+        """The partitions it has, as its log says; None before it was told any."""
+        found = _SHARE.findall(self.log.read_text(errors="replace"))
+        return {int(p) for p in found[-1].strip('"').split(",") if p} if found else None
+
+    def last_words(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@dataclass(slots=True)
+class Fleet:
+    """All workers of one group.
+
+    Attributes:
+        folder: for the logs.
+        flags: what every worker gets.
+        ended: what a worker did that it should not: how it ended by itself, with its last words.
+    """
+
+    folder: Path
+    flags: Sequence[str]
+    workers: dict[int, Worker] = field(default_factory=dict)  # slot -> who is there now
+    zombies: list[tuple[float, Worker]] = field(default_factory=list)  # when to wake it
+    due: dict[int, float] = field(default_factory=dict)  # slot -> when to start
+    ended: list[str] = field(default_factory=list)
+    started: int = 0
+
+    def start(self, slot: int) -> Worker:
+        """A new process in this slot; with a name of its slot's own, where the worker takes one."""
+        self.due.pop(slot, None)
+        self.started += 1
+        log = self.folder / f"worker-{slot}-{self.started:03}.log"
+        env = {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
+        command = [sys.executable, "-m", "service", "serve", *self.flags, *known(instance=f"slot-{slot}")]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env | {"OMP_NUM_THREADS": "1"}
+            )
+        self.workers[slot] = Worker(slot, process, log)
+        return self.workers[slot]
+
+    @property
+    def running(self) -> list[int]:
+        """Slots whose worker can be hit."""
+        return [slot for slot, w in self.workers.items() if not w.frozen and w.process.poll() is None]
+
+    def kill(self, slot: int, again_in: float) -> None:
+        """SIGKILL; a new one follows."""
+        worker = self.workers.pop(slot)
+        worker.process.kill()
+        worker.process.wait()
+        self.due[slot] = time.monotonic() + again_in
+
+    def freeze(self, slot: int, seconds: float, *, replace: bool) -> None:
+        """SIGSTOP, and SIGCONT later; with `replace`, another takes its name meanwhile."""
+        worker = self.workers[slot]
+        worker.process.send_signal(signal.SIGSTOP)
+        worker.frozen = True
+        self.zombies.append((time.monotonic() + seconds, worker))
+        if replace:
+            worker.doomed = True
+            self.start(slot)
+
+    def stop(self, slot: int) -> None:
+        """SIGTERM, and wait until it has ended."""
+        worker = self.workers.pop(slot)
+        if worker.process.poll() is None:
+            worker.process.send_signal(signal.SIGTERM)
+        try:
+            code = worker.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.send_signal(signal.SIGUSR1)  # its stacks, into its log
+            time.sleep(0.5)
+            worker.process.kill()
+            code = worker.process.wait()
+        if code:
+            self._note(worker, f"exit code {code} after SIGTERM")
+
+    def tend(self) -> None:
+        """Wake whom it is time to wake, start what is due, and replace those that ended by themselves."""
+        now = time.monotonic()
+        for when, worker in list(self.zombies):
+            if worker.process.poll() is None and now >= when:
+                if worker.frozen:
+                    worker.process.send_signal(signal.SIGCONT)
+                    worker.frozen = False
+                if worker.doomed and now >= when + STOP_SECONDS:
+                    worker.process.kill()
+                    self._note(worker, f"lived on for {STOP_SECONDS:.0f} s beside the one that took its place")
+            if worker.process.poll() is not None or not (worker.frozen or worker.doomed):
+                self.zombies.remove((when, worker))
+        for slot, worker in list(self.workers.items()):
+            code = worker.process.poll()
+            if code is not None and slot not in self.due:
+                self._note(worker, f"ended by itself with exit code {code}")
+                self.due[slot] = now + 1.0
+        for slot, when in list(self.due.items()):
+            if now >= when:
+                self.start(slot)
+
+    def settle(self, partitions: int, seconds: float = 90.0) -> None:
+        """Wait until the partitions are shared out among all workers.
+
+        Raises:
+            TimeoutError: they never were.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.tend()
+            shares = [worker.share or set() for worker in self.workers.values()]
+            if all(shares) and sorted(p for share in shares for p in share) == list(range(partitions)):
+                return
+            time.sleep(0.1)
+        words = "\n".join(worker.last_words() for worker in self.workers.values())
+        raise TimeoutError(f"the partitions were never shared out: {shares}\n{words}")
+
+    def kill_all(self) -> None:
+        """Leave nothing behind."""
+        for worker in [*self.workers.values(), *(worker for _, worker in self.zombies)]:
+            if worker.process.poll() is None:
+                worker.process.kill()
+                worker.process.wait()
+
+    def _note(self, worker: Worker, what: str) -> None:
+        self.ended.append(f"{worker.log.name}: {what}\n{worker.last_words()}")
