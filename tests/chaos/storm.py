@@ -42,6 +42,7 @@ class Scenario:
     partitions: int = 8
     series: int = 500
     rate: float = 2_000.0  # records a second
+    commit_interval_ms: int = 100
     kills: int = 60  # kill -9 of a worker
     freezes: int = 2  # SIGSTOP for longer than the session, then SIGCONT
     usurps: int = 1  # the same, and meanwhile another process takes its name
@@ -161,6 +162,7 @@ class Storm:
             f"--dead-letter-topic={self.names.dead_letters}",
             f"--group={self.group}",
             f"--delivery={self.scenario.delivery}",
+            f"--commit-interval-ms={self.scenario.commit_interval_ms}",
             f"--model={self._model_path}",
             "--http-port=0",
             "--dead-letter-limit=0",
