@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from service.broker.java_process import _EXEC_TIED_TO_PARENT
 from service.settings import FIELDS, flag
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,9 @@ class Fleet:
         self.started += 1
         log = self.folder / f"worker-{slot}-{self.started:03}.log"
         env = {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
-        command = [sys.executable, "-m", "service", "serve", *self.flags, *known(instance=f"slot-{slot}")]
+        serve = [sys.executable, "-m", "service", "serve", *self.flags, *known(instance=f"slot-{slot}")]
+        # Linux kills it with this process, so that a test that is cut short leaves no worker behind.
+        command = [sys.executable, "-I", "-S", "-c", _EXEC_TIED_TO_PARENT, str(os.getpid()), *serve]
         with log.open("wb") as out:
             process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env | {"OMP_NUM_THREADS": "1"}
@@ -110,7 +113,7 @@ class Fleet:
             time.sleep(0.5)
             worker.process.kill()
             code = worker.process.wait()
-        if code:
+        if code not in (0, -signal.SIGTERM):  # in its first moments it has nothing to end in good order
             self._note(worker, f"exit code {code} after SIGTERM")
 
     def tend(self) -> None:
