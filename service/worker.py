@@ -91,6 +91,7 @@ class Worker:
         self._due = 0.0
         self._committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
         self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
+        self._closing = False
         self._whole = True  # False once a batch was left half applied: its states must not be written
         self._flushed_idle = clock()
         self._commit_failing_since: float | None = None
@@ -172,7 +173,9 @@ class Worker:
                 self._finish()
             raise
         finally:
-            # The group's other members take over at once, rather than after the session's time-out.
+            # The group's other members take over at once, rather than after the session's time-out. What could be
+            # committed is; a revocation now must not commit what an error has left half done.
+            self._closing = True
             self._consumer.close()
             self._restore.close()
             self._delivery.close()
@@ -371,9 +374,8 @@ class Worker:
         """Runs inside `poll` and `close`: what was emitted is committed, with their states, before they go."""
         self._turned = self._clock()
         mine = partitions - self._restore.partitions
-        if self._pending or (mine and self._rolling.anything_due()):
+        if not self._closing and (self._pending or (mine and self._rolling.anything_due())):
             self._pending = {p: self._committed[p] for p in mine if p in self._committed} | self._pending
-        if self._pending:
             self._commit(everything_of=mine)
         self._forget(partitions)
         self._assigned -= partitions
@@ -415,6 +417,8 @@ class Worker:
             # The end becomes the group's offset, also after a crash.
             self._pending |= self._consumer.end_offsets([partition])
             self._consumer.seek(partition, self._pending[partition])
+        else:  # said even so: before a start over, more may have been read
+            self._consumer.seek(partition, self._consumer.beginning_offsets([partition])[partition])
 
     # The broker's absence ------------------------------------------------------------------------------------
 
