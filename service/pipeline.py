@@ -55,6 +55,7 @@ class _Work:
     score: NDArray[np.float32]  # [records, diagnostics]
     counts: Counts
     letters: dict[int, Refused]  # record -> why it is a dead letter
+    silent: Mask  # [records] answered before the last commit: only the states move on
 
     def refuse(self, record: int, refusal: Refused) -> None:
         self.fate[record] = Fate.DEAD
@@ -94,6 +95,8 @@ class Pipeline:
         self._forecast_shape = (len(spec.classes),) if spec.kind == "classifier" else forecast
         self._newest: dict[int, int] = {}  # partition -> ms, the newest record seen
         self._swept: dict[int, int] = {}  # partition -> ms, that `_newest` at the last look for idle series
+        self._silent: dict[int, int] = {}  # partition -> offset up to which all is answered already
+        self._held: dict[int, int] = {}  # partition -> the last offset that a restored state holds
 
     def process(self, batch: Batch) -> Result:
         """Answer a batch: each reading with a forecast, unless it is late, a duplicate, or a dead letter.
@@ -122,8 +125,14 @@ class Pipeline:
         """Forget the series of partitions that another worker has now."""
         self.table.forget_partitions(partitions)
         for partition in partitions:
-            self._newest.pop(partition, None)
-            self._swept.pop(partition, None)
+            for known in (self._newest, self._swept, self._silent, self._held):
+                known.pop(partition, None)
+
+    def replay(self, partition: int, until: int) -> None:
+        """The partition's states were restored; readings before `until` were answered by an earlier process."""
+        mine = self.table.partitions == partition
+        self._silent[partition] = until
+        self._held[partition] = int(self.table.offsets[mine].max(initial=-1))
 
     def _read(self, batch: Batch) -> _Work:
         """Values and keys; what is no reading becomes a dead letter here."""
@@ -142,6 +151,7 @@ class Pipeline:
             score=np.empty((n, len(self._model.spec.diagnostics)), dtype=np.float32),
             counts=Counts(),
             letters={},
+            silent=np.zeros(n, dtype=np.bool_),
         )
         for record, value in enumerate(batch.values):
             if value is None:
@@ -158,7 +168,29 @@ class Pipeline:
                     check_key(key)
                 except Refused as refusal:
                     work.refuse(record, refusal)
+        if self._silent or self._held:
+            self._mark_replayed(work)
         return work
+
+    def _mark_replayed(self, work: _Work) -> None:
+        """After a restore: what was answered before is not answered again, what a state holds is not applied again."""
+        for partition, until in list(self._silent.items()):
+            rows = work.partitions == partition
+            work.silent |= rows & (work.offsets < until)
+            if rows.any() and int(work.offsets[rows].max()) >= until - 1:
+                del self._silent[partition]
+        for partition, last in list(self._held.items()):
+            rows = np.flatnonzero((work.partitions == partition) & (work.offsets <= last))
+            for record in rows.tolist():
+                key = work.batch.keys[record]
+                slot = None if key is None else self.table.find(key)
+                if slot is not None and work.offsets[record] <= self.table.offsets[slot]:
+                    work.fate[record] = Fate.APPLIED
+                    work.silent[record] = True
+                    work.letters.pop(record, None)
+            mine = work.offsets[work.partitions == partition]
+            if len(mine) and int(mine.max()) >= last:
+                del self._held[partition]
 
     def _stretches(self, work: _Work) -> Iterator[_Stretch]:
         """Find each reading's slot, and forget series where their time has come, between stretches.
@@ -180,7 +212,7 @@ class Pipeline:
                 pending.clear()
 
         for record, key in enumerate(batch.keys):
-            if fates[record] == Fate.DEAD or key is None:
+            if fates[record] in (Fate.DEAD, Fate.APPLIED) or key is None:
                 continue
             slot = table.find(key)
             if slot is not None:
@@ -229,8 +261,9 @@ class Pipeline:
         self._note_gaps(work.counts, silent, restart)
 
         # The newest reading of each series, and where in the log it lies.
-        last = np.ones(len(slots), dtype=np.bool_)
-        last[:-1] = slots[:-1] != slots[1:]
+        last, first = np.ones((2, len(slots)), dtype=np.bool_)
+        last[:-1] = first[1:] = slots[:-1] != slots[1:]
+        table.touched(slots[first], work.offsets[records[first]])
         table.last_ts[slots[last]] = ts[last]
         table.offsets[slots[last]] = work.offsets[records[last]]
         table.partitions[slots[last]] = work.partitions[records[last]]
@@ -312,7 +345,7 @@ class Pipeline:
         """Forecast records and dead letters, and the counts of what became of every record."""
         batch, counts = work.batch, work.counts
         output_topic, dead_letter_topic = self._topics
-        answered = np.flatnonzero(work.fate == Fate.FORECAST)
+        answered = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
         records = answered.tolist()
         ts, score = work.readings.ts[answered], work.score[answered]
         sources = [(batch.headers[r], f"{batch.topic}-{batch.partitions[r]}-{batch.offsets[r]}") for r in records]
@@ -326,6 +359,8 @@ class Pipeline:
         )
         dead_letters = Outgoing(topic=dead_letter_topic)
         for r, refusal in sorted(work.letters.items()):
+            if work.silent[r]:
+                continue
             counts.dead_letters[refusal.reason] += 1
             dead_letters.append(
                 batch.keys[r],
@@ -340,10 +375,11 @@ class Pipeline:
                 ),
                 timestamp=batch.timestamps[r] if batch.timestamps[r] >= 0 else None,
             )
-        fates = np.bincount(work.fate, minlength=len(Fate)).tolist()
+        fates = np.bincount(work.fate[~work.silent], minlength=len(Fate)).tolist()
         counts.forecasts, counts.duplicates, counts.late = fates[Fate.FORECAST], fates[Fate.DUPLICATE], fates[Fate.LATE]
         counts.tombstones = fates[Fate.TOMBSTONE]
-        counts.readings = len(batch) - counts.tombstones
+        counts.replayed = int(work.silent.sum())
+        counts.readings = len(batch) - counts.tombstones - counts.replayed
         return Result(forecasts, dead_letters, counts, score, ts, work.partitions[answered])
 
 

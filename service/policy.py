@@ -24,6 +24,7 @@ class Fate(IntEnum):
     LATE = 2
     TOMBSTONE = 3
     DEAD = 4
+    APPLIED = 5  # a state from the changelog holds it already
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class Policy:
 class Counts:
     """What happened in one batch. readings = forecasts + duplicates + late + dead letters that are neither."""
 
-    readings: int = 0  # every record but the tombstones
+    readings: int = 0  # every record but the tombstones and those replayed
+    replayed: int = 0  # records read again after a restore, to bring states up to date; answered before
     forecasts: int = 0
     duplicates: int = 0
     late: int = 0

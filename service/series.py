@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.changelog import Snapshot
 from service.spec import StateSlice
 from service.timestamps import MIN_TS_MS
 
@@ -42,6 +43,9 @@ class SeriesTable:
         self.offsets = np.full(capacity, -1, dtype=np.int64)  # [capacity] of the last reading applied
         self.partitions = np.full(capacity, -1, dtype=np.int32)  # [capacity] -1 = the slot is free
         self.seen_ms = np.zeros(capacity, dtype=np.int64)  # [capacity] record time of the last reading, applied or not
+        # [capacity] offset of the first reading that no flushed state holds, -1 = the changelog has all
+        self.dirty_since = np.full(capacity, -1, dtype=np.int64)
+        self.buried: list[tuple[bytes, int]] = []  # (key, partition) of series forgotten since the last flush
         self._slots: OrderedDict[bytes, int] = OrderedDict()  # least recently seen first
         self._keys: list[bytes] = [b""] * capacity  # slot -> key
         self._free: list[int] = list(range(capacity - 1, -1, -1))
@@ -82,27 +86,69 @@ class SeriesTable:
         self.steps[slot] = 0
         self.offsets[slot] = -1
         self.partitions[slot] = partition
+        self.dirty_since[slot] = -1
         self._keys[slot] = key
         self._slots[key] = slot
         return slot
 
+    def restore(self, key: bytes, partition: int, snapshot: Snapshot) -> None:
+        """A series as the changelog has it. Beyond `max_series` the first restored are let go."""
+        slot = self._slots.get(key)
+        if slot is None:
+            if self.full:
+                self._drop(self.oldest())
+            slot = self.add(key, partition)
+        else:
+            self.touch(key)
+        self.states[slot] = snapshot.state
+        self.last_ts[slot], self.steps[slot] = snapshot.last_ts, snapshot.steps
+        self.offsets[slot], self.seen_ms[slot] = snapshot.offset, snapshot.seen_ms
+        self.partitions[slot], self.dirty_since[slot] = partition, -1
+
+    def key_of(self, slot: int) -> bytes:
+        """The key of an occupied slot."""
+        return self._keys[slot]
+
+    def touched(self, slots: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+        """Readings at these offsets are applied to these slots [n], each the first of its series in a batch."""
+        dirty = self.dirty_since[slots]
+        self.dirty_since[slots] = np.where(dirty < 0, offsets, dirty)
+
     def forget(self, key: bytes) -> bool:
-        """Let go of the series; False where it is not known."""
-        slot = self._slots.pop(key, None)
+        """Let go of the series, for good; False where it is not known."""
+        slot = self._slots.get(key)
         if slot is None:
             return False
-        self.partitions[slot] = -1
-        self._keys[slot] = b""
-        self._free.append(slot)
+        self.buried.append((key, int(self.partitions[slot])))
+        self._drop(key)
         return True
 
+    def discard(self, key: bytes) -> None:
+        """Let go of a series of which the changelog knows that it is gone."""
+        if key in self._slots:
+            self._drop(key)
+
+    def _drop(self, key: bytes) -> None:
+        slot = self._slots.pop(key)
+        self.partitions[slot] = -1
+        self.dirty_since[slot] = -1
+        self._keys[slot] = b""
+        self._free.append(slot)
+
     def forget_partitions(self, partitions: Collection[int]) -> int:
-        """Let go of every series of these partitions; how many there were."""
-        return self._forget_slots(np.isin(self.partitions, list(partitions)))
+        """Let go of every series of these partitions, which others have now; how many there were."""
+        self.buried = [(key, p) for key, p in self.buried if p not in partitions]
+        slots = np.flatnonzero(np.isin(self.partitions, list(partitions)) & (self.partitions >= 0))
+        for slot in slots.tolist():
+            self._drop(self._keys[slot])
+        return len(slots)
 
     def forget_idle(self, partition: int, before_ms: int) -> int:
         """Let go of the partition's series whose last reading's record is older than `before_ms`; how many."""
-        return self._forget_slots((self.partitions == partition) & (self.seen_ms < before_ms))
+        slots = np.flatnonzero((self.partitions == partition) & (self.seen_ms < before_ms))
+        for slot in slots.tolist():
+            self.forget(self._keys[slot])
+        return len(slots)
 
     def snapshot(self, key: bytes) -> dict[str, object] | None:
         """What is known of one series, the state by its named slices; None where it is not known."""
@@ -122,21 +168,16 @@ class SeriesTable:
         # The writing thread may have given the slot to another series meanwhile.
         return found if self._slots.get(key) == slot else None
 
-    def _forget_slots(self, mask: NDArray[np.bool_]) -> int:
-        slots = np.flatnonzero(mask & (self.partitions >= 0))
-        for slot in slots.tolist():
-            self.forget(self._keys[slot])
-        return len(slots)
-
     def _grow(self) -> None:
         """Double the capacity, up to `max_series`."""
         old = len(self._keys)
         new = min(2 * old, self.max_series)
-        for name in ("states", "last_ts", "steps", "offsets", "partitions", "seen_ms"):
+        for name in ("states", "last_ts", "steps", "offsets", "partitions", "seen_ms", "dirty_since"):
             column = getattr(self, name)
             grown = np.zeros((new, *column.shape[1:]), dtype=column.dtype)
             grown[:old] = column
             setattr(self, name, grown)
         self.partitions[old:] = -1
+        self.dirty_since[old:] = -1
         self._keys.extend([b""] * (new - old))
         self._free.extend(range(new - 1, old - 1, -1))

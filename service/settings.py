@@ -62,10 +62,10 @@ class Settings:
     )
     group: str = _setting("tidecast", "consumer group; workers of one group share the partitions", group="Kafka")
     delivery: str = _setting(
-        "at-least-once",
+        "exactly-once",
         "what a crash may do to forecasts: repeat some (at-least-once) or nothing (exactly-once)",
         group="Kafka",
-        choices=("at-least-once", "exactly-once"),
+        choices=("exactly-once", "at-least-once"),
     )
     start: str = _setting(
         "earliest",
@@ -75,6 +75,18 @@ class Settings:
     )
     commit_interval_ms: int = _setting(
         100, "longest time between two commits while readings arrive, ms", group="Kafka", low=1, high=60_000
+    )
+    changelog_seconds: float = _setting(
+        10.0, "each state that has moved on is written to the changelog once in so long, s", group="Kafka", low=0.1
+    )
+    changelog_bytes_per_second: float = _setting(
+        8_388_608.0, "what writing states may cost at the most, bytes a second", group="Kafka", low=1024
+    )
+    accept_gap: bool = _setting(
+        False, "go on where retention has eaten readings that the states still needed", group="Kafka"
+    )
+    instance: str = _setting(
+        "", "a name of this worker's own that outlives a restart; empty = a new one each time", group="Kafka"
     )
     max_poll_records: int = _setting(
         2000, "readings taken from Kafka in one go, and so the largest batch", group="Kafka", low=1, high=1_000_000
@@ -297,9 +309,3 @@ def _check_together(found: Mapping[str, tuple[Any, str]]) -> None:
     if len({value for value, _ in topics.values()}) < len(topics):
         got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, (value, _) in topics.items())
         raise UsageError(f"the topics must differ: {got}", do="A worker that reads what it writes never ends.")
-    value, origin = found["delivery"]
-    if value == "exactly-once":
-        raise UsageError(
-            f"{origin}: exactly-once delivery is not there yet; it needs the changelog topic",
-            do="Use at-least-once: nothing is lost, and after a crash some forecasts may be repeated.",
-        )

@@ -1,7 +1,6 @@
-"""The loop: poll, process, emit, commit. All I/O with Kafka happens here, on one thread.
+"""The loop: poll, process, emit, commit, restore. All I/O with Kafka happens here, on one thread.
 
-States are not written anywhere yet (the changelog brings that): a worker that starts, or is given a partition, knows
-only what it reads from the committed offset on. Its series begin cold, and `warm` says so in each forecast.
+What a commit holds, in which order, and what a crash leaves behind is told in `service.delivery`.
 """
 
 from __future__ import annotations
@@ -9,18 +8,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from service.broker.base import Batch, Broker, Consumer, Producer
-from service.errors import BrokerError, TidecastError
+from service.broker.base import Batch, Broker, Consumer
+from service.changelog import Codec
+from service.delivery import AtLeastOnce, Delivery, ExactlyOnce
+from service.errors import BrokerError, Fenced, TidecastError
 from service.flood import Flood
+from service.flush import RollingFlush
 from service.metrics import Metrics
 from service.model import Model
 from service.pipeline import Pipeline, Policy, Result
+from service.restore import Restore, Restored, metadata
 from service.settings import Settings
 from service.topics import check_topics
 
@@ -30,6 +35,7 @@ STALLED_SECONDS = 30.0  # a loop that has not turned for so long is reported by 
 _IDLE_POLL_SECONDS = 0.2  # so long may SIGTERM go unnoticed
 _SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
 _RETRY_SECONDS = 1.0  # between two tries to commit
+_IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
 _PROBE_SECONDS = 10.0  # an idle worker asks this often whether the broker is still there
 
 
@@ -65,13 +71,29 @@ class Worker:
         self._flood = Flood(settings.dead_letter_limit, settings.dead_letter_window_seconds, clock)
         self._table_lock = threading.Lock()  # the loop changes states; /series/<key> copies one
         self._stopping = threading.Event()
+        codec = Codec(model.spec)
+        self._rolling = RollingFlush(
+            self._pipeline.table,
+            codec,
+            topic=settings.changelog_topic,
+            group=settings.group,
+            seconds=settings.changelog_seconds,
+            bytes_per_second=settings.changelog_bytes_per_second,
+            clock=clock,
+        )
+        self._restore = Restore(broker, settings, codec, self._pipeline.table, self._table_lock, clock)
         self._consumer: Consumer
-        self._producer: Producer
+        self._delivery: Delivery
         self._assigned: set[int] = set()
         self._prepared = self._joined = False
         # What is emitted but not committed: partition -> offset to go on from, and when that is due.
         self._pending: dict[int, int] = {}
         self._due = 0.0
+        self._committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
+        self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
+        self._closing = False
+        self._whole = True  # False once a batch was left half applied: its states must not be written
+        self._flushed_idle = clock()
         self._commit_failing_since: float | None = None
         self._turned = clock()
         self._allowed = STALLED_SECONDS
@@ -92,8 +114,14 @@ class Worker:
         if self._prepared:
             return
         check_topics(self._broker, self._settings)
-        self._producer = self._broker.producer()
-        self._consumer = self._broker.consumer(group=self._settings.group)
+        s = self._settings
+        if s.delivery == "exactly-once":
+            name = f"{s.group}-{s.instance or uuid.uuid4().hex[:12]}"
+            make = partial(self._broker.producer, transactional_id=name)
+            self._delivery = ExactlyOnce(make, s.input_topic, s.broker_timeout_seconds)
+        else:
+            self._delivery = AtLeastOnce(self._broker, s.input_topic, s.broker_timeout_seconds)
+        self._consumer = self._broker.consumer(group=s.group)
         self._prepared = True
 
     def run(self) -> int:
@@ -103,10 +131,12 @@ class Worker:
           1. poll: what has arrived, of the partitions that are ours. Rebalances happen inside.
           2. process: readings become forecasts and dead letters, states move on. Pure; no I/O.
           3. emit: forecasts, then dead letters, are handed to the producer in the order of their readings.
-          4. commit, once `commit_interval_ms` has passed or nothing more arrives: wait until Kafka has all that was
-             emitted, and only then commit the offsets of the readings. A crash in between repeats forecasts;
-             it loses none (at-least-once).
-        When partitions are taken away: 4., then their series are forgotten. At the end: 4., then leave the group.
+          4. commit, once `commit_interval_ms` has passed or nothing more arrives: what was emitted, the states due
+             and the offsets of the readings; see `service.delivery`.
+          5. restore, a little: partitions that are new stay paused until their states are back.
+        When partitions are taken away: 4. with all their states, then their series are forgotten. At the end: the
+        same, then leave the group. When a transaction comes to nothing, memory is ahead of what is committed: all
+        states are forgotten and restored.
 
         Raises:
             BrokerError: the topics do not fit, or Kafka was away for longer than `broker_timeout_seconds`.
@@ -121,10 +151,14 @@ class Worker:
                 if batch.offsets:
                     result = self._process(batch)
                     self._emit(batch, result)
-                self._pending.update(batch.next_offsets)
+                self._note(batch.next_offsets)
                 if self._pending and (not batch.offsets or self._clock() >= self._due):
                     self._commit()
+                if self._broken is not None:
+                    self._start_over(self._broken)
+                self._restore_some()
                 if not batch.offsets:
+                    self._flush_idle()
                     self._probe()
                     self._gauges()
                 self._flood.check(self._settings.dead_letter_topic)
@@ -134,13 +168,17 @@ class Worker:
             self._pending.clear()  # waiting for Kafka once more would help no one
             raise
         except Exception:
+            self._whole = False
             with suppress(BrokerError):  # what went before is answered; the reason to stop is the one to show
                 self._finish()
             raise
         finally:
-            # The group's other members take over at once, rather than after the session's time-out.
+            # The group's other members take over at once, rather than after the session's time-out. What could be
+            # committed is; a revocation now must not commit what an error has left half done.
+            self._closing = True
             self._consumer.close()
-            self._producer.close()
+            self._restore.close()
+            self._delivery.close()
         log.info("stopped: all that was read is answered and committed")
         return 0
 
@@ -158,6 +196,7 @@ class Worker:
         self._turned = self._clock()
         self._metrics.last_poll.set(self._wall())
         wait = min(_IDLE_POLL_SECONDS, max(self._due - self._turned, 0.0)) if self._pending else _IDLE_POLL_SECONDS
+        wait = 0.0 if self._restore.partitions else wait
         with self._stage("poll"):
             batch = self._consumer.poll(wait, self._settings.max_poll_records)
         if batch.offsets:
@@ -183,20 +222,30 @@ class Worker:
     def _emit(self, batch: Batch, result: Result) -> None:
         """3. Does not wait for Kafka unless the producer's buffer is full."""
         with self._stage("emit"):
-            if len(result.forecasts):
-                self._producer.produce(result.forecasts)
-            if len(result.dead_letters):
-                self._producer.produce(result.dead_letters)
+            try:
+                self._delivery.emit(result.forecasts)
+                self._delivery.emit(result.dead_letters)
+            except BrokerError as error:
+                self._give_up(error)
         self._flood.add(result.counts.dead_letters)
         self._metrics.count(result)
         self._metrics.partitions.seen(dict(zip(batch.partitions, batch.timestamps, strict=True)))
 
-    def _commit(self) -> None:
+    def _note(self, next_offsets: Mapping[int, int]) -> None:
+        """What the next commit has to say; nothing of what is only replayed."""
+        restoring = self._restore.partitions
+        for partition, offset in next_offsets.items():
+            if partition not in restoring and offset > self._committed.get(partition, -1):
+                self._pending[partition] = offset
+
+    def _commit(self, everything_of: Collection[int] = ()) -> None:
         """4. Blocks until Kafka has it, at most `broker_timeout_seconds` (when stopping, `shutdown_timeout_seconds`).
 
-        A commit that Kafka refuses is tried again with the next one; polling goes on, for that is what mends it when
-        the group has moved on without us.
+        Without transactions, a commit that Kafka refuses is tried again with the next one; polling goes on, for that is
+        what mends it when the group has moved on without us. A transaction that fails is given up: see `_start_over`.
         """
+        if self._broken is not None:
+            return
         offsets = dict(self._pending)
         timeout = self._settings.broker_timeout_seconds
         if self._stopping.is_set():
@@ -204,20 +253,79 @@ class Worker:
         with self._stage("commit"), self._patience(2 * timeout):
             try:
                 self._flush(timeout)
-            except BrokerError:
+                if self._whole:
+                    self._delivery.store(self._rolling.due(everything_of))
+            except BrokerError as error:
                 self._metrics.transactions.labels("failed").inc()
-                raise
+                self._give_up(error)
+                return
+            snapshots = self._rolling.snapshots(offsets)
+            texts = {p: (offset, metadata(snapshots[p])) for p, offset in offsets.items()}
             try:
-                self._consumer.commit(offsets)
+                self._delivery.commit(texts, self._consumer)
             except BrokerError as error:
                 self._metrics.transactions.labels("failed").inc()
                 self._try_again(error)
                 return
         self._metrics.transactions.labels("committed").inc()
+        self._committed |= offsets
         self._pending.clear()
         self._commit_failing_since = None
-        self._heard = self._clock()
+        self._heard = self._flushed_idle = self._clock()
         self._gauges()
+
+    def _give_up(self, error: BrokerError) -> None:
+        """Records, or states, did not get through.
+
+        Raises:
+            BrokerError: there is no transaction that could be given up, or this has gone on for too long.
+        """
+        if self._settings.delivery != "exactly-once":
+            raise error
+        self._try_again(error)
+
+    def _try_again(self, error: BrokerError) -> None:
+        """A commit did not get through: again with the next one, or, of a transaction, from what is committed.
+
+        Raises:
+            BrokerError: this has gone on for too long.
+        """
+        now = self._clock()
+        self._due = now + _RETRY_SECONDS
+        if self._settings.delivery == "exactly-once":
+            self._broken = error
+        if self._commit_failing_since is None:
+            self._commit_failing_since = now
+            log.warning("the offsets were not committed, trying again", extra={"reason": error.what})
+        elif now - self._commit_failing_since > self._settings.broker_timeout_seconds:
+            raise error
+
+    def _start_over(self, reason: BrokerError) -> None:
+        """After a transaction that came to nothing, or whose end is not known: back to what is committed.
+
+        Blocks up to `broker_timeout_seconds` for a new producer, whose start ends what the old one left open.
+        """
+        log.warning(
+            "starting over from what is committed",
+            extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self._assigned)},
+        )
+        with self._patience(2 * self._settings.broker_timeout_seconds):
+            self._delivery.start_over()
+        self._broken = None
+        self._forget(self._assigned)
+        if self._assigned:
+            self._consumer.pause(self._assigned)
+            self._restore.begin(self._assigned)
+
+    def _flush_idle(self) -> None:
+        """With nothing arriving, states still go to the changelog in their turn, so that a restart has no replay."""
+        now = self._clock()
+        if self._pending or now - self._flushed_idle < _IDLE_FLUSH_SECONDS or not self._rolling.anything_due():
+            return
+        self._flushed_idle = now
+        self._pending = {p: self._committed[p] for p in self._assigned if p in self._committed}
+        if self._pending:
+            self._commit()
 
     def _flush(self, timeout_s: float) -> None:
         """Wait until Kafka has all that was emitted, saying so every few seconds where that takes long."""
@@ -226,7 +334,7 @@ class Worker:
             tried = self._clock()
             patience = min(_SAY_SECONDS, began + timeout_s - tried)
             try:
-                return self._producer.flush(patience)
+                return self._delivery.flush(patience)
             except BrokerError:
                 now = self._clock()
                 # A record that was refused stays refused; only a wait that ran out is worth another.
@@ -234,23 +342,15 @@ class Worker:
                     raise
                 log.warning("Kafka does not answer, waiting", extra={"seconds": round(now - began)})
 
-    def _try_again(self, error: BrokerError) -> None:
-        now = self._clock()
-        self._due = now + _RETRY_SECONDS
-        if self._commit_failing_since is None:
-            self._commit_failing_since = now
-            log.warning("the offsets were not committed, trying again", extra={"reason": error.what})
-        elif now - self._commit_failing_since > self._settings.broker_timeout_seconds:
-            raise error
-
     def _finish(self) -> None:
         """The last commit.
 
         Raises:
             BrokerError: it did not come about.
         """
-        if self._pending:
-            self._commit()
+        if self._pending or (self._committed and self._whole and self._rolling.anything_due()):
+            self._pending = {p: self._committed[p] for p in self._assigned if p in self._committed} | self._pending
+            self._commit(everything_of=self._assigned)
         if self._pending:
             raise BrokerError(
                 "the offsets of the last readings could not be committed",
@@ -265,32 +365,60 @@ class Worker:
         self._assigned |= partitions
         self._heard = self._turned = self._clock()
         self._metrics.rebalances.inc()
-        if partitions and self._settings.start == "latest":
-            self._start_at_the_end(partitions)
+        if partitions:
+            self._consumer.pause(partitions)
+            self._restore.begin(partitions)
         log.info("partitions assigned", extra={"new": sorted(partitions), "all": sorted(self._assigned)})
 
     def _on_revoked(self, partitions: set[int]) -> None:
-        """Runs inside `poll` and `close`: what was emitted for these partitions is committed before they go."""
+        """Runs inside `poll` and `close`: what was emitted is committed, with their states, before they go."""
         self._turned = self._clock()
-        if any(p in self._pending for p in partitions):
-            self._commit()
-        self._pending = {p: offset for p, offset in self._pending.items() if p not in partitions}
-        if not self._pending:
-            self._commit_failing_since = None  # what could not be committed is another member's now
+        mine = partitions - self._restore.partitions
+        if not self._closing and (self._pending or (mine and self._rolling.anything_due())):
+            self._pending = {p: self._committed[p] for p in mine if p in self._committed} | self._pending
+            self._commit(everything_of=mine)
+        self._forget(partitions)
         self._assigned -= partitions
-        with self._table_lock:
-            self._pipeline.revoke(partitions)
         self._gauges(now=True)
         if not self._stopping.is_set():
             log.info("partitions revoked", extra={"gone": sorted(partitions), "all": sorted(self._assigned)})
 
-    def _start_at_the_end(self, partitions: Collection[int]) -> None:
-        """`start = latest`: where the group has no offset yet, the end becomes its offset, also after a crash."""
-        fresh = [p for p, committed in self._consumer.committed(partitions).items() if committed is None]
-        if fresh:
-            for partition, offset in self._consumer.end_offsets(fresh).items():
-                self._consumer.seek(partition, offset)
-                self._pending[partition] = offset
+    def _forget(self, partitions: Collection[int]) -> None:
+        """Drop all that is known of partitions; what is in Kafka is what counts."""
+        self._restore.drop(partitions)
+        for known in (self._pending, self._committed):
+            for partition in partitions:
+                known.pop(partition, None)
+        if not self._pending:
+            self._commit_failing_since = None if self._broken is None else self._commit_failing_since
+        with self._table_lock:
+            self._pipeline.revoke(partitions)
+
+    def _restore_some(self) -> None:
+        """5. Blocks up to 0.2 s, longer where the broker does not answer."""
+        if not self._restore.partitions:
+            return
+        with self._patience(2 * self._settings.broker_timeout_seconds):
+            done = self._restore.step(self._consumer, _IDLE_POLL_SECONDS)
+        self._metrics.restore_remaining.set(self._restore.remaining)
+        for partition, restored in done.items():
+            self._go_on(partition, restored)
+        if done:
+            self._consumer.resume(set(done))
+            self._metrics.restore_seconds.set(max(restored.seconds for restored in done.values()))
+
+    def _go_on(self, partition: int, restored: Restored) -> None:
+        if restored.committed is not None and restored.replay_from is not None:
+            self._committed[partition] = restored.committed
+            self._consumer.seek(partition, restored.replay_from)
+            with self._table_lock:
+                self._pipeline.replay(partition, restored.committed)
+        elif self._settings.start == "latest":
+            # The end becomes the group's offset, also after a crash.
+            self._pending |= self._consumer.end_offsets([partition])
+            self._consumer.seek(partition, self._pending[partition])
+        else:  # said even so: before a start over, more may have been read
+            self._consumer.seek(partition, self._consumer.beginning_offsets([partition])[partition])
 
     # The broker's absence ------------------------------------------------------------------------------------
 
@@ -362,7 +490,10 @@ class Worker:
         """What is missing before readings are answered."""
         if self._stopping.is_set():
             return {"worker": "it is stopping"}
-        return {} if self._joined else {"partitions": "the group has not assigned any yet"}
+        if not self._joined:
+            return {"partitions": "the group has not assigned any yet"}
+        left = len(self._restore.partitions)
+        return {"states": f"{left} partitions are being restored"} if left else {}
 
     def series(self, key: str) -> dict[str, Any] | None:
         """What is remembered of one series, by the names that the model gives the parts of its state."""

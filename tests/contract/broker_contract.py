@@ -319,6 +319,15 @@ class BrokerContract:
             each.close()
         assert port.partitions(missing) is None
 
+    def test_a_topics_settings_can_be_read(self, port, topic):
+        name = f"compacted-{uuid.uuid4().hex[:8]}"
+        port.create_topic(name, 1, {"cleanup.policy": "compact", "segment.ms": "600000"})
+        found = port.topic_config(name)
+        assert (found["cleanup.policy"], found["segment.ms"]) == ("compact", "600000")
+        assert port.topic_config(topic)["cleanup.policy"] == "delete"  # the default is told too
+        with pytest.raises(BrokerError, match=r"missing.*tidecast topics create"):
+            port.topic_config(f"missing-{name}")
+
     def test_a_partition_that_is_not_there_is_refused_and_nothing_is_written(self, port, topic, reader):
         outgoing = Outgoing(topic)
         outgoing.append(b"k", b"v", partition=0)

@@ -39,7 +39,7 @@ class Spy:
     `fail` maps a call to the errors it raises, one for each time.
     """
 
-    def __init__(self, broker, clock, idle_polls=2):
+    def __init__(self, broker, clock, idle_polls=5):
         self.broker, self.clock, self.idle_polls = broker, clock, idle_polls
         self.calls, self.fail, self.worker, self.on_poll = [], {}, None, None
 
@@ -56,10 +56,11 @@ class Spy:
         return self.broker.partitions(topic)
 
     def consumer(self, **options):
-        return SpyConsumer(self, self.broker.consumer(**options))
+        inner = self.broker.consumer(**options)
+        return SpyConsumer(self, inner) if options.get("group") else inner
 
-    def producer(self):
-        return SpyProducer(self, self.broker.producer())
+    def producer(self, **options):
+        return SpyProducer(self, self.broker.producer(**options))
 
 
 class SpyConsumer:
@@ -98,12 +99,20 @@ class SpyProducer:
         self.spy.note(f"produce {outgoing.topic}")
         self.inner.produce(outgoing)
 
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
     def flush(self, timeout_s):
         self.spy.note("flush")
         self.inner.flush(timeout_s)
 
-    def close(self):
-        self.inner.close()
+    def begin(self):
+        self.spy.note("begin")
+        self.inner.begin()
+
+    def commit_transaction(self, topic, offsets, consumer, timeout_s):
+        self.spy.note("commit_transaction")
+        self.inner.commit_transaction(topic, offsets, consumer.inner, timeout_s)
 
 
 class Bench:
@@ -112,7 +121,7 @@ class Bench:
     def __init__(self, model, **settings):
         self.model, self.clock = model, Clock()
         self.broker = MemoryBroker()
-        self.settings = Settings(**settings)
+        self.settings = Settings(**{"delivery": "at-least-once"} | settings)
         for topic in ("readings", "forecasts", "dead-letters"):
             self.broker.create_topic(topic, 2)
         self.broker.create_topic("tidecast-state", 2, CHANGELOG_CONFIG)
@@ -194,8 +203,16 @@ def test_offsets_are_committed_only_after_kafka_has_the_forecasts(bench):
     bench.send(b"a", b"{", partition=0)
     bench.run()
     calls = [c for c in bench.spy.calls if c not in ("poll", "partitions")]
-    assert calls == ["produce forecasts", "produce dead-letters", "flush", "commit", "leave"]
-    assert bench.committed()[0] == (2, "")
+    assert calls == [
+        "produce forecasts",
+        "produce dead-letters",
+        "flush",
+        "produce tidecast-state",
+        "flush",
+        "commit",
+        "leave",
+    ]
+    assert bench.committed()[0] == (2, "s=2")
 
 
 def test_commits_are_an_interval_apart_while_readings_arrive(model):
@@ -204,7 +221,7 @@ def test_commits_are_an_interval_apart_while_readings_arrive(model):
         bench.reading(b"a", step)
     bench.run()
     assert 2 <= bench.spy.calls.count("commit") <= 4
-    assert bench.committed()[0] == (30, "")
+    assert bench.committed()[0] == (30, "s=30")
 
 
 def test_a_second_worker_goes_on_where_the_first_committed(bench):
@@ -218,10 +235,10 @@ def test_a_second_worker_goes_on_where_the_first_committed(bench):
 def test_stop_answers_and_commits_what_was_polled(bench):
     bench.reading(b"a", 0)
     worker = bench.worker()
-    bench.spy.on_poll = lambda consumer: worker.stop()
+    bench.spy.on_poll = lambda consumer: worker.stop() if bench.spy.calls.count("poll") == 3 else None
     assert worker.run() == 0
     assert len(bench.forecasts()) == 1
-    assert bench.committed()[0] == (1, "")
+    assert bench.committed()[0] == (1, "s=1")
     assert bench.spy.calls[-1] == "leave"
 
 
@@ -236,7 +253,7 @@ def test_a_crash_between_emit_and_commit_repeats_forecasts_and_loses_none(bench)
     assert bench.metric("transactions_total", outcome="failed") == 1
     bench.run()
     assert [f["ts"] for _, _, f in bench.forecasts()] in ([START_MS], [START_MS, START_MS])
-    assert bench.committed()[0] == (1, "")
+    assert bench.committed()[0] == (1, "s=1")
 
 
 def test_a_broker_that_comes_back_in_time_costs_nothing_but_the_wait(bench, monkeypatch, caplog):
@@ -253,7 +270,7 @@ def test_a_broker_that_comes_back_in_time_costs_nothing_but_the_wait(bench, monk
 
     monkeypatch.setattr(SpyProducer, "flush", slow)
     assert worker.run() == 0
-    assert bench.committed()[0] == (1, "")
+    assert bench.committed()[0] == (1, "s=1")
     assert len([r for r in caplog.records if r.message == "Kafka does not answer, waiting"]) == 3
 
 
@@ -281,7 +298,7 @@ def test_a_commit_that_is_refused_once_is_tried_again(bench, caplog):
     bench.spy.fail["commit"] = [BrokerError("the group is rebalancing")]
     with caplog.at_level(logging.WARNING, "tidecast"):
         assert worker.run() == 0
-    assert bench.committed()[0] == (1, "")
+    assert bench.committed()[0] == (1, "s=1")
     assert len(bench.forecasts()) == 1
     assert bench.metric("transactions_total", outcome="failed") == 1
     assert bench.metric("transactions_total", outcome="committed") == 1
@@ -313,12 +330,12 @@ def test_an_old_refusal_for_partitions_that_left_does_not_make_the_next_one_the_
 
     bench.spy.on_poll = thrown_out
     assert worker.run() == 0
-    assert bench.committed()[1] == (1, "")
+    assert bench.committed()[1] == (1, "s=1")
 
 
 def test_a_last_commit_that_is_refused_does_not_end_as_a_success(bench):
     bench.reading(b"a", 0)
-    worker = bench.worker(idle_polls=1)
+    worker = bench.worker(idle_polls=5)
     bench.spy.fail["commit"] = [BrokerError("no")] * 1_000
     with pytest.raises(BrokerError, match=r"could not be committed.*Nothing is lost"):
         worker.run()
@@ -355,7 +372,7 @@ def test_a_bug_while_processing_stops_the_worker_with_the_offsets_and_skips_noth
         TidecastError, match=r"readings-0 offsets 1\.\.1, readings-1 offsets 0\.\.0: ZeroDivisionError: oops"
     ):
         worker.run()
-    assert bench.committed() == {0: (1, ""), 1: (0, "")}
+    assert bench.committed() == {0: (1, "s=1"), 1: (0, "s=0")}
     assert bench.spy.calls[-1] == "leave", "the others of the group take over at once"
     assert "ZeroDivisionError" in caplog.text
 
@@ -369,7 +386,7 @@ def test_what_came_before_a_bug_is_committed(model, monkeypatch):
     monkeypatch.setattr(worker._pipeline, "process", lambda b: process(b) if b.offsets == [0] else 1 / 0)
     with pytest.raises(TidecastError, match=r"offsets 1\.\.1"):
         worker.run()
-    assert bench.committed()[0] == (1, "")
+    assert bench.committed()[0] == (1, "s=0")  # its state may not be written: the bug has left the table half done
     assert len(bench.forecasts()) == 1
 
 
@@ -382,7 +399,7 @@ def test_a_flood_of_dead_letters_stops_the_worker_with_the_reasons_and_keeps_the
     ):
         bench.run()
     assert len(bench.read("dead-letters")) == 4
-    assert bench.committed()[0] == (4, "")
+    assert bench.committed()[0] == (4, "s=4")
 
 
 def test_dead_letters_that_trickle_are_no_flood():
@@ -444,7 +461,7 @@ def test_start_latest_leaves_what_was_there_before_and_answers_what_comes(model)
     bench.spy.on_poll = later
     worker.run()
     assert [f["ts"] for _, _, f in bench.forecasts()] == [START_MS + STEP_MS]
-    assert bench.committed()[0] == (2, "")
+    assert bench.committed()[0] == (2, "s=2")
 
 
 def test_start_latest_does_not_skip_where_the_group_has_committed(model):
@@ -510,7 +527,7 @@ def test_series_of_partitions_that_left_are_forgotten_and_their_offsets_committe
     worker.run()
     assert worker._assigned == set()
     assert worker.series("a") is None and worker.series("b") is None
-    assert bench.committed() == {0: (1, ""), 1: (1, "")}
+    assert bench.committed() == {0: (1, "s=1"), 1: (1, "s=1")}
 
 
 def test_what_happened_is_counted(bench):

@@ -1,0 +1,124 @@
+"""What a commit is: the two ways to bring forecasts, dead letters, states and offsets to Kafka.
+
+Exactly once, in this order (a transaction is begun with the first record after a commit):
+  1. forecasts and dead letters are produced inside of it, batch after batch.
+  2. the changelog records due are produced inside of it.
+  3. the input offsets, each with its snapshot offset, are added to it under the group's metadata.
+  4. it is committed.
+A crash before 4 leaves nothing that a reader of committed records sees: whoever has the partitions next begins at the
+old offsets with the old states. A crash in 4 leaves it to the broker: either all of it holds or nothing does, and the
+committed offset, asked for once it is stable, tells which. A worker that was away for too long is fenced in 3 or 4.
+
+At least once:
+  1. forecasts and dead letters are produced and acknowledged.
+  2. then the changelog records due, and acknowledged.
+  3. then the offsets are committed.
+A crash after 1 repeats forecasts. A crash after 2 repeats only those of series without a state in the changelog: what a
+restored state holds is not applied, nor answered, again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from service.broker.base import Broker, Consumer, Outgoing, Producer
+
+
+class Delivery(Protocol):
+    """How a worker emits and commits."""
+
+    def emit(self, outgoing: Outgoing) -> None:
+        """Hand over records; does not wait for Kafka unless a buffer is full."""
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until Kafka has what was emitted, as far as that can be known before the commit."""
+
+    def store(self, states: Outgoing) -> None:
+        """Hand over the changelog records due."""
+
+    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+        """Commit what was emitted and stored, and `partition -> (next offset, metadata)`."""
+
+    def start_over(self) -> None:
+        """Give up what was emitted since the last commit, as far as that can be done."""
+
+    def close(self) -> None:
+        """Let go of the producer without waiting."""
+
+
+class AtLeastOnce(Delivery):
+    """No transactions."""
+
+    def __init__(self, broker: Broker, topic: str, timeout_s: float) -> None:
+        self._topic, self._timeout_s = topic, timeout_s
+        self._producer: Producer = broker.producer()
+
+    def emit(self, outgoing: Outgoing) -> None:
+        """Hand over records."""
+        if len(outgoing):
+            self._producer.produce(outgoing)
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until Kafka has what was emitted."""
+        self._producer.flush(timeout_s)
+
+    def store(self, states: Outgoing) -> None:
+        """Waits until Kafka has them: what is committed next counts on them."""
+        if len(states):
+            self._producer.produce(states)
+            self._producer.flush(self._timeout_s)
+
+    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+        """The offsets."""
+        consumer.commit({p: o for p, (o, _) in offsets.items()}, {p: text for p, (_, text) in offsets.items()})
+
+    def start_over(self) -> None:
+        """What was emitted stays emitted."""
+
+    def close(self) -> None:
+        """Let go of the producer without waiting."""
+        self._producer.close()
+
+
+class ExactlyOnce(Delivery):
+    """Transactions, fenced by the group's metadata."""
+
+    def __init__(self, make_producer: Callable[[], Producer], topic: str, timeout_s: float) -> None:
+        self._make, self._topic, self._timeout_s = make_producer, topic, timeout_s
+        self._producer = make_producer()
+        self._open = False
+
+    def emit(self, outgoing: Outgoing) -> None:
+        """Hand over records, inside of the transaction."""
+        if len(outgoing):
+            self._begin()
+            self._producer.produce(outgoing)
+
+    def flush(self, timeout_s: float) -> None:
+        """Nothing: the commit waits."""
+
+    def store(self, states: Outgoing) -> None:
+        """Hand over the changelog records due, inside of the transaction."""
+        self.emit(states)
+
+    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+        """3 and 4 of the module's list."""
+        self._begin()
+        self._producer.commit_transaction(self._topic, offsets, consumer, self._timeout_s)
+        self._open = False
+
+    def start_over(self) -> None:
+        """A new producer under the same id: the broker ends what the old one left open."""
+        self._open = False
+        self._producer.close()
+        self._producer = self._make()
+
+    def close(self) -> None:
+        """Let go of the producer; the broker ends what is open."""
+        self._producer.close()
+
+    def _begin(self) -> None:
+        if not self._open:
+            self._producer.begin()
+            self._open = True
