@@ -86,7 +86,7 @@ class Settings:
         False, "go on where retention has eaten readings that the states still needed", group="Kafka"
     )
     instance: str = _setting(
-        "", "a name of this worker's own that outlives a restart; empty = a new one each time", group="Kafka"
+        "auto", "a name of this worker's own, which outlives a restart; auto = a new one each time", group="Kafka"
     )
     max_poll_records: int = _setting(
         2000, "readings taken from Kafka in one go, and so the largest batch", group="Kafka", low=1, high=1_000_000

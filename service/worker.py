@@ -116,7 +116,7 @@ class Worker:
         check_topics(self._broker, self._settings)
         s = self._settings
         if s.delivery == "exactly-once":
-            name = f"{s.group}-{s.instance or uuid.uuid4().hex[:12]}"
+            name = f"{s.group}-{uuid.uuid4().hex[:12] if s.instance == 'auto' else s.instance}"
             make = partial(self._broker.producer, transactional_id=name)
             self._delivery = ExactlyOnce(make, s.input_topic, s.broker_timeout_seconds)
         else:

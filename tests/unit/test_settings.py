@@ -72,11 +72,6 @@ def test_a_switch_can_be_set_from_the_environment(text, value):
     assert load({}, {"TIDECAST_DEAD_LETTER_LATE": text}).dead_letter_late is value
 
 
-def test_exactly_once_is_refused_for_now_and_says_what_holds_instead():
-    with pytest.raises(UsageError, match=r"--delivery: exactly-once.*changelog.*at-least-once"):
-        load({"delivery": "exactly-once"}, {})
-
-
 def test_a_worker_that_would_read_what_it_writes_is_refused():
     with pytest.raises(UsageError, match="the topics must differ"):
         load({"output_topic": "readings"}, {})
