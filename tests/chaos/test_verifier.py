@@ -119,7 +119,7 @@ def test_two_forecasts_with_each_others_numbers_are_found(answered, model):
     assert judged(answered, model).found == {"wrong": 2}
 
 
-@pytest.mark.parametrize("factor, found", [(1 + 1e-3, {"wrong": 1}), (1 + 3e-5, {})])
+@pytest.mark.parametrize("factor, found", [(1 + 3e-4, {"wrong": 1}), (1 + 3e-5, {})])
 def test_a_number_that_is_off_by_more_than_allowed_is_found(answered, model, factor, found):
     forecast = json.loads(answered.forecasts[900][2])
     forecast["targets"]["value"]["p50"][1] *= factor

@@ -127,8 +127,8 @@ def verify(
         names: of the topics.
         flushed: partition -> snapshot offset, every reading before it must be inside a state of the changelog;
             None = all readings, as after a clean stop.
-        rtol: allowed difference of numbers, relative; 0 (with `atol`) = equal as float32.
-        atol: allowed difference of numbers near zero.
+        rtol: allowed difference of a number, relative to it; 0 (with `atol`) = equal as float32.
+        atol: the same, relative to the largest number beside it: a quantile near 0 has no useful relative error.
     """
     readings = read_all(broker, names.readings)
     run = LinearRun(model, readings)
@@ -198,14 +198,21 @@ class _Judge:
         if plain != expected:
             return f"{plain} instead of {expected}"
         wanted = np.where(np.isfinite(run.score[row]), run.score[row], np.nan)
-        for name, is_, should in (("y", y, run.y[row]), ("score", score, wanted)):
-            if not self._same(is_, should):
-                return f"{name} of step {steps} is {is_.ravel()[:4]} instead of {should.ravel()[:4]}"
-        return None
+        size = np.abs(run.y[row]).max(axis=(0, 2), keepdims=True)  # of each target
+        differs = self._differs("y", y, run.y[row], size) or self._differs("score", score, wanted, size.max())
+        return differs and f"step {steps}, {differs}"
 
-    def _same(self, got: np.ndarray, wanted: np.ndarray) -> bool:
-        same_shape = got.shape == wanted.shape
-        return same_shape and np.allclose(got, wanted, rtol=self.rtol, atol=self.atol, equal_nan=True)
+    def _differs(self, name: str, got: np.ndarray, wanted: np.ndarray, size: np.ndarray | float) -> str | None:
+        """The first number that is too far off, None where all are right."""
+        if got.shape != wanted.shape:
+            return f"{name} has the shape {got.shape} instead of {wanted.shape}"
+        same = np.isclose(got, wanted, rtol=self.rtol, atol=0, equal_nan=True)
+        same |= np.abs(got - wanted) <= self.atol * size
+        wrong = np.argwhere(~same)
+        if not len(wrong):
+            return None
+        at = tuple(wrong[0].tolist())
+        return f"{len(wrong)} of {same.size} numbers of {name}, first at {at}: {got[at]} instead of {wanted[at]}"
 
     def dead_letters(self, records: list[Record]) -> None:
         """Exactly one for each bad record; late readings and duplicates have none, unless asked for."""
@@ -224,6 +231,14 @@ class _Judge:
         for place, fate in self.run.fates.items():
             if fate is Fate.DEAD and place not in seen:
                 self.report.add("dead letters missing", f"{place} of {self.keys[place]!r}")
+
+    def _sizes(self, state: np.ndarray) -> np.ndarray:
+        """[state], the largest number in the slice that each one belongs to."""
+        sizes = np.empty_like(state)
+        for part in self.model.spec.state:
+            own = slice(part.start, part.start + int(np.prod(part.shape)))
+            sizes[own] = np.abs(state[own]).max()
+        return sizes
 
     def states(self, records: list[Record], flushed: Mapping[int, int] | None) -> None:
         """Every record of the changelog is a state of the linear run; the last of each series is new enough."""
@@ -244,9 +259,8 @@ class _Judge:
             told, true = (snapshot.steps, snapshot.last_ts), (steps, run.series[key].ts[steps - 1])
             if told != true:
                 self.report.add("states wrong", f"{what}: steps and time are {told} instead of {true}")
-            elif not self._same(snapshot.state, run.states[row]):
-                got, wanted = snapshot.state[:4], run.states[row][:4]
-                self.report.add("states wrong", f"{what}, after {steps} steps: {got} instead of {wanted}")
+            elif differs := self._differs("state", snapshot.state, run.states[row], self._sizes(run.states[row])):
+                self.report.add("states wrong", f"{what}, after {steps} steps: {differs}")
             if snapshot.offset < latest.get(key, -1):
                 self.report.add("states that go back", f"{what}: from offset {latest[key]} to {snapshot.offset}")
             latest[key] = snapshot.offset
