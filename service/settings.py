@@ -88,6 +88,9 @@ class Settings:
     instance: str = _setting(
         "auto", "a name of this worker's own, which outlives a restart; auto = a new one each time", group="Kafka"
     )
+    session_timeout_seconds: float = _setting(
+        20.0, "a worker that Kafka has not heard of for so long loses its partitions, s", group="Kafka", low=6
+    )
     max_poll_records: int = _setting(
         2000, "readings taken from Kafka in one go, and so the largest batch", group="Kafka", low=1, high=1_000_000
     )

@@ -121,7 +121,11 @@ class Worker:
             self._delivery = ExactlyOnce(make, s.input_topic, s.broker_timeout_seconds)
         else:
             self._delivery = AtLeastOnce(self._broker, s.input_topic, s.broker_timeout_seconds)
-        self._consumer = self._broker.consumer(group=s.group)
+        self._consumer = self._broker.consumer(
+            group=s.group,
+            instance=None if s.instance == "auto" else s.instance,
+            session_timeout_s=s.session_timeout_seconds,
+        )
         self._prepared = True
 
     def run(self) -> int:
@@ -148,14 +152,15 @@ class Worker:
         try:
             while not self._stopping.is_set():
                 batch = self._poll()
+                if self._started_over():  # a revocation inside of the poll could not commit
+                    continue
                 if batch.offsets:
                     result = self._process(batch)
                     self._emit(batch, result)
                 self._note(batch.next_offsets)
                 if self._pending and (not batch.offsets or self._clock() >= self._due):
                     self._commit()
-                if self._broken is not None:
-                    self._start_over(self._broken)
+                self._started_over()
                 self._restore_some()
                 if not batch.offsets:
                     self._flush_idle()
@@ -242,7 +247,7 @@ class Worker:
         """4. Blocks until Kafka has it, at most `broker_timeout_seconds` (when stopping, `shutdown_timeout_seconds`).
 
         Without transactions, a commit that Kafka refuses is tried again with the next one; polling goes on, for that is
-        what mends it when the group has moved on without us. A transaction that fails is given up: see `_start_over`.
+        what mends it when the group has moved on without us. A transaction that fails is given up: see `_started_over`.
         """
         if self._broken is not None:
             return
@@ -300,11 +305,23 @@ class Worker:
         elif now - self._commit_failing_since > self._settings.broker_timeout_seconds:
             raise error
 
-    def _start_over(self, reason: BrokerError) -> None:
+    def _started_over(self) -> bool:
         """After a transaction that came to nothing, or whose end is not known: back to what is committed.
 
         Blocks up to `broker_timeout_seconds` for a new producer, whose start ends what the old one left open.
+
+        Raises:
+            Fenced: a named instance was: two processes with one name would take it from each other without end.
         """
+        reason = self._broken
+        if reason is None:
+            return False
+        if isinstance(reason, Fenced) and self._settings.instance != "auto":
+            raise Fenced(
+                f"{reason.what}: another process has the --instance {self._settings.instance!r}, or this one was away "
+                "for longer than its session",
+                do="Nothing is lost. Give every worker a name of its own; where this one is alone, start it again.",
+            )
         log.warning(
             "starting over from what is committed",
             extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self._assigned)},
@@ -316,6 +333,7 @@ class Worker:
         if self._assigned:
             self._consumer.pause(self._assigned)
             self._restore.begin(self._assigned)
+        return True
 
     def _flush_idle(self) -> None:
         """With nothing arriving, states still go to the changelog in their turn, so that a restart has no replay."""

@@ -183,8 +183,18 @@ class Producer(Protocol):
 class Broker(Protocol):
     """A way to reach one Kafka cluster."""
 
-    def consumer(self, *, group: str | None = None, isolation: str = "read_committed") -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used."""
+    def consumer(
+        self,
+        *,
+        group: str | None = None,
+        isolation: str = "read_committed",
+        instance: str | None = None,
+        session_timeout_s: float = 20.0,
+    ) -> Consumer:
+        """A new consumer; `group` None = only `assign` may be used.
+
+        With an `instance` its place in the group outlives a restart within the session's time-out (KIP-345).
+        """
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new producer; with an id, one of transactions. It fences whoever had the id, and aborts what that began.

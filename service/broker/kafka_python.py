@@ -27,9 +27,26 @@ class KafkaPythonBroker(Broker):
         self._admin: Any = None
         self._lock = threading.Lock()
 
-    def consumer(self, *, group: str | None = None, isolation: str = "read_committed") -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used."""
-        return KafkaPythonConsumer(self._server, self.partitions, group=group, isolation=isolation)
+    def consumer(
+        self,
+        *,
+        group: str | None = None,
+        isolation: str = "read_committed",
+        instance: str | None = None,
+        session_timeout_s: float = 20.0,
+    ) -> Consumer:
+        """A new consumer; `group` None = only `assign` may be used.
+
+        With an `instance` its place in the group outlives a restart within the session's time-out (KIP-345).
+        """
+        return KafkaPythonConsumer(
+            self._server,
+            self.partitions,
+            group=group,
+            isolation=isolation,
+            instance=instance,
+            session_timeout_s=session_timeout_s,
+        )
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""

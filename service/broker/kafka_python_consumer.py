@@ -29,7 +29,14 @@ class KafkaPythonConsumer(Consumer):
     """Made by `KafkaPythonBroker.consumer`. Not thread-safe: for one caller's thread."""
 
     def __init__(
-        self, server: Server, count: Callable[[str], int | None], *, group: str | None, isolation: str
+        self,
+        server: Server,
+        count: Callable[[str], int | None],
+        *,
+        group: str | None,
+        isolation: str,
+        instance: str | None,
+        session_timeout_s: float,
     ) -> None:
         self._server = server
         self._count = count
@@ -45,7 +52,8 @@ class KafkaPythonConsumer(Consumer):
             "auto_offset_reset": "earliest",
             "allow_auto_create_topics": False,
             "partition_assignment_strategy": (CooperativeStickyAssignor,),
-            "session_timeout_ms": 20_000,
+            "session_timeout_ms": int(session_timeout_s * 1_000),
+            "group_instance_id": instance,
             "heartbeat_interval_ms": 1_000,  # how soon a member hears of a rebalance
             # Commits wait behind a fetch on the same connection; so long at most, when nothing arrives.
             "fetch_max_wait_ms": 100,

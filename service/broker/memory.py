@@ -35,8 +35,18 @@ class MemoryBroker(Broker):
         # (group, topic) -> partition -> the producers whose open transactions hold offsets of it
         self.undecided: dict[tuple[str, str], dict[int, set[MemoryProducer]]] = {}
 
-    def consumer(self, *, group: str | None = None, isolation: str = "read_committed") -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used."""
+    def consumer(
+        self,
+        *,
+        group: str | None = None,
+        isolation: str = "read_committed",
+        instance: str | None = None,
+        session_timeout_s: float = 20.0,
+    ) -> Consumer:
+        """A new consumer; `group` None = only `assign` may be used.
+
+        With an `instance` its place in the group outlives a restart within the session's time-out (KIP-345).
+        """
         return MemoryConsumer(self, group, isolation)
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:

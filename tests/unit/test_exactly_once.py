@@ -190,8 +190,17 @@ def test_a_call_that_fails_at_any_step_of_a_commit_is_overcome_by_the_same_worke
     world.check()
 
 
-def test_a_fenced_worker_starts_over_from_what_is_committed(model):
+def test_a_worker_whose_name_another_has_taken_ends_and_says_so(model):
     world = World(model)
+    world.send(0, 10)
+    with pytest.raises(Fenced, match=r"another process has the --instance 'one'.*name of its own"):
+        world.live(Fault("commit_transaction", 3, Fenced("another has taken over")), idle=80)
+    world.live()
+    world.check()
+
+
+def test_a_fenced_worker_starts_over_from_what_is_committed(model):
+    world = World(model, instance="auto")
     world.send(0, 10)
     world.live(Fault("commit_transaction", 3, Fenced("another has taken over")), idle=80)
     world.check()
