@@ -22,7 +22,7 @@ DEMO_SECONDS := $(if $(filter-out environment default,$(origin SECONDS)),--secon
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test lint types unit integration format pins clean
+.PHONY: help demo setup test chaos lint types unit integration format pins clean
 
 help: ## Print this
 	@echo "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka."; echo
@@ -37,6 +37,9 @@ test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all
 	@# Two at a time, for they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
 	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, each verified to the last forecast (STORMS=10 SEED=1)
+	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10) --kills 60
 
 lint: $(VENV)/.dev ## ruff: errors, style, format
 	@$(BIN)/ruff check .

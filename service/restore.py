@@ -52,6 +52,7 @@ class _Reading:
     committed: int | None
     snapshot: int | None
     series: int = 0
+    newest: int = -1  # the last offset that a state holds; imported states may hold none of this input
     started: float = 0.0
 
 
@@ -158,7 +159,9 @@ class Restore:
             slot = self._table.find(key)
             if value is not None:
                 reading.series += slot is None
-                self._table.restore(key, partition, self._codec.decode(value))
+                snapshot = self._codec.decode(value)
+                reading.newest = max(reading.newest, snapshot.offset)
+                self._table.restore(key, partition, snapshot)
             elif slot is not None:
                 reading.series -= 1
                 self._table.discard(key)
@@ -173,11 +176,18 @@ class Restore:
             BrokerError: it does not.
         """
         s, where = self._settings, f"{self._settings.input_topic}-{partition}"
-        if reading.committed is None and reading.series:
+        if reading.committed is None and reading.newest >= 0:
             raise BrokerError(
                 f"the changelog has {reading.series} states for {where}, but the group {s.group!r} has no offset there",
                 do=f"Its offsets are gone, or the states are another's. To begin anew: tidecast state reset --all "
                 f"--changelog-topic {s.changelog_topic}",
+            )
+        if reading.committed is not None and reading.newest >= reading.committed and s.delivery == "exactly-once":
+            raise BrokerError(
+                f"the changelog is ahead of the group {s.group!r}: a state holds offset {reading.newest} of {where}, "
+                f"but the group has committed {reading.committed}",
+                do=f"Its offsets were set back, or it ran with at-least-once. To answer all from there again, cold: "
+                f"tidecast state reset --all --changelog-topic {s.changelog_topic}",
             )
         start = reading.snapshot if reading.snapshot is not None else reading.committed
         if start is not None and reading.committed is not None and start < reading.committed:

@@ -234,6 +234,15 @@ def test_states_without_committed_offsets_are_refused_with_what_to_do(model):
         world.live()
 
 
+def test_offsets_that_were_set_back_behind_the_states_are_refused_with_what_to_do(model):
+    world = World(model)
+    world.send(0, 4)
+    world.live()
+    world.broker.commits["tidecast", "readings"][0] = (3, "s=3")
+    with pytest.raises(BrokerError, match=r"ahead of the group.*committed 3.*state reset"):
+        world.live()
+
+
 def test_a_replay_range_that_retention_has_eaten_is_refused_and_can_be_accepted(model):
     world = World(model, changelog_seconds=3_600.0)
     world.send(0, 10)
