@@ -8,24 +8,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from service.broker.base import Batch, Broker, Consumer
 from service.changelog import Codec
-from service.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from service.errors import BrokerError, Fenced, TidecastError
+from service.commits import SAY_SECONDS, Commits
+from service.errors import BrokerError, DeadLetterFlood, TidecastError
 from service.flood import Flood
 from service.flush import RollingFlush
 from service.metrics import Metrics
 from service.model import Model
 from service.pipeline import Pipeline, Policy, Result
-from service.restore import Restore, Restored, metadata
+from service.restore import Restore, Restored
 from service.settings import Settings
 from service.topics import check_topics
 
@@ -33,9 +31,6 @@ log = logging.getLogger("tidecast.worker")
 
 STALLED_SECONDS = 30.0  # a loop that has not turned for so long is reported by /livez
 _IDLE_POLL_SECONDS = 0.2  # so long may SIGTERM go unnoticed
-_SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
-_RETRY_SECONDS = 1.0  # between two tries to commit
-_IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
 _PROBE_SECONDS = 10.0  # an idle worker asks this often whether the broker is still there
 
 
@@ -72,7 +67,7 @@ class Worker:
         self._table_lock = threading.Lock()  # the loop changes states; /series/<key> copies one
         self._stopping = threading.Event()
         codec = Codec(model.spec)
-        self._rolling = RollingFlush(
+        rolling = RollingFlush(
             self._pipeline.table,
             codec,
             topic=settings.changelog_topic,
@@ -82,19 +77,11 @@ class Worker:
             clock=clock,
         )
         self._restore = Restore(broker, settings, codec, self._pipeline.table, self._table_lock, clock)
+        self._commits = Commits(settings, rolling, metrics, clock, self._patience)
         self._consumer: Consumer
-        self._delivery: Delivery
         self._assigned: set[int] = set()
         self._prepared = self._joined = False
-        # What is emitted but not committed: partition -> offset to go on from, and when that is due.
-        self._pending: dict[int, int] = {}
-        self._due = 0.0
-        self._committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
-        self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
         self._closing = False
-        self._whole = True  # False once a batch was left half applied: its states must not be written
-        self._flushed_idle = clock()
-        self._commit_failing_since: float | None = None
         self._turned = clock()
         self._allowed = STALLED_SECONDS
         self._gauged = clock()
@@ -114,19 +101,36 @@ class Worker:
         if self._prepared:
             return
         check_topics(self._broker, self._settings)
+        self._commits.connect(self._broker)
+        self._consumer = self._member()
+        self._prepared = True
+
+    def _member(self) -> Consumer:
         s = self._settings
-        if s.delivery == "exactly-once":
-            name = f"{s.group}-{uuid.uuid4().hex[:12] if s.instance == 'auto' else s.instance}"
-            make = partial(self._broker.producer, transactional_id=name)
-            self._delivery = ExactlyOnce(make, s.input_topic, s.broker_timeout_seconds)
-        else:
-            self._delivery = AtLeastOnce(self._broker, s.input_topic, s.broker_timeout_seconds)
-        self._consumer = self._broker.consumer(
+        return self._broker.consumer(
             group=s.group,
             instance=None if s.instance == "auto" else s.instance,
             session_timeout_s=s.session_timeout_seconds,
         )
-        self._prepared = True
+
+    def _join(self) -> None:
+        """Subscribe; once more with a new consumer where the first has met Kafka as it went away, and waits in vain.
+
+        Raises:
+            BrokerError: this has gone on for `broker_timeout_seconds`, or Kafka refuses.
+        """
+        began = self._clock()
+        while True:
+            tried = self._clock()
+            try:
+                return self._consumer.subscribe(self._settings.input_topic, self._on_assigned, self._on_revoked)
+            except BrokerError as error:
+                now = self._clock()
+                if now - tried < SAY_SECONDS or now - began > self._settings.broker_timeout_seconds:
+                    raise
+                log.warning("Kafka does not answer, waiting", extra={"reason": error.what})
+            self._consumer.close()
+            self._consumer = self._member()
 
     def run(self) -> int:
         """Work until `stop`; the exit code, 0.
@@ -148,7 +152,7 @@ class Worker:
             TidecastError: a bug of ours; nothing of the batch that met it is emitted or committed.
         """
         self.prepare()
-        self._consumer.subscribe(self._settings.input_topic, self._on_assigned, self._on_revoked)
+        self._join()
         try:
             while not self._stopping.is_set():
                 batch = self._poll()
@@ -157,23 +161,26 @@ class Worker:
                 if batch.offsets:
                     result = self._process(batch)
                     self._emit(batch, result)
-                self._note(batch.next_offsets)
-                if self._pending and (not batch.offsets or self._clock() >= self._due):
+                self._commits.note(batch.next_offsets, self._restore.partitions)
+                if self._commits.pending and (not batch.offsets or self._clock() >= self._commits.due):
                     self._commit()
                 self._started_over()
                 self._restore_some()
                 if not batch.offsets:
-                    self._flush_idle()
+                    self._commits.flush_idle(self._consumer, self._assigned)
                     self._probe()
                     self._gauges()
                 self._flood.check(self._settings.dead_letter_topic)
-            log.info("stopping", extra={"to_commit": sorted(self._pending)})
+            log.info("stopping", extra={"to_commit": sorted(self._commits.pending)})
             self._finish()
         except BrokerError:
-            self._pending.clear()  # waiting for Kafka once more would help no one
+            raise  # waiting for Kafka once more would help no one
+        except DeadLetterFlood:
+            with suppress(BrokerError):  # the reason to stop is the one to show
+                self._finish()
             raise
         except Exception:
-            self._whole = False
+            self._commits.half_done = True
             with suppress(BrokerError):  # what went before is answered; the reason to stop is the one to show
                 self._finish()
             raise
@@ -183,7 +190,7 @@ class Worker:
             self._closing = True
             self._consumer.close()
             self._restore.close()
-            self._delivery.close()
+            self._commits.close()
         log.info("stopped: all that was read is answered and committed")
         return 0
 
@@ -200,14 +207,16 @@ class Worker:
         """1. Blocks up to 0.2 s, or until the next commit is due; longer inside a rebalance."""
         self._turned = self._clock()
         self._metrics.last_poll.set(self._wall())
-        wait = min(_IDLE_POLL_SECONDS, max(self._due - self._turned, 0.0)) if self._pending else _IDLE_POLL_SECONDS
+        commits, wait = self._commits, _IDLE_POLL_SECONDS
+        if commits.pending:
+            wait = min(wait, max(commits.due - self._turned, 0.0))
         wait = 0.0 if self._restore.partitions else wait
         with self._stage("poll"):
             batch = self._consumer.poll(wait, self._settings.max_poll_records)
         if batch.offsets:
             self._heard = self._clock()
-            if not self._pending:
-                self._due = self._heard + self._settings.commit_interval_ms / 1_000
+            if not commits.pending:
+                commits.due = self._heard + self._settings.commit_interval_ms / 1_000
         return batch
 
     def _process(self, batch: Batch) -> Result:
@@ -227,149 +236,38 @@ class Worker:
     def _emit(self, batch: Batch, result: Result) -> None:
         """3. Does not wait for Kafka unless the producer's buffer is full."""
         with self._stage("emit"):
-            try:
-                self._delivery.emit(result.forecasts)
-                self._delivery.emit(result.dead_letters)
-            except BrokerError as error:
-                self._give_up(error)
+            self._commits.emit(result)
         self._flood.add(result.counts.dead_letters)
         self._metrics.count(result)
         self._metrics.partitions.seen(dict(zip(batch.partitions, batch.timestamps, strict=True)))
 
-    def _note(self, next_offsets: Mapping[int, int]) -> None:
-        """What the next commit has to say; nothing of what is only replayed."""
-        restoring = self._restore.partitions
-        for partition, offset in next_offsets.items():
-            if partition not in restoring and offset > self._committed.get(partition, -1):
-                self._pending[partition] = offset
-
-    def _commit(self, everything_of: Collection[int] = ()) -> None:
-        """4. Blocks until Kafka has it, at most `broker_timeout_seconds` (when stopping, `shutdown_timeout_seconds`).
-
-        Without transactions, a commit that Kafka refuses is tried again with the next one; polling goes on, for that is
-        what mends it when the group has moved on without us. A transaction that fails is given up: see `_started_over`.
-        """
-        if self._broken is not None:
-            return
-        offsets = dict(self._pending)
-        timeout = self._settings.broker_timeout_seconds
-        if self._stopping.is_set():
-            timeout = min(timeout, self._settings.shutdown_timeout_seconds)
-        with self._stage("commit"), self._patience(2 * timeout):
-            try:
-                self._flush(timeout)
-                if self._whole:
-                    self._delivery.store(self._rolling.due(everything_of))
-            except BrokerError as error:
-                self._metrics.transactions.labels("failed").inc()
-                self._give_up(error)
-                return
-            snapshots = self._rolling.snapshots(offsets)
-            texts = {p: (offset, metadata(snapshots[p])) for p, offset in offsets.items()}
-            try:
-                self._delivery.commit(texts, self._consumer)
-            except BrokerError as error:
-                self._metrics.transactions.labels("failed").inc()
-                self._try_again(error)
-                return
-        self._metrics.transactions.labels("committed").inc()
-        self._committed |= offsets
-        self._pending.clear()
-        self._commit_failing_since = None
-        self._heard = self._flushed_idle = self._clock()
+    def _commit(self) -> None:
+        """4."""
+        with self._stage("commit"):
+            if self._commits.commit(self._consumer):
+                self._heard = self._clock()
         self._gauges()
 
-    def _give_up(self, error: BrokerError) -> None:
-        """Records, or states, did not get through.
-
-        Raises:
-            BrokerError: there is no transaction that could be given up, or this has gone on for too long.
-        """
-        if self._settings.delivery != "exactly-once":
-            raise error
-        self._try_again(error)
-
-    def _try_again(self, error: BrokerError) -> None:
-        """A commit did not get through: again with the next one, or, of a transaction, from what is committed.
-
-        Raises:
-            BrokerError: this has gone on for too long.
-        """
-        now = self._clock()
-        self._due = now + _RETRY_SECONDS
-        if self._settings.delivery == "exactly-once":
-            self._broken = error
-        if self._commit_failing_since is None:
-            self._commit_failing_since = now
-            log.warning("the offsets were not committed, trying again", extra={"reason": error.what})
-        elif now - self._commit_failing_since > self._settings.broker_timeout_seconds:
-            raise error
-
     def _started_over(self) -> bool:
-        """After a transaction that came to nothing, or whose end is not known: back to what is committed.
-
-        Blocks up to `broker_timeout_seconds` for a new producer, whose start ends what the old one left open.
-
-        Raises:
-            Fenced: a named instance was: two processes with one name would take it from each other without end.
-        """
-        reason = self._broken
-        if reason is None:
+        """True where what is in memory is not what could be committed: all of it was dropped, and is restored."""
+        if not self._commits.broken:
             return False
-        if isinstance(reason, Fenced) and self._settings.instance != "auto":
-            raise Fenced(
-                f"{reason.what}: another process has the --instance {self._settings.instance!r}, or this one was away "
-                "for longer than its session",
-                do="Nothing is lost. Give every worker a name of its own; where this one is alone, start it again.",
-            )
-        log.warning(
-            "starting over from what is committed",
-            extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self._assigned)},
-        )
-        with self._patience(2 * self._settings.broker_timeout_seconds):
-            self._delivery.start_over()
-        self._broken = None
+        self._commits.start_over()
         self._forget(self._assigned)
         if self._assigned:
             self._consumer.pause(self._assigned)
             self._restore.begin(self._assigned)
         return True
 
-    def _flush_idle(self) -> None:
-        """With nothing arriving, states still go to the changelog in their turn, so that a restart has no replay."""
-        now = self._clock()
-        if self._pending or now - self._flushed_idle < _IDLE_FLUSH_SECONDS or not self._rolling.anything_due():
-            return
-        self._flushed_idle = now
-        self._pending = {p: self._committed[p] for p in self._assigned if p in self._committed}
-        if self._pending:
-            self._commit()
-
-    def _flush(self, timeout_s: float) -> None:
-        """Wait until Kafka has all that was emitted, saying so every few seconds where that takes long."""
-        began = self._clock()
-        while True:
-            tried = self._clock()
-            patience = min(_SAY_SECONDS, began + timeout_s - tried)
-            try:
-                return self._delivery.flush(patience)
-            except BrokerError:
-                now = self._clock()
-                # A record that was refused stays refused; only a wait that ran out is worth another.
-                if now - tried < patience or now - began >= timeout_s:
-                    raise
-                log.warning("Kafka does not answer, waiting", extra={"seconds": round(now - began)})
-
     def _finish(self) -> None:
-        """The last commit.
+        """The last commit, within `shutdown_timeout_seconds` when stopping.
 
         Raises:
             BrokerError: it did not come about.
         """
-        if self._pending or (self._committed and self._whole and self._rolling.anything_due()):
-            self._pending = {p: self._committed[p] for p in self._assigned if p in self._committed} | self._pending
-            self._commit(everything_of=self._assigned)
-        if self._pending:
+        if self._stopping.is_set():
+            self._commits.timeout_s = min(self._commits.timeout_s, self._settings.shutdown_timeout_seconds)
+        if not self._commits.commit_last(self._consumer, self._assigned):
             raise BrokerError(
                 "the offsets of the last readings could not be committed",
                 do="Nothing is lost: whoever has their partitions now answers them again.",
@@ -391,10 +289,8 @@ class Worker:
     def _on_revoked(self, partitions: set[int]) -> None:
         """Runs inside `poll` and `close`: what was emitted is committed, with their states, before they go."""
         self._turned = self._clock()
-        mine = partitions - self._restore.partitions
-        if not self._closing and (self._pending or (mine and self._rolling.anything_due())):
-            self._pending = {p: self._committed[p] for p in mine if p in self._committed} | self._pending
-            self._commit(everything_of=mine)
+        if not self._closing:
+            self._commits.commit_last(self._consumer, partitions - self._restore.partitions)
         self._forget(partitions)
         self._assigned -= partitions
         self._gauges(now=True)
@@ -404,11 +300,7 @@ class Worker:
     def _forget(self, partitions: Collection[int]) -> None:
         """Drop all that is known of partitions; what is in Kafka is what counts."""
         self._restore.drop(partitions)
-        for known in (self._pending, self._committed):
-            for partition in partitions:
-                known.pop(partition, None)
-        if not self._pending:
-            self._commit_failing_since = None if self._broken is None else self._commit_failing_since
+        self._commits.forget(partitions)
         with self._table_lock:
             self._pipeline.revoke(partitions)
 
@@ -427,14 +319,15 @@ class Worker:
 
     def _go_on(self, partition: int, restored: Restored) -> None:
         if restored.committed is not None and restored.replay_from is not None:
-            self._committed[partition] = restored.committed
+            self._commits.committed[partition] = restored.committed
             self._consumer.seek(partition, restored.replay_from)
             with self._table_lock:
                 self._pipeline.replay(partition, restored.committed)
         elif self._settings.start == "latest":
             # The end becomes the group's offset, also after a crash.
-            self._pending |= self._consumer.end_offsets([partition])
-            self._consumer.seek(partition, self._pending[partition])
+            end = self._consumer.end_offsets([partition])
+            self._commits.pending |= end
+            self._consumer.seek(partition, end[partition])
         else:  # said even so: before a start over, more may have been read
             self._consumer.seek(partition, self._consumer.beginning_offsets([partition])[partition])
 
@@ -457,7 +350,7 @@ class Worker:
             since = self._clock() - self._heard
             if since > _PROBE_SECONDS + timeout:
                 raise
-            self._probe_again = self._clock() + _SAY_SECONDS
+            self._probe_again = self._clock() + SAY_SECONDS
             log.warning("Kafka does not answer, waiting", extra={"seconds": round(since)})
         else:
             self._heard = self._clock()

@@ -23,6 +23,7 @@ _offset, _timestamp, _key, _value, _headers = (
     cast(Callable[[Any], Any], attrgetter(name)) for name in ("offset", "timestamp", "key", "value", "headers")
 )
 _CLOSE_TIMEOUT_MS = 5_000
+_ASK_SECONDS = 10.0
 
 
 class KafkaPythonConsumer(Consumer):
@@ -91,7 +92,9 @@ class KafkaPythonConsumer(Consumer):
                 self._positions.pop(partition, None)
 
         # The library shares out the partitions that it knows of: without this it may join before it knows of any.
-        self._server.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
+        # Not for long: a client that met the broker as it went away may never ask again.
+        soon = Server(self._server.bootstrap_servers, min(_ASK_SECONDS, self._server.timeout_s))
+        soon.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
         self._member = Member(self._kafka, assigned, revoked)
         with self._server.errors(f"subscribing to {topic}"):
             self._member.subscribe(topic)

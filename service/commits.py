@@ -1,0 +1,221 @@
+"""What is emitted and not yet committed, the commit itself, and what follows when it does not come about."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+
+from service.broker.base import Broker, Consumer
+from service.delivery import AtLeastOnce, Delivery, ExactlyOnce
+from service.errors import BrokerError, Fenced
+from service.flush import RollingFlush
+from service.metrics import Metrics
+from service.pipeline import Result
+from service.restore import metadata
+from service.settings import Settings
+
+log = logging.getLogger("tidecast.worker")
+
+SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
+_RETRY_SECONDS = 1.0  # between two tries to commit
+_IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
+
+Waiting = Callable[[float], AbstractContextManager[None]]
+
+
+class Commits:
+    """Commits for one worker, on its thread.
+
+    Args:
+        settings: what is in force.
+        rolling: the states that are due.
+        metrics: to count transactions.
+        clock: seconds, monotonic.
+        waiting: a context in which the worker waits for Kafka, so long at the most, without being stalled.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rolling: RollingFlush,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        waiting: Waiting,
+    ) -> None:
+        self._settings, self._rolling, self._metrics = settings, rolling, metrics
+        self._clock, self._waiting = clock, waiting
+        self._delivery: Delivery
+        self.pending: dict[int, int] = {}  # partition -> offset to go on from, once committed
+        self.committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
+        self.due = 0.0  # when what is pending should be committed
+        self.timeout_s = settings.broker_timeout_seconds
+        self.half_done = False  # True once a batch was left half applied: states must not be written any more
+        self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
+        self._failing_since: float | None = None
+        self._flushed_idle = clock()
+
+    def connect(self, broker: Broker) -> None:
+        """Make the producer.
+
+        Raises:
+            BrokerError: no broker answers.
+        """
+        s = self._settings
+        if s.delivery == "exactly-once":
+            name = f"{s.group}-{uuid.uuid4().hex[:12] if s.instance == 'auto' else s.instance}"
+            make = partial(broker.producer, transactional_id=name)
+            self._delivery = ExactlyOnce(make, s.input_topic, s.broker_timeout_seconds)
+        else:
+            self._delivery = AtLeastOnce(broker, s.input_topic, s.broker_timeout_seconds)
+
+    def close(self) -> None:
+        """Let go of the producer without waiting."""
+        self._delivery.close()
+
+    def emit(self, result: Result) -> None:
+        """Hand over forecasts, then dead letters; does not wait for Kafka unless a buffer is full.
+
+        Raises:
+            BrokerError: an earlier record could not be delivered, and there is no transaction to give up.
+        """
+        try:
+            self._delivery.emit(result.forecasts)
+            self._delivery.emit(result.dead_letters)
+        except BrokerError as error:
+            self._give_up(error)
+
+    def note(self, next_offsets: Mapping[int, int], restoring: Collection[int]) -> None:
+        """What the next commit has to say; nothing of what is only replayed."""
+        for partition, offset in next_offsets.items():
+            if partition not in restoring and offset > self.committed.get(partition, -1):
+                self.pending[partition] = offset
+
+    def forget(self, partitions: Collection[int]) -> None:
+        """These are others' now, or are to be restored."""
+        for known in (self.pending, self.committed):
+            for partition in partitions:
+                known.pop(partition, None)
+        if not self.pending and self._broken is None:
+            self._failing_since = None  # what could not be committed is another member's now
+
+    def commit(self, consumer: Consumer, everything_of: Collection[int] = ()) -> bool:
+        """Commit what is pending; True = Kafka has it. Blocks at most twice `timeout_s`.
+
+        Of the partitions `everything_of` all states go along. Without transactions, a commit that Kafka refuses is
+        tried again with the next one; polling goes on, for that is what mends it when the group has moved on without
+        us. A transaction that fails is given up: see `start_over`.
+
+        Raises:
+            BrokerError: it has failed for `broker_timeout_seconds`, or a record was refused.
+        """
+        if self._broken is not None:
+            return False
+        offsets = dict(self.pending)
+        with self._waiting(2 * self.timeout_s):
+            try:
+                self._flush()
+                if not self.half_done:
+                    self._delivery.store(self._rolling.due(everything_of))
+            except BrokerError as error:
+                self._metrics.transactions.labels("failed").inc()
+                self._give_up(error)
+                return False
+            snapshots = self._rolling.snapshots(offsets)
+            texts = {p: (offset, metadata(snapshots[p])) for p, offset in offsets.items()}
+            try:
+                self._delivery.commit(texts, consumer)
+            except BrokerError as error:
+                self._metrics.transactions.labels("failed").inc()
+                self._try_again(error)
+                return False
+        self._metrics.transactions.labels("committed").inc()
+        self.committed |= offsets
+        self.pending.clear()
+        self._failing_since = None
+        self._flushed_idle = self._clock()
+        return True
+
+    def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
+        """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""
+        if not self.pending and (self.half_done or not self._rolling.anything_due()):
+            return True
+        self._repeat(partitions)
+        return not self.pending or self.commit(consumer, everything_of=partitions)
+
+    def flush_idle(self, consumer: Consumer, partitions: Collection[int]) -> None:
+        """With nothing arriving, states still go to the changelog in their turn, so that a restart has no replay."""
+        now = self._clock()
+        if self.pending or now - self._flushed_idle < _IDLE_FLUSH_SECONDS or not self._rolling.anything_due():
+            return
+        self._flushed_idle = now
+        self._repeat(partitions)
+        if self.pending:
+            self.commit(consumer)
+
+    @property
+    def broken(self) -> bool:
+        """True where memory is ahead of what can still be committed: `start_over`, and restore."""
+        return self._broken is not None
+
+    def start_over(self) -> None:
+        """After a transaction that came to nothing, or whose end is not known. Blocks for a new producer.
+
+        Raises:
+            Fenced: a named instance was: two processes with one name would take it from each other without end.
+            BrokerError: no broker answers.
+        """
+        reason = self._broken
+        assert reason is not None
+        if isinstance(reason, Fenced) and self._settings.instance != "auto":
+            raise Fenced(
+                f"{reason.what}: another process has the --instance {self._settings.instance!r}, or this one was away "
+                "for longer than its session",
+                do="Nothing is lost. Give every worker a name of its own; where this one is alone, start it again.",
+            )
+        log.warning(
+            "starting over from what is committed",
+            extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self.committed)},
+        )
+        with self._waiting(2 * self._settings.broker_timeout_seconds):
+            self._delivery.start_over()
+        self._broken = None
+
+    def _repeat(self, partitions: Collection[int]) -> None:
+        """States can only be committed with offsets: where nothing is new, those of the last commit."""
+        self.pending = {p: self.committed[p] for p in partitions if p in self.committed} | self.pending
+
+    def _flush(self) -> None:
+        """Wait until Kafka has all that was emitted, saying so every few seconds where that takes long."""
+        began = self._clock()
+        while True:
+            tried = self._clock()
+            patience = min(SAY_SECONDS, began + self.timeout_s - tried)
+            try:
+                return self._delivery.flush(patience)
+            except BrokerError:
+                now = self._clock()
+                # A record that was refused stays refused; only a wait that ran out is worth another.
+                if now - tried < patience or now - began >= self.timeout_s:
+                    raise
+                log.warning("Kafka does not answer, waiting", extra={"seconds": round(now - began)})
+
+    def _give_up(self, error: BrokerError) -> None:
+        """Records, or states, did not get through."""
+        if self._settings.delivery != "exactly-once":
+            raise error
+        self._try_again(error)
+
+    def _try_again(self, error: BrokerError) -> None:
+        """A commit did not get through: again with the next one, or, of a transaction, from what is committed."""
+        now = self._clock()
+        self.due = now + _RETRY_SECONDS
+        if self._settings.delivery == "exactly-once":
+            self._broken = error
+        if self._failing_since is None:
+            self._failing_since = now
+            log.warning("the offsets were not committed, trying again", extra={"reason": error.what})
+        elif now - self._failing_since > self._settings.broker_timeout_seconds:
+            raise error
