@@ -23,6 +23,9 @@ SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
 _RETRY_SECONDS = 1.0  # between two tries to commit
 _IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
 
+# So often fenced within so long means a namesake, who is fenced in turn; a pause beyond the session fences once or twice.
+_DUEL, _DUEL_SECONDS = 5, 60.0
+
 Waiting = Callable[[float], AbstractContextManager[None]]
 
 
@@ -55,6 +58,7 @@ class Commits:
         self.half_done = False  # True once a batch was left half applied: states must not be written any more
         self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
         self._failing_since: float | None = None
+        self._fenced: list[float] = []  # when, of late
         self._flushed_idle = clock()
 
     def connect(self, broker: Broker) -> None:
@@ -164,17 +168,20 @@ class Commits:
         """After a transaction that came to nothing, or whose end is not known. Blocks for a new producer.
 
         Raises:
-            Fenced: a named instance was: two processes with one name would take it from each other without end.
+            Fenced: a named instance was, again and again: two processes with one name take it from each other.
             BrokerError: no broker answers.
         """
         reason = self._broken
         assert reason is not None
         if isinstance(reason, Fenced) and self._settings.instance != "auto":
-            raise Fenced(
-                f"{reason.what}: another process has the --instance {self._settings.instance!r}, or this one was away "
-                "for longer than its session",
-                do="Nothing is lost. Give every worker a name of its own; where this one is alone, start it again.",
-            )
+            now = self._clock()
+            self._fenced = [at for at in self._fenced if now - at < _DUEL_SECONDS] + [now]
+            if len(self._fenced) >= _DUEL:
+                raise Fenced(
+                    f"fenced {_DUEL} times within {_DUEL_SECONDS:g} s: another process has the --instance "
+                    f"{self._settings.instance!r} ({reason.what})",
+                    do="Nothing is lost. Give every worker a name of its own.",
+                )
         log.warning(
             "starting over from what is committed",
             extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self.committed)},

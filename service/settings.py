@@ -302,6 +302,8 @@ def _to_float(given: object) -> float:
     return value
 
 
+LONGEST_TRANSACTION_MS = 5_000  # half of the producer's transaction time-out
+
 _PARSERS: dict[type, Callable[[object], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: str}
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -312,3 +314,10 @@ def _check_together(found: Mapping[str, tuple[Any, str]]) -> None:
     if len({value for value, _ in topics.values()}) < len(topics):
         got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, (value, _) in topics.items())
         raise UsageError(f"the topics must differ: {got}", do="A worker that reads what it writes never ends.")
+    value, origin = found["commit_interval_ms"]
+    if found["delivery"][0] == "exactly-once" and value > LONGEST_TRANSACTION_MS:
+        raise UsageError(
+            f"{origin}: a commit at least every {LONGEST_TRANSACTION_MS} ms is needed with exactly-once delivery",
+            got=value,
+            do="Kafka ends a transaction that stays open for longer than 10 s. Use a shorter interval.",
+        )

@@ -131,3 +131,9 @@ def test_config_as_json_can_be_read_by_a_program(capsys):
     assert set(entries) == set(settings.FIELDS)
     assert entries["log_format"]["value"] == "json"
     assert entries["log_format"]["origin"] == "--log-format"
+
+
+def test_a_commit_interval_that_kafka_would_end_the_transaction_before_is_refused():
+    with pytest.raises(UsageError, match=r"--commit-interval-ms: a commit at least every 5000 ms.*got 20000"):
+        load({"commit_interval_ms": 20_000}, {})
+    assert load({"commit_interval_ms": 20_000, "delivery": "at-least-once"}, {}).commit_interval_ms == 20_000
