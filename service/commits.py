@@ -23,7 +23,7 @@ SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
 _RETRY_SECONDS = 1.0  # between two tries to commit
 _IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
 
-# So often fenced within so long means a namesake, who is fenced in turn; a pause beyond the session fences once or twice.
+# So often fenced within so long means a namesake, fenced in turn; a pause beyond the session fences once or twice.
 _DUEL, _DUEL_SECONDS = 5, 60.0
 
 Waiting = Callable[[float], AbstractContextManager[None]]
