@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from service.broker.base import Batch, Broker, Consumer
+from service.broker.base import Batch, Broker, Consumer, Membership
 from service.changelog import Codec
 from service.commits import SAY_SECONDS, Commits
 from service.errors import BrokerError, DeadLetterFlood, TidecastError
@@ -107,11 +107,8 @@ class Worker:
 
     def _member(self) -> Consumer:
         s = self._settings
-        return self._broker.consumer(
-            group=s.group,
-            instance=None if s.instance == "auto" else s.instance,
-            session_timeout_s=s.session_timeout_seconds,
-        )
+        name = None if s.instance == "auto" else s.instance
+        return self._broker.consumer(group=s.group, membership=Membership(name, s.session_timeout_seconds))
 
     def _join(self) -> None:
         """Subscribe; once more with a new consumer where the first has met Kafka as it went away, and waits in vain.

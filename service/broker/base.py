@@ -13,6 +13,20 @@ from typing import Protocol
 Headers = Sequence[tuple[str, bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """How a consumer is a member of its group.
+
+    With an `instance` its place outlives a restart within the session's time-out (KIP-345).
+    """
+
+    instance: str | None = None
+    session_timeout_s: float = 20.0  # a member that Kafka has not heard of for so long loses its partitions
+
+
+DYNAMIC = Membership()
+
+
 @dataclass(slots=True)
 class Batch:
     """Records of one topic, in offset order within each partition; the lists are parallel."""
@@ -184,17 +198,9 @@ class Broker(Protocol):
     """A way to reach one Kafka cluster."""
 
     def consumer(
-        self,
-        *,
-        group: str | None = None,
-        isolation: str = "read_committed",
-        instance: str | None = None,
-        session_timeout_s: float = 20.0,
+        self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used.
-
-        With an `instance` its place in the group outlives a restart within the session's time-out (KIP-345).
-        """
+        """A new consumer; `group` None = only `assign` may be used."""
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new producer; with an id, one of transactions. It fences whoever had the id, and aborts what that began.

@@ -9,7 +9,7 @@ from typing import Any
 from kafka import KafkaAdminClient, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from service.broker.base import Broker, Consumer, Producer
+from service.broker.base import DYNAMIC, Broker, Consumer, Membership, Producer
 from service.broker.kafka_python_calls import Server
 from service.broker.kafka_python_consumer import KafkaPythonConsumer
 from service.broker.kafka_python_producer import KafkaPythonProducer
@@ -28,24 +28,15 @@ class KafkaPythonBroker(Broker):
         self._lock = threading.Lock()
 
     def consumer(
-        self,
-        *,
-        group: str | None = None,
-        isolation: str = "read_committed",
-        instance: str | None = None,
-        session_timeout_s: float = 20.0,
+        self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used.
-
-        With an `instance` its place in the group outlives a restart within the session's time-out (KIP-345).
-        """
+        """A new consumer; `group` None = only `assign` may be used."""
         return KafkaPythonConsumer(
             self._server,
             self.partitions,
             group=group,
             isolation=isolation,
-            instance=instance,
-            session_timeout_s=session_timeout_s,
+            membership=membership,
         )
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:

@@ -12,7 +12,7 @@ from kafka.consumer.fetcher import IsolationLevel
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import ConsumerGroupMetadata
 
-from service.broker.base import Batch, Consumer, Headers, metadata_of
+from service.broker.base import Batch, Consumer, Headers, Membership, metadata_of
 from service.broker.kafka_python_calls import Server
 from service.broker.kafka_python_group import Member
 from service.errors import BrokerError, Fenced
@@ -36,8 +36,7 @@ class KafkaPythonConsumer(Consumer):
         *,
         group: str | None,
         isolation: str,
-        instance: str | None,
-        session_timeout_s: float,
+        membership: Membership,
     ) -> None:
         self._server = server
         self._count = count
@@ -53,8 +52,8 @@ class KafkaPythonConsumer(Consumer):
             "auto_offset_reset": "earliest",
             "allow_auto_create_topics": False,
             "partition_assignment_strategy": (CooperativeStickyAssignor,),
-            "session_timeout_ms": int(session_timeout_s * 1_000),
-            "group_instance_id": instance,
+            "session_timeout_ms": int(membership.session_timeout_s * 1_000),
+            "group_instance_id": membership.instance,
             "heartbeat_interval_ms": 1_000,  # how soon a member hears of a rebalance
             # Commits wait behind a fetch on the same connection; so long at most, when nothing arrives.
             "fetch_max_wait_ms": 100,

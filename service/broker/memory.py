@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from service.broker.base import Broker, Consumer, Producer
+from service.broker.base import DYNAMIC, Broker, Consumer, Membership, Producer
 from service.broker.memory_consumer import MemoryConsumer
 from service.broker.memory_log import Group, Log
 from service.broker.memory_producer import MemoryProducer
@@ -36,17 +36,9 @@ class MemoryBroker(Broker):
         self.undecided: dict[tuple[str, str], dict[int, set[MemoryProducer]]] = {}
 
     def consumer(
-        self,
-        *,
-        group: str | None = None,
-        isolation: str = "read_committed",
-        instance: str | None = None,
-        session_timeout_s: float = 20.0,
+        self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used.
-
-        With an `instance` its place in the group outlives a restart within the session's time-out (KIP-345).
-        """
+        """A new consumer; `group` None = only `assign` may be used."""
         return MemoryConsumer(self, group, isolation)
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
