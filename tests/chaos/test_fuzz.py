@@ -1,0 +1,14 @@
+"""A short run of the fuzzer; the long one: `python -m tests.chaos.fuzz --records 100000`."""
+
+from service.messages import DeadLetterReason
+from tests.chaos.fuzz import run
+
+NEVER_HERE = {"late", "duplicate", "non_finite_state"}  # not asked for, or not to be had from this model's inputs
+
+
+def test_rubbish_of_every_kind_ends_as_one_thing_each_and_harms_no_other_series():
+    fates = run(8_000, seed=7)
+    assert fates.total() == 8_000
+    missing = {str(reason) for reason in DeadLetterReason} - set(fates) - NEVER_HERE
+    assert not missing - {"too_large"}, "the fuzzer no longer makes all kinds of rubbish"
+    assert fates["forecasts"] > 2_000
