@@ -53,6 +53,7 @@ class Commits:
         self._delivery: Delivery
         self.pending: dict[int, int] = {}  # partition -> offset to go on from, once committed
         self.committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
+        self._replaying: set[int] = set()  # partitions that have not come to their committed offset yet
         self.due = 0.0  # when what is pending should be committed
         self.timeout_s = settings.broker_timeout_seconds
         self.half_done = False  # True once a batch was left half applied: states must not be written any more
@@ -94,11 +95,23 @@ class Commits:
     def note(self, next_offsets: Mapping[int, int], restoring: Collection[int]) -> None:
         """What the next commit has to say; nothing of what is only replayed."""
         for partition, offset in next_offsets.items():
-            if partition not in restoring and offset > self.committed.get(partition, -1):
+            if partition in restoring:
+                continue
+            committed = self.committed.get(partition, -1)
+            if offset >= committed:
+                self._replaying.discard(partition)
+            if offset > committed:
                 self.pending[partition] = offset
+
+    def restored(self, partition: int, replay_from: int, committed: int) -> None:
+        """The partition is read from `replay_from` on; up to `committed` it was answered before."""
+        self.committed[partition] = committed
+        if replay_from < committed:
+            self._replaying.add(partition)
 
     def forget(self, partitions: Collection[int]) -> None:
         """These are others' now, or are to be restored."""
+        self._replaying -= set(partitions)
         for known in (self.pending, self.committed):
             for partition in partitions:
                 known.pop(partition, None)
@@ -191,8 +204,13 @@ class Commits:
         self._broken = None
 
     def _repeat(self, partitions: Collection[int]) -> None:
-        """States can only be committed with offsets: where nothing is new, those of the last commit."""
-        self.pending = {p: self.committed[p] for p in partitions if p in self.committed} | self.pending
+        """States can only be committed with offsets: where nothing is new, those of the last commit.
+
+        Not in the middle of a replay: its states lack what lies between here and the committed offset, and the offset
+        to replay from, which stands beside that one, must stay.
+        """
+        known = {p: self.committed[p] for p in partitions if p in self.committed and p not in self._replaying}
+        self.pending = known | self.pending
 
     def _flush(self) -> None:
         """Wait until Kafka has all that was emitted, saying so every few seconds where that takes long."""

@@ -316,7 +316,7 @@ class Worker:
 
     def _go_on(self, partition: int, restored: Restored) -> None:
         if restored.committed is not None and restored.replay_from is not None:
-            self._commits.committed[partition] = restored.committed
+            self._commits.restored(partition, restored.replay_from, restored.committed)
             self._consumer.seek(partition, restored.replay_from)
             with self._table_lock:
                 self._pipeline.replay(partition, restored.committed)

@@ -98,20 +98,21 @@ class World:
                 self.sent.append((number % 2, key, value))
         producer.produce(out)
 
-    def live(self, fault=None, idle=8):
-        """One life of a worker; ends when nothing more arrives, or it is killed."""
+    def live(self, fault=None, idle=8, batches=10_000):
+        """One life of a worker; ends when nothing more arrives, after so many batches, or it is killed."""
         broker = FaultyBroker(self.broker, fault or Fault())
         worker = Worker(self.settings, self.model, broker, Metrics(self.model.spec, list(DeadLetterReason)),
                         clock=lambda: self.now)  # fmt: skip
         worker.prepare()
-        consumer, left = worker._consumer, [idle]
+        consumer, left = worker._consumer, [idle, batches]
         poll = consumer.poll
 
         def counted(timeout_s, max_records):
             batch = poll(0.0, max_records)
             self.now += 0.01 if len(batch) else max(timeout_s, 0.01)
             left[0] -= 0 if len(batch) or worker._restore.partitions else 1
-            if left[0] <= 0:
+            left[1] -= len(batch) > 0
+            if left[0] <= 0 or left[1] <= 0:
                 worker.stop()
             return batch
 
@@ -223,6 +224,17 @@ def test_a_clean_stop_leaves_nothing_to_replay(model):
     consumer.subscribe("readings", lambda new: None, lambda gone: None)
     consumer.poll(0.0, 1)
     assert consumer.committed([0, 1]) == {0: (20, "s=20"), 1: (20, "s=20")}
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 5])
+def test_a_worker_that_is_stopped_in_the_middle_of_its_replay_leaves_the_rest_of_it_to_do(model, batches):
+    world = World(model, changelog_seconds=3_600.0, max_poll_records=2)
+    world.send(0, 12)
+    world.live(Fault("commit_transaction", 8, Killed()))
+    world.live(batches=batches)
+    world.live(batches=batches)
+    world.live()
+    world.check()
 
 
 def test_two_groups_on_one_changelog_are_told_apart(model):
