@@ -248,6 +248,10 @@ class Pipeline:
         table, step_ms = self.table, self._model.spec.step_ms
         by_series = np.argsort(stretch.slots, kind="stable")
         records, slots = stretch.records[by_series], stretch.slots[by_series]  # [readings]
+        first = np.ones(len(slots), dtype=np.bool_)
+        first[1:] = slots[1:] != slots[:-1]
+        # Late readings and duplicates too: they take no step, but when a series was last seen is part of what is kept.
+        table.touched(slots[first], work.offsets[records[first]])
         ts = work.readings.ts[records]
         previous = newest_before(slots, ts, table.last_ts[slots])
         self._set_aside(work, records[ts < previous], previous[ts < previous], Fate.LATE)
@@ -261,9 +265,8 @@ class Pipeline:
         self._note_gaps(work.counts, silent, restart)
 
         # The newest reading of each series, and where in the log it lies.
-        last, first = np.ones((2, len(slots)), dtype=np.bool_)
-        last[:-1] = first[1:] = slots[:-1] != slots[1:]
-        table.touched(slots[first], work.offsets[records[first]])
+        last = np.ones(len(slots), dtype=np.bool_)
+        last[:-1] = slots[:-1] != slots[1:]
         table.last_ts[slots[last]] = ts[last]
         table.offsets[slots[last]] = work.offsets[records[last]]
         table.partitions[slots[last]] = work.partitions[records[last]]

@@ -110,7 +110,7 @@ def test_the_demo_on_a_kafka_that_is_there_shows_forecasts_and_leaves_no_process
     demo, model, broker, kafka, tmp_path
 ):
     before = kafka.topics()
-    one = demo("--model", model, "--data-dir", tmp_path, "--bootstrap-servers", broker, "--seconds", 4)
+    one = demo("--model", model, "--data-dir", tmp_path, "--bootstrap-servers", broker, "--seconds", 10)
     code, out, err = one.end()
     assert code == 0, err
     assert re.search(r"metrics are at http://127\.0\.0\.1:\d+/metrics", err)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.broker.base import Batch
 from service.changelog import Codec
 from service.flush import RollingFlush
 from service.pipeline import Pipeline, Policy, Result
+from tests.models import START_MS, STEP_MS
 from tests.streams import Sent, cut, fates, model, streams
 
 PARTITIONS = 2
@@ -82,6 +83,13 @@ def states(line: Pipeline) -> dict[bytes, tuple[list[float], int, int]]:
     return found
 
 
+def _sent(step: int, seconds: int) -> Sent:
+    ts = START_MS + step * STEP_MS
+    return Sent(b"a", b'{"ts": %d, "value": 1, "wind": 1}' % ts, ts, (1.0, 1.0), START_MS + seconds * 1_000)
+
+
+# A late reading takes no step, but the series was seen: it must not expire because the process died after that.
+@example([_sent(1, 0), _sent(0, 60), _sent(2, 150)], [1, 1, 1], ["crash", "commit", "commit"], 100_000, 1.0)
 @settings(deadline=None, max_examples=200)
 @given(
     streams(),
