@@ -72,6 +72,7 @@ class Restore:
         self._lock, self._clock = lock, clock  # the lock is held while the table changes
         self._group = settings.group.encode()
         self._waiting: set[int] = set()
+        self._unanswered_since: float | None = None
         self._reading: dict[int, _Reading] = {}
         self._reader: Consumer | None = None
         self._ends: Consumer | None = None
@@ -103,8 +104,8 @@ class Restore:
             BrokerError: the broker does not answer, or what is committed and what is there do not fit.
             ChangelogError: the changelog holds what this model cannot use.
         """
-        if self._waiting:
-            self._ask(consumer)
+        if self._waiting and not self._asked(consumer):
+            return {}
         if self._reader is not None and any(r.position < r.end for r in self._reading.values()):
             batch = self._reader.poll(wait_s, _BATCH)
             with self._lock:
@@ -122,12 +123,30 @@ class Restore:
             if consumer is not None:
                 consumer.close()
 
+    def _asked(self, consumer: Consumer) -> bool:
+        """False where Kafka has not answered: asked again after the next poll, which is what mends a lost connection.
+
+        Raises:
+            BrokerError: it has not answered for `broker_timeout_seconds`.
+        """
+        began = self._clock() if self._unanswered_since is None else self._unanswered_since
+        try:
+            self._ask(consumer)
+        except BrokerError as error:
+            self._unanswered_since = began
+            if self._clock() - began >= self._settings.broker_timeout_seconds:
+                raise
+            log.warning("Kafka does not say what is committed, asking again", extra={"reason": error.what})
+            return False
+        self._unanswered_since = None
+        return True
+
     def _ask(self, consumer: Consumer) -> None:
         committed = consumer.committed(self._waiting)
         topic = self._settings.changelog_topic
         if self._ends is None:
+            self._reader = self._reader or self._broker.consumer()
             self._ends = self._broker.consumer(isolation="read_uncommitted")
-            self._reader = self._broker.consumer()
         self._ends.assign(topic, dict.fromkeys(self._waiting, 0))
         starts, ends = self._ends.beginning_offsets(self._waiting), self._ends.end_offsets(self._waiting)
         for partition in self._waiting:

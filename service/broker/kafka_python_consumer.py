@@ -155,7 +155,7 @@ class KafkaPythonConsumer(Consumer):
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
         """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
 
-        Waits while a transaction with offsets of one of them is not ended.
+        Waits while a transaction with offsets of one of them is not ended, 10 s at the most.
         """
         if not partitions:
             return {}
@@ -163,8 +163,10 @@ class KafkaPythonConsumer(Consumer):
             raise BrokerError("a consumer without a group has nothing committed", do="Give it a group.")
         # KafkaConsumer.committed would make one request for each partition
         ask, tps = self._kafka._coordinator.fetch_committed_offsets, {p: self._tp(p) for p in partitions}
-        with self._server.errors(f"asking for the committed offsets of {self._topic}"):
-            found = ask(list(tps.values()), timeout_ms=self._server.timeout_ms)
+        # Not for long: a coordinator that went away meanwhile is found again by polling, not by this call.
+        soon = Server(self._server.bootstrap_servers, min(_ASK_SECONDS, self._server.timeout_s))
+        with soon.errors(f"asking for the committed offsets of {self._topic}"):
+            found = ask(list(tps.values()), timeout_ms=soon.timeout_ms)
         return {p: (found[tp].offset, found[tp].metadata) if tp in found else None for p, tp in tps.items()}
 
     def membership(self, topic: str, partitions: Collection[int]) -> ConsumerGroupMetadata:

@@ -226,6 +226,26 @@ def test_a_clean_stop_leaves_nothing_to_replay(model):
     assert consumer.committed([0, 1]) == {0: (20, "s=20"), 1: (20, "s=20")}
 
 
+def test_a_kafka_that_does_not_say_at_once_what_is_committed_is_asked_again(model):
+    world = World(model)
+    world.send(0, 4)
+    world.live()
+    world.send(4, 6)
+    consumer_class, silent = type(world.broker.consumer()), [3]
+    real = consumer_class.committed
+
+    def slow(self, partitions):
+        silent[0] -= 1
+        if silent[0] >= 0:
+            raise BrokerError("no answer")
+        return real(self, partitions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(consumer_class, "committed", slow)
+        world.live()
+    world.check()
+
+
 @pytest.mark.parametrize("batches", [1, 2, 3, 5])
 def test_a_worker_that_is_stopped_in_the_middle_of_its_replay_leaves_the_rest_of_it_to_do(model, batches):
     world = World(model, changelog_seconds=3_600.0, max_poll_records=2)
