@@ -84,7 +84,10 @@ class Restore:
     def drop(self, partitions: Collection[int]) -> None:
         """These are others' again."""
         self._waiting -= set(partitions)
-        if any(self._reading.pop(p, None) for p in partitions):
+        gone = set(self._reading) & set(partitions)
+        for partition in gone:
+            del self._reading[partition]
+        if gone:
             self._assign()
 
     @property

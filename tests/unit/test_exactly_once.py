@@ -226,6 +226,27 @@ def test_a_clean_stop_leaves_nothing_to_replay(model):
     assert consumer.committed([0, 1]) == {0: (20, "s=20"), 1: (20, "s=20")}
 
 
+def test_partitions_that_leave_while_they_are_restored_are_all_let_go(model):
+    world = World(model)
+    world.send(0, 4)
+    world.live()
+    worker = Worker(world.settings, model, world.broker, Metrics(model.spec, list(DeadLetterReason)))
+    worker.prepare()
+    restore = worker._restore
+    restore.begin({0, 1})
+    restore._ask(_joined(world))
+    assert restore.partitions == {0, 1}
+    restore.drop({0, 1})
+    assert restore.partitions == set()
+
+
+def _joined(world):
+    consumer = world.broker.consumer(group="tidecast")
+    consumer.subscribe("readings", lambda new: None, lambda gone: None)
+    consumer.poll(0.0, 1)
+    return consumer
+
+
 def test_a_kafka_that_does_not_say_at_once_what_is_committed_is_asked_again(model):
     world = World(model)
     world.send(0, 4)
