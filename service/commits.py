@@ -74,7 +74,7 @@ class Commits:
             make = partial(broker.producer, transactional_id=name)
             self._delivery = ExactlyOnce(make, s.input_topic, s.broker_timeout_seconds)
         else:
-            self._delivery = AtLeastOnce(broker, s.input_topic, s.broker_timeout_seconds)
+            self._delivery = AtLeastOnce(broker, s.broker_timeout_seconds)
 
     def close(self) -> None:
         """Let go of the producer without waiting."""

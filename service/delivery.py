@@ -50,8 +50,8 @@ class Delivery(Protocol):
 class AtLeastOnce(Delivery):
     """No transactions."""
 
-    def __init__(self, broker: Broker, topic: str, timeout_s: float) -> None:
-        self._topic, self._timeout_s = topic, timeout_s
+    def __init__(self, broker: Broker, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._producer: Producer = broker.producer()
 
     def emit(self, outgoing: Outgoing) -> None:
