@@ -10,16 +10,15 @@ from functools import partial
 
 from service.broker.base import Broker, Consumer
 from service.delivery import AtLeastOnce, Delivery, ExactlyOnce
+from service.engines import Engines
 from service.errors import BrokerError, Fenced
-from service.flush import RollingFlush
 from service.metrics import Metrics
 from service.pipeline import Result
-from service.restore import metadata
+from service.pulse import SAY_SECONDS
 from service.settings import Settings
 
 log = logging.getLogger("tidecast.worker")
 
-SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
 _RETRY_SECONDS = 1.0  # between two tries to commit
 _IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
 
@@ -34,7 +33,7 @@ class Commits:
 
     Args:
         settings: what is in force.
-        rolling: the states that are due.
+        engines: whose states are due.
         metrics: to count transactions.
         clock: seconds, monotonic.
         waiting: a context in which the worker waits for Kafka, so long at the most, without being stalled.
@@ -43,17 +42,17 @@ class Commits:
     def __init__(
         self,
         settings: Settings,
-        rolling: RollingFlush,
+        engines: Engines,
         metrics: Metrics,
         clock: Callable[[], float],
         waiting: Waiting,
     ) -> None:
-        self._settings, self._rolling, self._metrics = settings, rolling, metrics
+        self._settings, self._engines, self._metrics = settings, engines, metrics
         self._clock, self._waiting = clock, waiting
         self._delivery: Delivery
         self.pending: dict[int, int] = {}  # partition -> offset to go on from, once committed
         self.committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
-        self._replaying: set[int] = set()  # partitions that have not come to their committed offset yet
+        self.replaying: set[int] = set()  # partitions that have not come to their committed offset yet
         self.due = 0.0  # when what is pending should be committed
         self.timeout_s = settings.broker_timeout_seconds
         self.half_done = False  # True once a batch was left half applied: states must not be written any more
@@ -99,7 +98,7 @@ class Commits:
                 continue
             committed = self.committed.get(partition, -1)
             if offset >= committed:
-                self._replaying.discard(partition)
+                self.replaying.discard(partition)
             if offset > committed:
                 self.pending[partition] = offset
 
@@ -107,11 +106,16 @@ class Commits:
         """The partition is read from `replay_from` on; up to `committed` it was answered before."""
         self.committed[partition] = committed
         if replay_from < committed:
-            self._replaying.add(partition)
+            self.replaying.add(partition)
+
+    @property
+    def standing(self) -> dict[int, int]:
+        """`partition -> offset` up to which all is answered."""
+        return self.committed | self.pending
 
     def forget(self, partitions: Collection[int]) -> None:
         """These are others' now, or are to be restored."""
-        self._replaying -= set(partitions)
+        self.replaying -= set(partitions)
         for known in (self.pending, self.committed):
             for partition in partitions:
                 known.pop(partition, None)
@@ -135,15 +139,14 @@ class Commits:
             try:
                 self._flush()
                 if not self.half_done:
-                    self._delivery.store(self._rolling.due(everything_of))
+                    self._delivery.store(self._engines.due(everything_of, self.replaying))
             except BrokerError as error:
                 self._metrics.transactions.labels("failed").inc()
                 self._give_up(error)
                 return False
-            snapshots = self._rolling.snapshots(offsets)
-            texts = {p: (offset, metadata(snapshots[p])) for p, offset in offsets.items()}
+            footing = self._engines.footing(offsets)
             try:
-                self._delivery.commit(texts, consumer)
+                self._delivery.commit({p: (found.offset, found.text) for p, found in footing.items()}, consumer)
             except BrokerError as error:
                 self._metrics.transactions.labels("failed").inc()
                 self._try_again(error)
@@ -157,7 +160,7 @@ class Commits:
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""
-        if not self.pending and (self.half_done or not self._rolling.anything_due()):
+        if not self.pending and (self.half_done or not self._engines.anything_due()):
             return True
         self._repeat(partitions)
         return not self.pending or self.commit(consumer, everything_of=partitions)
@@ -165,7 +168,7 @@ class Commits:
     def flush_idle(self, consumer: Consumer, partitions: Collection[int]) -> None:
         """With nothing arriving, states still go to the changelog in their turn, so that a restart has no replay."""
         now = self._clock()
-        if self.pending or now - self._flushed_idle < _IDLE_FLUSH_SECONDS or not self._rolling.anything_due():
+        if self.pending or now - self._flushed_idle < _IDLE_FLUSH_SECONDS or not self._engines.anything_due():
             return
         self._flushed_idle = now
         self._repeat(partitions)
@@ -209,7 +212,7 @@ class Commits:
         Not in the middle of a replay: its states lack what lies between here and the committed offset, and the offset
         to replay from, which stands beside that one, must stay.
         """
-        known = {p: self.committed[p] for p in partitions if p in self.committed and p not in self._replaying}
+        known = {p: self.committed[p] for p in partitions if p in self.committed and p not in self.replaying}
         self.pending = known | self.pending
 
     def _flush(self) -> None:

@@ -40,17 +40,19 @@ class RollingFlush:
         self._headers: Headers = [(GROUP_HEADER, group.encode())]
         self._flushed_at = clock()
 
-    def due(self, everything_of: Collection[int] = ()) -> Outgoing:
+    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Outgoing:
         """Tombstones of the series forgotten, then the states due; they count as flushed from now on.
 
-        Of the partitions `everything_of`, all that no flushed state holds: others take over without a replay.
+        Of the partitions `everything_of`, all that no flushed state holds: others take over without a replay. Of the
+        partitions `without`, nothing: they are in the midst of a replay, and what is committed for them stays.
         """
         table = self._table
         out = Outgoing(topic=self._topic)
         for key, partition in table.buried:
-            out.append(key, None, partition=partition, headers=self._headers)
-        table.buried.clear()
-        slots = self._slots(everything_of)
+            if partition not in without:
+                out.append(key, None, partition=partition, headers=self._headers)
+        table.buried = [(key, partition) for key, partition in table.buried if partition in without]
+        slots = self._slots(everything_of, without)
         if len(slots):
             values = self._codec.encode(
                 table.offsets[slots],
@@ -85,10 +87,12 @@ class RollingFlush:
                     out[partition] = min(offset, int(mine.min()))
         return out
 
-    def _slots(self, everything_of: Collection[int]) -> NDArray[np.int64]:
+    def _slots(self, everything_of: Collection[int], without: Collection[int]) -> NDArray[np.int64]:
         table, now = self._table, self._clock()
         passed, self._flushed_at = now - self._flushed_at, now
         dirty = np.flatnonzero(table.dirty_since >= 0)
+        if without:
+            dirty = dirty[~np.isin(table.partitions[dirty], list(without))]
         if not len(dirty):
             return dirty
         owners = table.partitions[dirty]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
@@ -24,12 +25,13 @@ from prometheus_client.registry import Collector
 
 from service import __version__
 from service.policy import Result
-from service.spec import ModelSpec
+from service.spec import Diagnostic, ModelSpec
 
 STAGES = ("poll", "decode", "step", "encode", "emit", "commit")
 GAP_ACTIONS = ("filled", "restarted")
 RESET_REASONS = ("non_finite", "gap", "tombstone", "evicted", "expired")
 OUTCOMES = ("committed", "failed")
+SWAP_OUTCOMES = ("done", "refused")
 
 _STAGE_BUCKETS = tuple(m * 10.0**e for e in range(-6, 2) for m in (1, 2.5, 5) if 2.4e-5 < m * 10.0**e < 11)
 _BATCH_BUCKETS = tuple(float(2**e) for e in range(13))
@@ -87,38 +89,48 @@ class Scores(Collector):
     CLIPPED = "Values beyond the limits that the model was trained with, taken as the limit itself"
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._spec = spec
-        self._sums = np.zeros(len(spec.diagnostics), dtype=np.float64)  # [diagnostics]
-        self._counts = np.zeros(len(spec.diagnostics), dtype=np.int64)  # [diagnostics]
+        # What a model scores -> sums [diagnostics] and counts [diagnostics]; one entry for each model of late.
+        self._of: dict[tuple[Diagnostic, ...], tuple[NDArray[np.float64], NDArray[np.int64]]] = {}
         self._lock = threading.Lock()
+        self.add(np.empty((0, len(spec.diagnostics)), dtype=np.float32), spec)
 
-    def add(self, scores: NDArray[np.float32]) -> None:
-        """Add `scores` [n, diagnostics]; NaN where there was nothing to score."""
+    def add(self, scores: NDArray[np.float32], spec: ModelSpec) -> None:
+        """Add `scores` [n, diagnostics] of a model; NaN where there was nothing to score."""
+        n = len(spec.diagnostics)
         scored = np.isfinite(scores)
         sums = np.where(scored, scores, 0).sum(axis=0, dtype=np.float64)
         counts = scored.sum(axis=0)
         with self._lock:
-            self._sums += sums
-            self._counts += counts
+            zero = np.zeros(n, dtype=np.float64), np.zeros(n, dtype=np.int64)
+            before = self._of.get(tuple(spec.diagnostics), zero)
+            self._of[tuple(spec.diagnostics)] = before[0] + sums, before[1] + counts
+
+    def _totals(self, kind: str) -> dict[Diagnostic, tuple[float, int]]:
+        """Sum and count of each diagnostic of one kind, of all models together, whatever each calls it."""
+        found: dict[Diagnostic, tuple[float, int]] = {}
+        with self._lock:
+            for diagnostics, (sums, counts) in self._of.items():
+                for diagnostic, total, count in zip(diagnostics, sums.tolist(), counts.tolist(), strict=True):
+                    if diagnostic.kind == kind:
+                        same = msgspec.structs.replace(diagnostic, name="")
+                        before = found.get(same, (0.0, 0))
+                        found[same] = before[0] + total, before[1] + count
+        return found
 
     def collect(self) -> Iterable[Metric]:
         """One family for each kind, whether the model has such diagnostics or not."""
-        with self._lock:
-            sums, counts = self._sums.tolist(), self._counts.tolist()
         for kind, (name, documentation) in self.KINDS.items():
             labels = ["target", "horizon"] + (["level"] if kind == "inside" else [])
             family = SummaryMetricFamily(name, documentation, labels=labels)
-            for diagnostic, total, count in zip(self._spec.diagnostics, sums, counts, strict=True):
-                if diagnostic.kind == kind:
-                    values = [diagnostic.target, str(diagnostic.horizon)]
-                    if kind == "inside":
-                        values.append(f"{diagnostic.level or 0:.6g}")
-                    family.add_metric(values, count_value=count, sum_value=total)
+            for diagnostic, (total, count) in self._totals(kind).items():
+                values = [diagnostic.target, str(diagnostic.horizon)]
+                if kind == "inside":
+                    values.append(f"{diagnostic.level or 0:.6g}")
+                family.add_metric(values, count_value=count, sum_value=total)
             yield family
         clipped = CounterMetricFamily("tidecast_clipped_values", self.CLIPPED, labels=["target"])
-        for diagnostic, total in zip(self._spec.diagnostics, sums, strict=True):
-            if diagnostic.kind == "clipped":
-                clipped.add_metric([diagnostic.target], total)
+        for diagnostic, (total, _) in self._totals("clipped").items():
+            clipped.add_metric([diagnostic.target], total)
         yield clipped
 
 
@@ -213,8 +225,13 @@ class Metrics:
         self.last_poll = self._gauge("last_poll_timestamp_seconds", "when the loop last asked Kafka for readings")
         self.restore_remaining = self._gauge("restore_remaining_records", "records to read before states are restored")
         self.restore_seconds = self._gauge("restore_seconds", "how long the last restore of states took")
-        model = self._gauge("model_info", "the model that is served; always 1", "name", "hash", "kind", "contract")
-        model.labels(spec.name, spec.hash[:12], spec.kind, str(spec.contract)).set(1)
+        self.model_swaps = self._counter(
+            "model_swaps", "newer models that have taken over, or were refused", "outcome", SWAP_OUTCOMES
+        )
+        self._model = self._gauge(
+            "model_info", "the model that is served; always 1", "name", "hash", "kind", "contract"
+        )
+        self.serve(spec)
         self._gauge("build_info", "the version of tidecast; always 1", "version").labels(__version__).set(1)
         ProcessCollector(registry=self.registry)
 
@@ -234,6 +251,11 @@ class Metrics:
         self.registry.register(histogram)
         return histogram
 
+    def serve(self, spec: ModelSpec) -> None:
+        """This is the model now."""
+        self._model.clear()
+        self._model.labels(spec.name, spec.hash[:12], spec.kind, str(spec.contract)).set(1)
+
     def count(self, result: Result) -> None:
         """What one batch led to. Call it once its forecasts are handed to Kafka."""
         counts = result.counts
@@ -251,7 +273,7 @@ class Metrics:
         for stage, seconds in counts.stage_seconds.items():
             self.stage_seconds.observe((seconds,), stage)
         self.batch_size.observe(counts.waves)
-        self.scores.add(result.scores)
+        self.scores.add(result.scores, result.spec)
         self.event_to_forecast.observe(np.maximum(self._wall() - result.event_times / 1_000, 0.0))
 
     def families(self) -> Iterator[Metric]:

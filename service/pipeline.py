@@ -134,6 +134,13 @@ class Pipeline:
         self._silent[partition] = until
         self._held[partition] = int(self.table.offsets[mine].max(initial=-1))
 
+    def take_over(self, partition: int, older: Pipeline) -> None:
+        """The partition is this one's from the next record on, where `older` stands now; its series are here."""
+        self._silent.pop(partition, None)
+        for mine, theirs in ((self._newest, older._newest), (self._swept, older._swept)):
+            if partition in theirs:
+                mine[partition] = theirs[partition]
+
     def _read(self, batch: Batch) -> _Work:
         """Values and keys; what is no reading becomes a dead letter here."""
         n = len(batch)
@@ -383,7 +390,7 @@ class Pipeline:
         counts.tombstones = fates[Fate.TOMBSTONE]
         counts.replayed = int(work.silent.sum())
         counts.readings = len(batch) - counts.tombstones - counts.replayed
-        return Result(forecasts, dead_letters, counts, score, ts, work.partitions[answered])
+        return Result(forecasts, dead_letters, counts, score, ts, work.partitions[answered], self._model.spec)
 
 
 def _from_the_future(ts: int, timestamp: int) -> Refused:

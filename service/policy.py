@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.broker.base import Outgoing
 from service.messages import DeadLetterReason
+from service.spec import ModelSpec
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -83,3 +84,4 @@ class Result:
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
     event_times: NDArray[np.int64]  # [forecasts] ms
     partitions: NDArray[np.int32]  # [forecasts]
+    spec: ModelSpec  # of the model that made them

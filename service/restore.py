@@ -6,31 +6,28 @@ A partition is restored in small steps between two polls, while it is paused, so
      may still be getting its markers.
   2. read its changelog up to that end, by position (the last record may be a marker, or compacted away).
   3. hand over: replay the input from the snapshot offset, silently up to the committed one, and go on from there.
+States of another layout, made by an earlier model of the same name, are of no use: then 3. replays recent input, from
+the initial state.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.broker.base import Batch, Broker, Consumer
-from service.changelog import Codec
+from service.changelog import read_header
+from service.committed import Committed
+from service.engines import Engine, Engines
 from service.errors import BrokerError, ChangelogError
 from service.flush import GROUP_HEADER
-from service.series import SeriesTable
 from service.settings import Settings
+from service.swap import recent
 
 log = logging.getLogger("tidecast.restore")
 
 _BATCH = 2_000
-_PREFIX = "s="
-
-
-def metadata(snapshot: int) -> str:
-    """The text beside a committed offset."""
-    return f"{_PREFIX}{snapshot}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +44,22 @@ class Restored:
 class _Reading:
     """A partition's changelog while it is read."""
 
+    engine: Engine
     position: int
     end: int
-    committed: int | None
-    snapshot: int | None
+    committed: Committed | None
+    anew: bool  # the states there are of another layout
     series: int = 0
     newest: int = -1  # the last offset that a state holds; imported states may hold none of this input
+    useless: set[bytes] = field(default_factory=set)  # series whose state is of another layout
     started: float = 0.0
 
 
 class Restore:
-    """Restores partitions into a table. For one thread, the worker's."""
+    """Restores partitions into the table of the engine that is to answer them. For one thread, the worker's."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        settings: Settings,
-        codec: Codec,
-        table: SeriesTable,
-        lock: threading.Lock,
-        clock: Callable[[], float],
-    ) -> None:
-        self._broker, self._settings, self._codec, self._table = broker, settings, codec, table
-        self._lock, self._clock = lock, clock  # the lock is held while the table changes
+    def __init__(self, broker: Broker, settings: Settings, engines: Engines, clock: Callable[[], float]) -> None:
+        self._broker, self._settings, self._engines, self._clock = broker, settings, engines, clock
         self._group = settings.group.encode()
         self._waiting: set[int] = set()
         self._unanswered_since: float | None = None
@@ -111,7 +101,7 @@ class Restore:
             return {}
         if self._reader is not None and any(r.position < r.end for r in self._reading.values()):
             batch = self._reader.poll(wait_s, _BATCH)
-            with self._lock:
+            with self._engines.lock:
                 self._apply(batch)
         done = {p: r for p, r in self._reading.items() if r.position >= r.end}
         for partition in done:
@@ -154,9 +144,16 @@ class Restore:
         starts, ends = self._ends.beginning_offsets(self._waiting), self._ends.end_offsets(self._waiting)
         for partition in self._waiting:
             known = committed[partition]
-            offset, text = known if known is not None else (None, "")
+            found = Committed.parse(*known) if known is not None else None
+            engine = self._engines.choose(partition, found)
+            self._check_written(partition, found, ends[partition])
             self._reading[partition] = _Reading(
-                starts[partition], ends[partition], offset, _snapshot(text), started=self._clock()
+                engine,
+                starts[partition],
+                ends[partition],
+                found,
+                anew=self._made_by_another(partition, found, engine),
+                started=self._clock(),
             )
         self._waiting = set()
         self._assign()
@@ -178,18 +175,65 @@ class Restore:
                     f"{self._settings.changelog_topic}-{partition} holds states of the group {owner.decode()!r}",
                     do=f"Give the group {self._settings.group!r} a --changelog-topic of its own.",
                 )
-            slot = self._table.find(key)
-            if value is not None:
-                reading.series += slot is None
-                snapshot = self._codec.decode(value)
-                reading.newest = max(reading.newest, snapshot.offset)
-                self._table.restore(key, partition, snapshot)
-            elif slot is not None:
-                reading.series -= 1
-                self._table.discard(key)
+            self._take(partition, reading, key, value)
         for partition, position in batch.next_offsets.items():
             if partition in self._reading:
                 self._reading[partition].position = position
+
+    @staticmethod
+    def _take(partition: int, reading: _Reading, key: bytes, value: bytes | None) -> None:
+        """One record: the series' state as it was then, or, without a value, that it was forgotten."""
+        table, codec = reading.engine.table, reading.engine.codec
+        slot = table.find(key)
+        # What an earlier model has left behind: its own layout is not that of the states committed.
+        left = value is not None and reading.committed is not None and reading.committed.layout == codec.layout
+        if value is None or reading.anew or (left and read_header(value).layout != codec.layout):
+            if slot is not None:
+                reading.series -= 1
+                table.discard(key)
+            if value is None:
+                reading.useless.discard(key)
+            else:
+                reading.useless.add(key)
+            return
+        snapshot = codec.decode(value)
+        reading.series += slot is None
+        reading.newest = max(reading.newest, snapshot.offset)
+        reading.useless.discard(key)
+        table.restore(key, partition, snapshot)
+
+    def _made_by_another(self, partition: int, committed: Committed | None, engine: Engine) -> bool:
+        """True where the states are of another layout than the engine's, which is to make its own.
+
+        Raises:
+            ChangelogError: they are of a model with another name.
+        """
+        if committed is None or committed.layout is None or committed.layout == engine.codec.layout:
+            return False
+        name = (committed.model or "").rpartition("@")[0]
+        if name != engine.spec.name:
+            raise ChangelogError(
+                f"the states of {self._settings.input_topic}-{partition} were made by the model {committed.model}, "
+                f"whose state has another layout than that of {engine.spec.id}",
+                do="Serve a model of that name, give this one a --group and a --changelog-topic of its own, or begin "
+                f"anew: tidecast state reset --all --changelog-topic {self._settings.changelog_topic}",
+            )
+        return True
+
+    def _check_written(self, partition: int, committed: Committed | None, end: int) -> None:
+        """See that states which were written are not simply gone.
+
+        Raises:
+            BrokerError: the changelog is empty.
+        """
+        s = self._settings
+        if committed is None or not committed.flushed or end > 0 or s.accept_gap:
+            return
+        raise BrokerError(
+            f"the group {s.group!r} has committed offset {committed.offset} of {s.input_topic}-{partition} and written "
+            f"its states, but {s.changelog_topic}-{partition} is empty: they are gone",
+            do="Name the changelog with --changelog-topic. To go on with the series cold: --accept-gap",
+        )
 
     def _handed_over(self, partition: int, reading: _Reading, consumer: Consumer) -> Restored:
         """Check that what is there fits what was committed.
@@ -198,35 +242,52 @@ class Restore:
             BrokerError: it does not.
         """
         s, where = self._settings, f"{self._settings.input_topic}-{partition}"
-        if reading.committed is None and reading.newest >= 0:
+        committed = reading.committed
+        if committed is None and reading.newest >= 0:
             raise BrokerError(
                 f"the changelog has {reading.series} states for {where}, but the group {s.group!r} has no offset there",
                 do=f"Its offsets are gone, or the states are another's. To begin anew: tidecast state reset --all "
                 f"--changelog-topic {s.changelog_topic}",
             )
-        if reading.committed is not None and reading.newest >= reading.committed and s.delivery == "exactly-once":
+        if committed is not None and reading.newest >= committed.offset and s.delivery == "exactly-once":
             raise BrokerError(
                 f"the changelog is ahead of the group {s.group!r}: a state holds offset {reading.newest} of {where}, "
-                f"but the group has committed {reading.committed}",
+                f"but the group has committed {committed.offset}",
                 do=f"Its offsets were set back, or it ran with at-least-once. To answer all from there again, cold: "
                 f"tidecast state reset --all --changelog-topic {s.changelog_topic}",
             )
-        start = reading.snapshot if reading.snapshot is not None else reading.committed
-        if start is not None and reading.committed is not None and start < reading.committed:
-            first = consumer.beginning_offsets([partition])[partition]
-            if first > start and not s.accept_gap:
-                raise BrokerError(
-                    f"{where} begins at offset {first}, but its states need a replay of {start} to {reading.committed}:"
-                    " retention has eaten that range",
-                    do="Raise the topic's retention. To go on with the states as they are: --accept-gap true",
-                )
-            start = max(first, start)
+        start = None if committed is None else self._replay_from(partition, reading, committed, consumer)
+        self._engines.restored(partition, reading.end > 0)
+        with self._engines.lock:
+            reading.engine.table.buried += [(key, partition) for key in reading.useless]
         seconds = round(self._clock() - reading.started, 3)
-        found = {"partition": partition, "series": reading.series, "replay_from": start, "committed": reading.committed}
+        offset = committed.offset if committed is not None else None
+        found = {"partition": partition, "series": reading.series, "replay_from": start, "committed": offset}
         log.info("states restored", extra={**found, "seconds": seconds})
-        return Restored(start, reading.committed, reading.series, seconds)
+        return Restored(start, offset, reading.series, seconds)
 
+    def _replay_from(self, partition: int, reading: _Reading, committed: Committed, consumer: Consumer) -> int:
+        """The offset at which the input is read again.
 
-def _snapshot(text: str) -> int | None:
-    digits = text.removeprefix(_PREFIX)
-    return int(digits) if text.startswith(_PREFIX) and digits.isdecimal() else None
+        Raises:
+            BrokerError: retention has eaten it.
+        """
+        start = committed.offset if committed.snapshot is None else committed.snapshot
+        if reading.anew:
+            back = recent(self._settings, reading.engine.spec, len(reading.useless))
+            start = committed.offset - back
+            log.warning(
+                "the states are of another layout: the new model replays recent input",
+                extra={"partition": partition, "made_by": committed.model, "readings": back},
+            )
+        if start >= committed.offset:
+            return start
+        first = consumer.beginning_offsets([partition])[partition]
+        if first > start and not (reading.anew or self._settings.accept_gap):
+            where = f"{self._settings.input_topic}-{partition}"
+            raise BrokerError(
+                f"{where} begins at offset {first}, but its states need a replay of {start} to {committed.offset}: "
+                "retention has eaten that range",
+                do="Raise the topic's retention. To go on with the states as they are: --accept-gap",
+            )
+        return max(first, start)

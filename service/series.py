@@ -135,6 +135,10 @@ class SeriesTable:
         self._keys[slot] = b""
         self._free.append(slot)
 
+    def of_partition(self, partition: int) -> list[bytes]:
+        """The keys of its series, least recently seen first."""
+        return [key for key, slot in self._slots.items() if self.partitions[slot] == partition]
+
     def forget_partitions(self, partitions: Collection[int]) -> int:
         """Let go of every series of these partitions, which others have now; how many there were."""
         self.buried = [(key, p) for key, p in self.buried if p not in partitions]

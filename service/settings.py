@@ -104,6 +104,16 @@ class Settings:
         1, "threads that onnxruntime may use inside one step", group="Model", low=1, high=256
     )
 
+    model_watch_seconds: float = _setting(
+        2.0, "how often to look for a newer model in its place, s; 0 = only on SIGHUP", group="Model", low=0
+    )
+    swap_replay_readings: int = _setting(
+        1_000_000,
+        "at most so many readings of each partition are replayed for a newer model whose state has another layout",
+        group="Model",
+        low=0,
+    )
+
     max_gap_steps: int = _setting(
         24, "missing steps that are filled in silently; after more the series starts again, cold", group="Series", low=0
     )

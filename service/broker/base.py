@@ -44,6 +44,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def take(self, rows: Sequence[int]) -> Batch:
+        """The records at these places, in this order, without `next_offsets`."""
+        columns = (self.partitions, self.offsets, self.timestamps, self.keys, self.values, self.headers)
+        return Batch(self.topic, *([column[row] for row in rows] for column in columns))  # type: ignore[arg-type]
+
 
 @dataclass(slots=True)
 class Outgoing:
@@ -74,6 +79,14 @@ class Outgoing:
         self.values.append(value)
         self.headers.append(headers)
         self.timestamps.append(timestamp)
+
+    def extend(self, other: Outgoing) -> None:
+        """Add the records of another, of the same topic."""
+        self.partitions += other.partitions
+        self.keys += other.keys
+        self.values += other.values
+        self.headers += other.headers
+        self.timestamps += other.timestamps
 
 
 def metadata_of(offsets: Mapping[int, int], metadata: str | Mapping[int, str]) -> Mapping[int, str]:

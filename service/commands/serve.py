@@ -23,8 +23,9 @@ log = logging.getLogger("tidecast.serve")
 HELP = """\
 Answer readings with forecasts: read the input topic as a member of a consumer group, write to the output topic.
 
-Ends on SIGTERM or Ctrl-C: what was read is answered and committed, and the group is left. SIGUSR1 prints what every
-thread is doing. A second Ctrl-C ends it at once."""
+Ends on SIGTERM or Ctrl-C: what was read is answered and committed, and the group is left. A second Ctrl-C ends it at
+once. A newer model in the place of --model takes over while readings flow; SIGHUP looks for one at once. SIGUSR1 prints
+what every thread is doing."""
 EXAMPLE = """\
 tidecast serve --model model
 tidecast serve --model model --bootstrap-servers kafka:9092 --input-topic sensors --http-host 0.0.0.0
@@ -55,31 +56,36 @@ def run(args: argparse.Namespace) -> int:
     from service.http import HttpServer
     from service.messages import DeadLetterReason
     from service.metrics import Metrics
-    from service.model import Model
+    from service.model_watch import ModelWatch
     from service.worker import Worker
 
     log.info("starting", extra={"version": __version__, "pid": os.getpid()})
-    model = Model.load(config.model, max_bytes=config.model_max_bytes, intra_op_threads=config.intra_op_threads)
+    watch = ModelWatch(config)
+    model = watch.model
     log.info(
         "model loaded",
         extra={"model": model.spec.id, "targets": model.spec.targets, "horizon": model.spec.horizon},
     )
     metrics = Metrics(model.spec, DeadLetterReason)
+    watch.refused = metrics.model_swaps.labels("refused").inc
     with HttpServer(config.http_host, config.http_port, metrics.registry) as http:
         log.info("listening", extra={"url": http.url})
         broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
         try:
-            worker = Worker(config, model, broker, metrics)
+            worker = Worker(config, model, broker, metrics, watch.take)
             http.status = worker
             log.info("looking for Kafka", extra={"bootstrap_servers": config.bootstrap_servers})
             worker.prepare()
             _stop_on_signals(worker, config.shutdown_timeout_seconds)
+            signal.signal(signal.SIGHUP, lambda signum, frame: watch.now())
+            watch.start()
             log.info(
                 "joining the group",
                 extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
             )
             return worker.run()
         finally:
+            watch.stop()
             broker.close()
 
 

@@ -1,5 +1,6 @@
 """Metrics: the names are a contract, values begin at zero, no label holds a series' name."""
 
+import msgspec
 import numpy as np
 import pytest
 from prometheus_client import generate_latest
@@ -69,6 +70,7 @@ NAMES = {
     "tidecast_last_poll_timestamp_seconds": (),
     "tidecast_restore_remaining_records": (),
     "tidecast_restore_seconds": (),
+    "tidecast_model_swaps_total": ("outcome",),
     "tidecast_model_info": ("contract", "hash", "kind", "name"),
     "tidecast_build_info": ("version",),
 }
@@ -134,9 +136,10 @@ def test_a_histogram_puts_a_value_on_the_bound_into_that_bounds_bucket():
 
 def test_scores_are_summed_where_there_was_something_to_score(metrics):
     nan = float("nan")
-    metrics.scores.add(np.array([[1.0, nan, 4.0, 1.0, 9.0, 1.0], [2.0, nan, 2.0, 0.0, 9.0, nan]], dtype=np.float32))
-    metrics.scores.add(np.full((1, 6), nan, dtype=np.float32))
-    metrics.scores.add(np.empty((0, 6), dtype=np.float32))
+    rows = np.array([[1.0, nan, 4.0, 1.0, 9.0, 1.0], [2.0, nan, 2.0, 0.0, 9.0, nan]], dtype=np.float32)
+    metrics.scores.add(rows, SPEC)
+    metrics.scores.add(np.full((1, 6), nan, dtype=np.float32), SPEC)
+    metrics.scores.add(np.empty((0, 6), dtype=np.float32), SPEC)
     found = samples(metrics)
     assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 3.0
     assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 2
@@ -145,6 +148,15 @@ def test_scores_are_summed_where_there_was_something_to_score(metrics):
     assert found["tidecast_interval_coverage_sum{horizon=1,level=0.9,target=t}"] == 1.0
     assert found["tidecast_interval_coverage_count{horizon=1,level=0.9,target=t}"] == 2
     assert found["tidecast_clipped_values_total{target=t}"] == 1
+
+
+def test_after_a_swap_the_scores_of_both_models_are_in_one_sum(metrics):
+    newer = msgspec.structs.replace(SPEC, diagnostics=[msgspec.structs.replace(SPEC.diagnostics[0], name="other")])
+    metrics.scores.add(np.array([[1.0, 0, 0, 0, 0, 0]], dtype=np.float32), SPEC)
+    metrics.scores.add(np.array([[2.0], [4.0]], dtype=np.float32), newer)
+    found = samples(metrics)
+    assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 7.0
+    assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 3
 
 
 def test_the_lag_in_seconds_goes_on_growing_while_nothing_is_processed(metrics):

@@ -7,14 +7,16 @@ import pytest
 
 from service.broker.base import Outgoing
 from service.broker.memory import MemoryBroker
+from service.committed import Committed
 from service.errors import BrokerError, DeadLetterFlood, TidecastError
 from service.flood import Flood
 from service.messages import DeadLetterReason
 from service.metrics import Metrics
 from service.model import Model
+from service.pulse import STALLED_SECONDS
 from service.settings import Settings
 from service.topics import CHANGELOG_CONFIG
-from service.worker import STALLED_SECONDS, Worker
+from service.worker import Worker
 from tests.models import START_MS, STEP_MS, CountingReference, counting_model
 
 
@@ -160,9 +162,11 @@ class Bench:
         return [(p, key, json.loads(value)) for p, key, value, _ in self.read("forecasts")]
 
     def committed(self, group="tidecast"):
+        """partition -> (offset, snapshot offset), None where nothing is."""
         consumer = self.broker.consumer(group=group)
         consumer.assign("readings", {})
-        return consumer.committed([0, 1])
+        known = consumer.committed([0, 1])
+        return {p: c and (c[0], Committed.parse(*c).snapshot) for p, c in known.items()}
 
     def metric(self, name, **labels):
         return self.metrics.registry.get_sample_value(f"tidecast_{name}", labels)
@@ -212,7 +216,7 @@ def test_offsets_are_committed_only_after_kafka_has_the_forecasts(bench):
         "commit",
         "leave",
     ]
-    assert bench.committed()[0] == (2, "s=2")
+    assert bench.committed()[0] == (2, 2)
 
 
 def test_commits_are_an_interval_apart_while_readings_arrive(model):
@@ -221,7 +225,7 @@ def test_commits_are_an_interval_apart_while_readings_arrive(model):
         bench.reading(b"a", step)
     bench.run()
     assert 2 <= bench.spy.calls.count("commit") <= 4
-    assert bench.committed()[0] == (30, "s=30")
+    assert bench.committed()[0] == (30, 30)
 
 
 def test_a_second_worker_goes_on_where_the_first_committed(bench):
@@ -238,7 +242,7 @@ def test_stop_answers_and_commits_what_was_polled(bench):
     bench.spy.on_poll = lambda consumer: worker.stop() if bench.spy.calls.count("poll") == 3 else None
     assert worker.run() == 0
     assert len(bench.forecasts()) == 1
-    assert bench.committed()[0] == (1, "s=1")
+    assert bench.committed()[0] == (1, 1)
     assert bench.spy.calls[-1] == "leave"
 
 
@@ -253,7 +257,7 @@ def test_a_crash_between_emit_and_commit_repeats_forecasts_and_loses_none(bench)
     assert bench.metric("transactions_total", outcome="failed") == 1
     bench.run()
     assert [f["ts"] for _, _, f in bench.forecasts()] in ([START_MS], [START_MS, START_MS])
-    assert bench.committed()[0] == (1, "s=1")
+    assert bench.committed()[0] == (1, 1)
 
 
 def test_a_broker_that_comes_back_in_time_costs_nothing_but_the_wait(bench, monkeypatch, caplog):
@@ -270,7 +274,7 @@ def test_a_broker_that_comes_back_in_time_costs_nothing_but_the_wait(bench, monk
 
     monkeypatch.setattr(SpyProducer, "flush", slow)
     assert worker.run() == 0
-    assert bench.committed()[0] == (1, "s=1")
+    assert bench.committed()[0] == (1, 1)
     assert len([r for r in caplog.records if r.message == "Kafka does not answer, waiting"]) == 3
 
 
@@ -298,7 +302,7 @@ def test_a_commit_that_is_refused_once_is_tried_again(bench, caplog):
     bench.spy.fail["commit"] = [BrokerError("the group is rebalancing")]
     with caplog.at_level(logging.WARNING, "tidecast"):
         assert worker.run() == 0
-    assert bench.committed()[0] == (1, "s=1")
+    assert bench.committed()[0] == (1, 1)
     assert len(bench.forecasts()) == 1
     assert bench.metric("transactions_total", outcome="failed") == 1
     assert bench.metric("transactions_total", outcome="committed") == 1
@@ -323,14 +327,14 @@ def test_an_old_refusal_for_partitions_that_left_does_not_make_the_next_one_the_
 
     def thrown_out(consumer):
         if bench.spy.calls.count("poll") == 3:
-            worker._on_revoked({0, 1})
+            worker._shares.on_revoked({0, 1})
             bench.clock.now += 100
             bench.spy.fail["commit"] = [BrokerError("the group is rebalancing")]
             bench.reading(b"b", 0, partition=1)
 
     bench.spy.on_poll = thrown_out
     assert worker.run() == 0
-    assert bench.committed()[1] == (1, "s=1")
+    assert bench.committed()[1] == (1, 1)
 
 
 def test_a_last_commit_that_is_refused_does_not_end_as_a_success(bench):
@@ -367,12 +371,12 @@ def test_a_bug_while_processing_stops_the_worker_with_the_offsets_and_skips_noth
     def broken(batch):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(worker._pipeline, "process", broken)
+    monkeypatch.setattr(worker._engines, "process", broken)
     with pytest.raises(
         TidecastError, match=r"readings-0 offsets 1\.\.1, readings-1 offsets 0\.\.0: ZeroDivisionError: oops"
     ):
         worker.run()
-    assert bench.committed() == {0: (1, "s=1"), 1: (0, "s=0")}
+    assert bench.committed() == {0: (1, 1), 1: (0, 0)}
     assert bench.spy.calls[-1] == "leave", "the others of the group take over at once"
     assert "ZeroDivisionError" in caplog.text
 
@@ -382,11 +386,11 @@ def test_what_came_before_a_bug_is_committed(model, monkeypatch):
     bench.reading(b"a", 0)
     bench.reading(b"a", 1)
     worker = bench.worker()
-    process = worker._pipeline.process
-    monkeypatch.setattr(worker._pipeline, "process", lambda b: process(b) if b.offsets == [0] else 1 / 0)
+    process = worker._engines.process
+    monkeypatch.setattr(worker._engines, "process", lambda b: process(b) if b.offsets == [0] else 1 / 0)
     with pytest.raises(TidecastError, match=r"offsets 1\.\.1"):
         worker.run()
-    assert bench.committed()[0] == (1, "s=0")  # its state may not be written: the bug has left the table half done
+    assert bench.committed()[0] == (1, 0)  # its state may not be written: the bug has left the table half done
     assert len(bench.forecasts()) == 1
 
 
@@ -399,7 +403,7 @@ def test_a_flood_of_dead_letters_stops_the_worker_with_the_reasons_and_keeps_the
     ):
         bench.run()
     assert len(bench.read("dead-letters")) == 4
-    assert bench.committed()[0] == (4, "s=4")
+    assert bench.committed()[0] == (4, 4)
 
 
 def test_dead_letters_that_trickle_are_no_flood():
@@ -461,7 +465,7 @@ def test_start_latest_leaves_what_was_there_before_and_answers_what_comes(model)
     bench.spy.on_poll = later
     worker.run()
     assert [f["ts"] for _, _, f in bench.forecasts()] == [START_MS + STEP_MS]
-    assert bench.committed()[0] == (2, "s=2")
+    assert bench.committed()[0] == (2, 2)
 
 
 def test_start_latest_does_not_skip_where_the_group_has_committed(model):
@@ -489,7 +493,7 @@ def test_a_loop_that_stands_still_is_not_live_but_one_that_waits_for_kafka_is(be
     assert worker.not_live() is None
     bench.clock.now += STALLED_SECONDS + 1
     assert "has not turned for 31 s" in worker.not_live()
-    with worker._patience(60):
+    with worker._pulse.patience(60):
         bench.clock.now += 60
         assert worker.not_live() is None
     assert worker.not_live() is None
@@ -525,9 +529,9 @@ def test_series_of_partitions_that_left_are_forgotten_and_their_offsets_committe
 
     bench.spy.on_poll = rebalance
     worker.run()
-    assert worker._assigned == set()
+    assert worker._shares.assigned == set()
     assert worker.series("a") is None and worker.series("b") is None
-    assert bench.committed() == {0: (1, "s=1"), 1: (1, "s=1")}
+    assert bench.committed() == {0: (1, 1), 1: (1, 1)}
 
 
 def test_what_happened_is_counted(bench):

@@ -1,0 +1,69 @@
+"""The loop's signs of life: its own, for /livez and the watchdog, and Kafka's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from service.errors import BrokerError
+
+log = logging.getLogger("tidecast.worker")
+
+STALLED_SECONDS = 30.0  # a loop that has not turned for so long is reported by /livez
+SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
+_PROBE_SECONDS = 10.0  # an idle worker asks this often whether the broker is still there
+
+
+class Pulse:
+    """When the loop last turned, and when Kafka was last heard of."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._turned = self._heard = clock()
+        self._allowed = STALLED_SECONDS
+        self._probe_again = 0.0
+
+    def turn(self) -> None:
+        """The loop turns."""
+        self._turned = self._clock()
+
+    def heard(self) -> None:
+        """Kafka has answered."""
+        self._heard = self._clock()
+
+    @contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """While the loop waits for Kafka, with a time limit of its own, it is not stalled."""
+        self.turn()
+        self._allowed = STALLED_SECONDS + seconds
+        try:
+            yield
+        finally:
+            self._allowed = STALLED_SECONDS
+            self.turn()
+
+    def not_live(self) -> str | None:
+        """Why the process should be restarted, None where it is well."""
+        still = self._clock() - self._turned
+        return f"the loop has not turned for {still:.0f} s" if still > self._allowed else None
+
+    def probe(self, ask: Callable[[], object], timeout_s: float) -> None:
+        """With nothing arriving, silence may mean that the broker is away: ask, and ask again until it answers.
+
+        Raises:
+            BrokerError: it has not answered for `timeout_s`.
+        """
+        if self._clock() < max(self._heard + _PROBE_SECONDS, self._probe_again):
+            return
+        try:
+            with self.patience(timeout_s):
+                ask()
+        except BrokerError:
+            since = self._clock() - self._heard
+            if since > _PROBE_SECONDS + timeout_s:
+                raise
+            self._probe_again = self._clock() + SAY_SECONDS
+            log.warning("Kafka does not answer, waiting", extra={"seconds": round(since)})
+        else:
+            self.heard()

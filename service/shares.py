@@ -1,0 +1,187 @@
+"""The partitions that this worker has now: given and taken by the group, restored, handed from model to model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from service.broker.base import Broker, Consumer
+from service.commits import Commits
+from service.engines import Engines
+from service.metrics import Metrics
+from service.model import Model
+from service.pulse import Pulse
+from service.restore import Restore, Restored
+from service.settings import Settings
+from service.swap import Swap
+
+log = logging.getLogger("tidecast.worker")
+
+RESTORE_POLL_SECONDS = 0.2  # so long may SIGTERM go unnoticed
+
+
+class Shares:
+    """For the loop's thread; `on_assigned` and `on_revoked` run inside of its polls.
+
+    Args:
+        settings: what is in force.
+        broker: connected.
+        engines: whose states come and go.
+        commits: what is emitted and not committed.
+        metrics: to feed.
+        pulse: of the loop.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        engines: Engines,
+        commits: Commits,
+        metrics: Metrics,
+        pulse: Pulse,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings, self._broker, self._engines, self._commits = settings, broker, engines, commits
+        self._metrics, self._pulse, self._clock = metrics, pulse, clock
+        self._restore = Restore(broker, settings, engines, clock)
+        self._swap: Swap | None = None
+        self._gauged = clock()
+        self.consumer: Consumer
+        self.assigned: set[int] = set()
+        self.joined = False  # True once the group has answered, be it that there is nothing for us
+        self.leaving = False  # True once a revocation must not commit any more
+
+    @property
+    def restoring(self) -> set[int]:
+        """Those whose states are not back yet; nothing is read of them."""
+        return self._restore.partitions
+
+    @property
+    def busy(self) -> bool:
+        """True where there is more to do than to wait for readings."""
+        return bool(self.restoring) or self._swap is not None
+
+    def on_assigned(self, partitions: set[int]) -> None:
+        """They are ours from now on."""
+        self.joined = True
+        self.assigned |= partitions
+        self._pulse.heard()
+        self._pulse.turn()
+        self._metrics.rebalances.inc()
+        self._begin(partitions)
+        log.info("partitions assigned", extra={"new": sorted(partitions), "all": sorted(self.assigned)})
+
+    def on_revoked(self, partitions: set[int]) -> None:
+        """What was emitted is committed, with their states, before they go."""
+        self._pulse.turn()
+        if not self.leaving:
+            self._commits.commit_last(self.consumer, partitions - self.restoring)
+        self._forget(partitions)
+        self.assigned -= partitions
+        self.gauges(now=True)
+        log.info("partitions revoked", extra={"gone": sorted(partitions), "all": sorted(self.assigned)})
+
+    def started_over(self) -> bool:
+        """True where what is in memory is not what could be committed: all of it was dropped, and is restored."""
+        if not self._commits.broken:
+            return False
+        self._commits.start_over()
+        self._forget(self.assigned)
+        self._begin(self.assigned)
+        return True
+
+    def _begin(self, partitions: Collection[int]) -> None:
+        if partitions:
+            self.consumer.pause(partitions)
+            self._restore.begin(partitions)
+
+    def _forget(self, partitions: Collection[int]) -> None:
+        """Drop all that is known of partitions; what is in Kafka is what counts."""
+        self._restore.drop(partitions)
+        if self._swap is not None:
+            self._swap.forget(partitions)
+        self._commits.forget(partitions)
+        self._engines.revoke(partitions)
+
+    def restore_some(self) -> None:
+        """A little of the restore of partitions that are new. Blocks up to 0.2 s, longer where Kafka does not answer.
+
+        Raises:
+            BrokerError: what is in Kafka does not fit, or it does not answer.
+            ChangelogError: the changelog holds what this model cannot use.
+        """
+        if not self.restoring:
+            return
+        with self._pulse.patience(2 * self._settings.broker_timeout_seconds):
+            done = self._restore.step(self.consumer, RESTORE_POLL_SECONDS)
+        self._metrics.restore_remaining.set(self._restore.remaining)
+        for partition, restored in done.items():
+            self._go_on(partition, restored)
+        if done:
+            self.consumer.resume(set(done))
+            self._metrics.restore_seconds.set(max(restored.seconds for restored in done.values()))
+
+    def _go_on(self, partition: int, restored: Restored) -> None:
+        if restored.committed is not None and restored.replay_from is not None:
+            self._commits.restored(partition, restored.replay_from, restored.committed)
+            self.consumer.seek(partition, restored.replay_from)
+            self._engines.replay(partition, restored.committed)
+        elif self._settings.start == "latest":
+            # The end becomes the group's offset, also after a crash.
+            end = self.consumer.end_offsets([partition])
+            self._commits.pending |= end
+            self.consumer.seek(partition, end[partition])
+        else:  # said even so: before a start over, more may have been read
+            self.consumer.seek(partition, self.consumer.beginning_offsets([partition])[partition])
+
+    def begin_swap(self, model: Model) -> None:
+        """`model` is to follow the one in service; one at a time."""
+        assert self._swap is None
+        self._swap = Swap(self._broker, self._settings, self._engines, model, self.assigned, self._clock)
+
+    @property
+    def swapping(self) -> bool:
+        """True while a newer model takes over."""
+        return self._swap is not None
+
+    def swap_some(self) -> None:
+        """A little of the swap under way: at most one partition is handed over.
+
+        Raises:
+            BrokerError: Kafka does not answer.
+        """
+        if self._swap is None:
+            return
+        left = self._engines.waiting(self.assigned)
+        with self._pulse.patience(self._settings.broker_timeout_seconds):
+            partition = self._swap.step(self._commits.standing, left - self.restoring - self._commits.replaying)
+        if partition is not None:
+            self._engines.hand_over(partition)
+            self._swap.forget({partition})
+            self._commits.commit_last(self.consumer, {partition})
+            log.info("a partition is handed over", extra={"partition": partition, "left": len(left) - 1})
+        if not left - {partition}:
+            self._swap.end()
+            self._swap = None
+            self._metrics.serve(self._engines.current.spec)
+            self._metrics.model_swaps.labels("done").inc()
+
+    def gauges(self, *, now: bool = False) -> None:
+        """At most once a second: counting a million series takes milliseconds."""
+        if not now and self._clock() - self._gauged < 1.0:
+            return
+        self._gauged = self._clock()
+        lag = self.consumer.lag()
+        self._metrics.partitions.update(
+            self._settings.input_topic,
+            {p: lag.get(p, 0) for p in self.assigned},
+            self._engines.series_counts(self.assigned),
+        )
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._restore.close()
+        if self._swap is not None:
+            self._swap.close()
