@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -21,13 +22,15 @@ from service.spec import ModelSpec
 VERSION = 1
 LAYOUT_BYTES = 8
 _CRC_BYTES = 4
+_CRC_OF_WHOLE = 0x2144DF1C  # the crc32 of any bytes that end with their own crc32
+_TIMES = ("offset", "last_ts", "steps", "seen_ms")
 _HEADER = struct.Struct(f"<{LAYOUT_BYTES}s4q")  # all between the version and the state
 
 
 def _record(state_size: int) -> np.dtype[np.void]:
     """The bytes of one record, without any padding."""
     header = [("version", "u1"), ("layout", "u1", (LAYOUT_BYTES,))]
-    times = [(name, "<i8") for name in ("offset", "last_ts", "steps", "seen_ms")]
+    times = [(name, "<i8") for name in _TIMES]
     return np.dtype([*header, *times, ("state", "<f4", (state_size,)), ("crc", "<u4")])
 
 
@@ -58,6 +61,26 @@ class Snapshot:
     state: NDArray[np.float32]  # [state], read-only
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """Several of them, as columns with a row for each series."""
+
+    offsets: NDArray[np.int64]  # [series]
+    last_ts: NDArray[np.int64]  # [series] ms
+    steps: NDArray[np.int64]  # [series]
+    seen_ms: NDArray[np.int64]  # [series]
+    states: NDArray[np.float32]  # [series, state], read-only
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @classmethod
+    def of(cls, one: Snapshot) -> Snapshots:
+        """A single row."""
+        times = np.array([[one.offset], [one.last_ts], [one.steps], [one.seen_ms]], dtype=np.int64)
+        return cls(times[0], times[1], times[2], times[3], one.state[np.newaxis])
+
+
 def layout_hash(spec: ModelSpec) -> bytes:
     """8 bytes that two models share where the state of one means the same to the other.
 
@@ -86,6 +109,11 @@ def read_header(value: bytes) -> Header:
         raise ChangelogError("a changelog record is not as it was written: its checksum does not fit")
     layout, offset, last_ts, steps, seen_ms = _HEADER.unpack_from(value, 1)
     return Header(layout, offset, last_ts, steps, seen_ms, state_size=size // 4)
+
+
+def layout_of(value: bytes) -> bytes:
+    """The layout's hash in a record, unchecked."""
+    return value[1 : 1 + LAYOUT_BYTES]
 
 
 def state_bytes(value: bytes) -> bytes:
@@ -141,9 +169,11 @@ class Codec:
         records["offset"], records["last_ts"] = offsets, last_ts
         records["steps"], records["seen_ms"] = steps, seen_ms
         records["state"] = states
-        data, size = records.tobytes(), self._dtype.itemsize
-        bodies = [data[at : at + size - _CRC_BYTES] for at in range(0, len(data), size)]
-        return [body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little") for body in bodies]
+        size = self._dtype.itemsize
+        starts = range(0, len(records) * size, size)
+        data = records.view(np.uint8).data
+        records["crc"] = [zlib.crc32(data[at : at + size - _CRC_BYTES]) for at in starts]
+        return [data[at : at + size].tobytes() for at in starts]
 
     def decode(self, value: bytes) -> Snapshot:
         """What `encode` was given, bit for bit.
@@ -168,3 +198,21 @@ class Codec:
         return Snapshot(
             header.offset, header.last_ts, header.steps, header.seen_ms, state.astype(np.float32, copy=False)
         )
+
+    def decode_many(self, values: Sequence[bytes]) -> Snapshots:
+        """What `decode` gives of each, as columns: a tenth of its cost for each record.
+
+        Raises:
+            ChangelogError: as `decode`, of the first record that it refuses.
+        """
+        if all(len(value) == self._dtype.itemsize for value in values):
+            records = np.frombuffer(b"".join(values), dtype=self._dtype)
+            states = records["state"].astype(np.float32)  # a copy: in the records they are not aligned
+            states.flags.writeable = False
+            ours = (records["version"] == VERSION) & (records["layout"] == np.frombuffer(self.layout, "u1")).all(1)
+            if ours.all() and set(map(zlib.crc32, values)) <= {_CRC_OF_WHOLE} and np.isfinite(states).all():
+                offsets, last_ts, steps, seen_ms = (records[name].astype(np.int64) for name in _TIMES)
+                return Snapshots(offsets, last_ts, steps, seen_ms, states)
+        for value in values:
+            self.decode(value)
+        raise AssertionError("decode_many refuses a record that decode takes")

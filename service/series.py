@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.changelog import Snapshot
+from service.changelog import Snapshot, Snapshots
 from service.spec import StateSlice
 from service.timestamps import MIN_TS_MS
 
@@ -93,17 +93,32 @@ class SeriesTable:
 
     def restore(self, key: bytes, partition: int, snapshot: Snapshot) -> None:
         """A series as the changelog has it. Beyond `max_series` the first restored are let go."""
-        slot = self._slots.get(key)
-        if slot is None:
-            if self.full:
-                self._drop(self.oldest())
-            slot = self.add(key, partition)
-        else:
+        self.restore_many([key], partition, Snapshots.of(snapshot))
+
+    def restore_many(self, keys: Sequence[bytes], partition: int, snapshots: Snapshots) -> None:
+        """As `restore` of one after the other; each key may be there once."""
+        first = max(0, len(keys) - self.max_series)
+        rows = slice(first, None)
+        keys = keys[rows]
+        known = [key for key in keys if key in self._slots]
+        for key in known:
             self.touch(key)
-        self.states[slot] = snapshot.state
-        self.last_ts[slot], self.steps[slot] = snapshot.last_ts, snapshot.steps
-        self.offsets[slot], self.seen_ms[slot] = snapshot.offset, snapshot.seen_ms
-        self.partitions[slot], self.dirty_since[slot] = partition, -1
+        for _ in range(len(self._slots) + len(keys) - len(known) - self.max_series):
+            self._drop(self.oldest())  # none of `keys`: these have just been touched
+        new = keys if not known else [key for key in keys if key not in self._slots]
+        while len(self._free) < len(new):
+            self._grow(len(self._slots) + len(new))
+        for key in new:
+            self._slots[key] = slot = self._free.pop()
+            self._keys[slot] = key
+        if known:  # among each other they are in the order of `keys`
+            for key in keys:
+                self.touch(key)
+        slots = np.fromiter(map(self._slots.__getitem__, keys), dtype=np.int64, count=len(keys))
+        self.states[slots] = snapshots.states[rows]
+        self.last_ts[slots], self.steps[slots] = snapshots.last_ts[rows], snapshots.steps[rows]
+        self.offsets[slots], self.seen_ms[slots] = snapshots.offsets[rows], snapshots.seen_ms[rows]
+        self.partitions[slots], self.dirty_since[slots] = partition, -1
 
     def key_of(self, slot: int) -> bytes:
         """The key of an occupied slot."""
@@ -172,10 +187,10 @@ class SeriesTable:
         # The writing thread may have given the slot to another series meanwhile.
         return found if self._slots.get(key) == slot else None
 
-    def _grow(self) -> None:
-        """Double the capacity, up to `max_series`."""
+    def _grow(self, wanted: int = 0) -> None:
+        """At least double the capacity, to `wanted` or more, up to `max_series`."""
         old = len(self._keys)
-        new = min(2 * old, self.max_series)
+        new = min(max(2 * old, wanted), self.max_series)
         for name in ("states", "last_ts", "steps", "offsets", "partitions", "seen_ms", "dirty_since"):
             column = getattr(self, name)
             grown = np.zeros((new, *column.shape[1:]), dtype=column.dtype)

@@ -49,6 +49,55 @@ def test_a_state_comes_back_bit_for_bit(data: st.DataObject, series: int, size: 
         assert back.state.tobytes() == states[i].tobytes()  # so -0.0 stays -0.0
 
 
+@settings(deadline=None)
+@given(st.data(), st.integers(0, 5), st.integers(1, 40))
+def test_many_records_read_at_once_are_what_each_of_them_is(data: st.DataObject, series: int, size: int) -> None:
+    codec = Codec(spec_of(size))  # type: ignore[arg-type]
+    columns = [data.draw(hnp.arrays(np.int64, series, elements=int64s)) for _ in range(4)]
+    records = codec.encode(*columns, data.draw(hnp.arrays(np.float32, (series, size), elements=floats)))
+    found = codec.decode_many(records)
+    assert len(found) == series
+    assert found.states.dtype == np.float32
+    for i, one_of_them in enumerate(map(codec.decode, records)):
+        row = found.offsets[i], found.last_ts[i], found.steps[i], found.seen_ms[i]
+        assert row == (one_of_them.offset, one_of_them.last_ts, one_of_them.steps, one_of_them.seen_ms)
+        assert found.states[i].tobytes() == one_of_them.state.tobytes()
+
+
+def _foreign() -> bytes:
+    zero = np.zeros(1, dtype=np.int64)
+    return Codec(spec_of(4)).encode(zero, zero, zero, zero, np.zeros((1, 4), dtype=np.float32))[0]  # type: ignore[arg-type]
+
+
+def _with_crc(body: bytes) -> bytes:
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+BAD = {
+    "not finite": lambda good: _with_crc(good[:-8] + np.float32(np.inf).tobytes()),
+    "version": lambda good: _with_crc(b"\2" + good[1:-4]),
+    "another model": lambda good: _foreign(),
+    "damaged": lambda good: good[:20] + bytes([good[20] ^ 1]) + good[21:],
+    "damaged at its end": lambda good: good[:-1] + bytes([good[-1] ^ 1]),
+    "cut": lambda good: good[:-4],
+    "longer": lambda good: _with_crc(good[:-4] + b"\0\0\0\0"),
+    "empty": lambda good: b"",
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_one_bad_record_among_many_is_refused_as_it_would_be_alone(fault: str, at: int) -> None:
+    records = [one(offset=i) for i in range(3)]
+    records[at] = BAD[fault](records[at])
+    with pytest.raises(ChangelogError) as alone:
+        CODEC.decode(records[at])
+    with pytest.raises(ChangelogError) as refused:
+        CODEC.decode_many(records)
+    assert str(refused.value) == str(alone.value)
+    assert refused.value.layout == alone.value.layout
+
+
 def test_the_bytes_are_the_ones_that_older_and_newer_versions_write() -> None:
     record = one([1.5, -0.0, 0.0, 2.0], offset=1, last_ts=2, steps=3, seen_ms=-1)
     body = (

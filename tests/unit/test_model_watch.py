@@ -24,7 +24,7 @@ def watch(place):
 def publish(place, tmp_path, variant, **changes):
     """As a trainer does it: written beside, then put in its place as a whole."""
     draft = counting_model(tmp_path / "draft", variant, **changes)
-    os.replace(draft / "model.onnx", place / "model.onnx")
+    (draft / "model.onnx").replace(place / "model.onnx")
 
 
 def looks(watch, times=3):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from service.changelog import Snapshot, Snapshots
 from service.series import NEVER, SeriesTable
 from service.spec import StateSlice
 from service.waves import MAX_SERIES, missing_steps, newest_before
@@ -50,6 +53,48 @@ def test_the_one_to_forget_is_the_least_recently_seen() -> None:
     series.touch(b"a")
     assert series.oldest() == b"b"
     assert list(series) == [b"b", b"c", b"a"]
+
+
+class Model:
+    """A table as a plain dict, least recently seen first."""
+
+    def __init__(self, max_series: int) -> None:
+        self.max_series, self.rows = max_series, dict[bytes, tuple[int, int]]()
+
+    def restore(self, key: bytes, partition: int, number: int) -> None:
+        if self.rows.pop(key, None) is None and len(self.rows) >= self.max_series:
+            del self.rows[next(iter(self.rows))]
+        self.rows[key] = partition, number
+
+
+keys = st.lists(st.integers(0, 11).map(lambda i: b"%d" % i), unique=True, max_size=12)
+
+
+@given(st.lists(st.tuples(keys, st.integers(0, 2)), max_size=6), st.sampled_from([1, 2, 5, 8, 100]))
+def test_series_restored_many_at_a_time_are_those_restored_one_by_one(
+    batches: list[tuple[list[bytes], int]], max_series: int
+) -> None:
+    many, single, expected = table(max_series), table(max_series), Model(max_series)
+    number = 0
+    for batch, partition in batches:
+        column = np.arange(number, number + len(batch), dtype=np.int64)
+        number += len(batch)
+        states = np.stack([column] * 3, axis=1).astype(np.float32)
+        many.restore_many(batch, partition, Snapshots(column, column + 1, column + 2, column + 3, states))
+        for key, n, state in zip(batch, column.tolist(), states, strict=True):
+            single.restore(key, partition, Snapshot(n, n + 1, n + 2, n + 3, state))
+            expected.restore(key, partition, n)
+    for found in (many, single):
+        assert list(found) == list(expected.rows)
+        assert np.count_nonzero(found.partitions >= 0) == len(expected.rows)
+        for key, (partition, n) in expected.rows.items():
+            slot = found.find(key)
+            assert slot is not None
+            assert found.key_of(slot) == key
+            assert found.states[slot].tolist() == [n] * 3
+            row = found.offsets[slot], found.last_ts[slot], found.steps[slot], found.seen_ms[slot]
+            assert row == (n, n + 1, n + 2, n + 3)
+            assert (found.partitions[slot], found.dirty_since[slot]) == (partition, -1)
 
 
 def test_leaving_partitions_take_only_their_own_series() -> None:
