@@ -162,6 +162,10 @@ class Commits:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""
         if not self.pending and (self.half_done or not self._engines.anything_due()):
             return True
+        return self.commit_all(consumer, partitions)
+
+    def commit_all(self, consumer: Consumer, partitions: Collection[int]) -> bool:
+        """Commit these partitions with all their states, whether they have moved on or not; True = Kafka has it."""
         self._repeat(partitions)
         return not self.pending or self.commit(consumer, everything_of=partitions)
 

@@ -129,7 +129,7 @@ class Engines:
 
     def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Outgoing:
         """The changelog records due, see `RollingFlush.due`."""
-        first, *others = [engine.rolling.due(everything_of, without) for engine in self._all()]
+        first, *others = [e.rolling.due(everything_of, self._others(e).union(without)) for e in self._all()]
         for other in others:
             first.extend(other)
         self._written.update(p for p in set(first.partitions) if p is not None)
@@ -137,7 +137,11 @@ class Engines:
 
     def anything_due(self) -> bool:
         """True where some series has moved on since its state was last written."""
-        return any(engine.rolling.anything_due() for engine in self._all())
+        return any(engine.rolling.anything_due(self._others(engine)) for engine in self._all())
+
+    def _others(self, engine: Engine) -> set[int]:
+        """Partitions that are not its own; what it knows of them it is only learning."""
+        return {partition for partition, owner in self._owners.items() if owner is not engine}
 
     def footing(self, offsets: Mapping[int, int]) -> dict[int, Committed]:
         """What is to be committed, given where each partition goes on."""

@@ -70,9 +70,9 @@ class RollingFlush:
             table.dirty_since[slots] = -1
         return out
 
-    def anything_due(self) -> bool:
-        """True where some series has moved on since its state was last written."""
-        return bool(self._table.buried) or bool((self._table.dirty_since >= 0).any())
+    def anything_due(self, without: Collection[int] = ()) -> bool:
+        """True where some series has moved on since its state was last written, in other partitions than these."""
+        return any(p not in without for _, p in self._table.buried) or len(self._dirty(without)) > 0
 
     def snapshots(self, offsets: Mapping[int, int]) -> dict[int, int]:
         """`partition -> offset` before which every reading is inside some flushed state, given where each goes on."""
@@ -90,9 +90,7 @@ class RollingFlush:
     def _slots(self, everything_of: Collection[int], without: Collection[int]) -> NDArray[np.int64]:
         table, now = self._table, self._clock()
         passed, self._flushed_at = now - self._flushed_at, now
-        dirty = np.flatnonzero(table.dirty_since >= 0)
-        if without:
-            dirty = dirty[~np.isin(table.partitions[dirty], list(without))]
+        dirty = self._dirty(without)
         if not len(dirty):
             return dirty
         owners = table.partitions[dirty]
@@ -108,3 +106,7 @@ class RollingFlush:
                 mine = mine[np.argpartition(table.dirty_since[mine], count - 1)[:count]]
             chosen.append(mine)
         return np.concatenate(chosen)
+
+    def _dirty(self, without: Collection[int]) -> NDArray[np.int64]:
+        dirty = np.flatnonzero(self._table.dirty_since >= 0)
+        return dirty[~np.isin(self._table.partitions[dirty], list(without))] if without else dirty

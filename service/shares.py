@@ -160,7 +160,7 @@ class Shares:
         if partition is not None:
             self._engines.hand_over(partition)
             self._swap.forget({partition})
-            self._commits.commit_last(self.consumer, {partition})
+            self._commits.commit_all(self.consumer, {partition})
             log.info("a partition is handed over", extra={"partition": partition, "left": len(left) - 1})
         if not left - {partition}:
             self._swap.end()
