@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from service.messages import DeadLetterReason
     from service.metrics import Metrics
     from service.model import Model
+    from service.watchdog import Watchdog
     from service.worker import Worker
 
     log.info("starting", extra={"version": __version__, "pid": os.getpid()})
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
                 "joining the group",
                 extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
             )
-            return worker.run()
+            with Watchdog(worker.not_live):
+                return worker.run()
         finally:
             broker.close()
 
@@ -94,8 +96,7 @@ def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
 
     def give_up() -> None:
         log.critical("not stopped within the limit, giving up", extra={"seconds": limit_seconds})
-        faulthandler.dump_traceback(all_threads=True)
-        sys.stderr.flush()
+        stacks.show()
         os._exit(1)
 
     def ask(signum: int, frame: FrameType | None) -> None:
