@@ -11,7 +11,7 @@ from functools import partial
 from service.broker.base import Broker, Consumer
 from service.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from service.engines import Engines
-from service.errors import BrokerError, Fenced
+from service.errors import BrokerError, Fenced, Replaced
 from service.metrics import Metrics
 from service.pipeline import Result
 from service.pulse import SAY_SECONDS
@@ -21,9 +21,6 @@ log = logging.getLogger("tidecast.worker")
 
 _RETRY_SECONDS = 1.0  # between two tries to commit
 _IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
-
-# So often fenced within so long means a namesake, fenced in turn; a pause beyond the session fences once or twice.
-_DUEL, _DUEL_SECONDS = 5, 60.0
 
 Waiting = Callable[[float], AbstractContextManager[None]]
 
@@ -58,7 +55,6 @@ class Commits:
         self.half_done = False  # True once a batch was left half applied: states must not be written any more
         self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
         self._failing_since: float | None = None
-        self._fenced: list[float] = []  # when, of late
         self._flushed_idle = clock()
 
     def connect(self, broker: Broker) -> None:
@@ -184,24 +180,18 @@ class Commits:
         """True where memory is ahead of what can still be committed: `start_over`, and restore."""
         return self._broken is not None
 
-    def start_over(self) -> None:
+    def start_over(self, consumer: Consumer) -> None:
         """After a transaction that came to nothing, or whose end is not known. Blocks for a new producer.
 
         Raises:
-            Fenced: a named instance was, again and again: two processes with one name take it from each other.
+            Replaced: another process has this instance's name; to take the transactional id back would end its work.
             BrokerError: no broker answers.
         """
         reason = self._broken
         assert reason is not None
-        if isinstance(reason, Fenced) and self._settings.instance != "auto":
-            now = self._clock()
-            self._fenced = [at for at in self._fenced if now - at < _DUEL_SECONDS] + [now]
-            if len(self._fenced) >= _DUEL:
-                raise Fenced(
-                    f"fenced {_DUEL} times within {_DUEL_SECONDS:g} s: another process has the --instance "
-                    f"{self._settings.instance!r} ({reason.what})",
-                    do="Nothing is lost. Give every worker a name of its own.",
-                )
+        if isinstance(reason, Fenced):
+            with self._waiting(self._settings.broker_timeout_seconds):
+                consumer.confirm()
         log.warning(
             "starting over from what is committed",
             extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self.committed)},
@@ -242,6 +232,8 @@ class Commits:
 
     def _try_again(self, error: BrokerError) -> None:
         """A commit did not get through: again with the next one, or, of a transaction, from what is committed."""
+        if isinstance(error, Replaced):
+            raise error
         now = self._clock()
         self.due = now + _RETRY_SECONDS
         if self._settings.delivery == "exactly-once":

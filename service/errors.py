@@ -46,6 +46,16 @@ class Fenced(BrokerError):
     """
 
 
+class Replaced(Fenced):
+    """A process that joined later has our name, and our place in the group with it: it goes on, and we end."""
+
+    def __init__(self, doing: str, name: str | None) -> None:
+        super().__init__(
+            f"{doing}: another process has the name {name!r}",
+            do="Nothing is lost: it joined later and goes on. Give every worker a name of its own (--instance).",
+        )
+
+
 class ChangelogError(TidecastError):
     """A record of the changelog that cannot be read. `layout`: the 8 bytes of its own, where another model wrote it."""
 

@@ -87,7 +87,7 @@ class Shares:
         """True where what is in memory is not what could be committed: all of it was dropped, and is restored."""
         if not self._commits.broken:
             return False
-        self._commits.start_over()
+        self._commits.start_over(self.consumer)
         self._forget(self.assigned)
         self._begin(self.assigned)
         return True

@@ -1,8 +1,8 @@
-"""SIGUSR1 shows on stderr what every thread is doing.
+"""What every thread is doing, on stderr; also on SIGUSR1.
 
-Not by `faulthandler.register`: that walks the stacks from within the signal, while other threads change them, and now
-and then it crashes the process that somebody wants to look at. A thread that waits for the signal holds the
-interpreter's lock while it looks.
+The signal not by `faulthandler.register`: that walks the stacks from within the signal, while other threads change
+them, and now and then it crashes the process that somebody wants to look at. A thread that waits for the signal holds
+the interpreter's lock while it looks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ import faulthandler
 import signal
 import sys
 import threading
+
+
+def show() -> None:
+    """Write the stack of every thread to stderr, the latest call first."""
+    faulthandler.dump_traceback(all_threads=True)
+    sys.stderr.flush()
 
 
 def show_on_signal() -> None:
@@ -22,5 +28,4 @@ def show_on_signal() -> None:
 def _listen() -> None:
     while True:
         signal.sigwait({signal.SIGUSR1})
-        faulthandler.dump_traceback(all_threads=True)
-        sys.stderr.flush()
+        show()

@@ -84,9 +84,11 @@ class Topics:
 class Serve:
     """`tidecast serve` as a process; its log is collected line by line."""
 
+    program: tuple[str, ...] = ("-m", "service", "serve")
+
     def __init__(self, *flags):
         env = {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
-        command = [sys.executable, "-m", "service", "serve", *map(str, flags)]
+        command = [sys.executable, *self.program, *map(str, flags)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         self.lines = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stderr.readline, "")))

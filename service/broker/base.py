@@ -17,7 +17,8 @@ Headers = Sequence[tuple[str, bytes]]
 class Membership:
     """How a consumer is a member of its group.
 
-    With an `instance` its place outlives a restart within the session's time-out (KIP-345).
+    With an `instance` its place outlives a restart within the session's time-out (KIP-345). Of two with one name, the
+    one that joined later has the place; the other's calls raise Replaced.
     """
 
     instance: str | None = None
@@ -95,7 +96,10 @@ def metadata_of(offsets: Mapping[int, int], metadata: str | Mapping[int, str]) -
 
 
 class Consumer(Protocol):
-    """One consumer of one topic. Every method but `close` raises BrokerError when the broker says no."""
+    """One consumer of one topic. Every method but `close` raises BrokerError when the broker says no.
+
+    `poll`, `commit`, `confirm` and a transaction's commit raise Replaced once another has this one's name.
+    """
 
     def subscribe(
         self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
@@ -124,6 +128,17 @@ class Consumer(Protocol):
 
         Raises:
             BrokerError: that took longer than the broker's time limit.
+        """
+
+    def confirm(self) -> None:
+        """Ask the group now whether this member's name is still its own; nothing is asked where it has none.
+
+        For one whose transactional id was taken: by a process of the same name, which must be let go on, or only
+        because a transaction was open for too long.
+
+        Raises:
+            Replaced: another process has the name.
+            BrokerError: the group's coordinator did not answer.
         """
 
     def seek(self, partition: int, offset: int) -> None:

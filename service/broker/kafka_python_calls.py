@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from kafka import errors
 
-from service.errors import BrokerError, Fenced
+from service.errors import BrokerError, Fenced, Replaced
 
 T = TypeVar("T")
 _NOT_READY_PAUSE_S = 0.25
@@ -25,7 +25,6 @@ _PUT_OUT = (
     errors.CommitFailedError,
     errors.IllegalGenerationError,
     errors.UnknownMemberIdError,
-    errors.FencedInstanceIdError,
 )
 
 
@@ -35,6 +34,11 @@ class Server:
 
     bootstrap_servers: str
     timeout_s: float
+    instance: str | None = None  # the name of the group's member that asks
+
+    def within(self, seconds: float) -> Server:
+        """The same, with a time limit of its own."""
+        return replace(self, timeout_s=seconds)
 
     @property
     def timeout_ms(self) -> int:
@@ -64,6 +68,8 @@ class Server:
     def error(self, error: BaseException, doing: str) -> BrokerError:
         """The BrokerError that tells a person what `error` means."""
         where = self.bootstrap_servers
+        if type(error) is errors.KafkaError:  # "cannot, because": what counts is inside
+            error = next((inner for inner in error.args if isinstance(inner, errors.KafkaError)), error)
         if isinstance(error, errors.UnknownTopicOrPartitionError):
             return BrokerError(f"{doing}: Kafka at {where} has no such topic", do="Make it: tidecast topics create")
         if isinstance(error, errors.AuthorizationError):
@@ -74,6 +80,8 @@ class Server:
             return BrokerError(
                 f"{doing}: Kafka at {where} takes no record that large", do="Raise the topic's max.message.bytes."
             )
+        if isinstance(error, errors.FencedInstanceIdError):
+            return Replaced(doing, self.instance)
         if isinstance(error, _PUT_OUT):
             kind = BrokerError if isinstance(error, errors.RebalanceInProgressError) else Fenced
             return kind(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ class KafkaPythonConsumer(Consumer):
         isolation: str,
         membership: Membership,
     ) -> None:
-        self._server = server
+        self.server = self._server = replace(server, instance=membership.instance)
         self._count = count
         self._group = group
         self._topic = ""
@@ -92,7 +93,7 @@ class KafkaPythonConsumer(Consumer):
 
         # The library shares out the partitions that it knows of: without this it may join before it knows of any.
         # Not for long: a client that met the broker as it went away may never ask again.
-        soon = Server(self._server.bootstrap_servers, min(_ASK_SECONDS, self._server.timeout_s))
+        soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
         soon.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
         self._member = Member(self._kafka, assigned, revoked)
         with self._server.errors(f"subscribing to {topic}"):
@@ -164,7 +165,7 @@ class KafkaPythonConsumer(Consumer):
         # KafkaConsumer.committed would make one request for each partition
         ask, tps = self._kafka._coordinator.fetch_committed_offsets, {p: self._tp(p) for p in partitions}
         # Not for long: a coordinator that went away meanwhile is found again by polling, not by this call.
-        soon = Server(self._server.bootstrap_servers, min(_ASK_SECONDS, self._server.timeout_s))
+        soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
         with soon.errors(f"asking for the committed offsets of {self._topic}"):
             found = ask(list(tps.values()), timeout_ms=soon.timeout_ms)
         return {p: (found[tp].offset, found[tp].metadata) if tp in found else None for p, tp in tps.items()}
@@ -174,9 +175,12 @@ class KafkaPythonConsumer(Consumer):
 
         Raises:
             Fenced: it has lost its place in the group, or the partitions.
+            FencedInstanceIdError: another process has its name, as a heartbeat was told.
         """
         if self._group is None:
             raise BrokerError("a consumer without a group has nothing to commit to", do="Give it a group.")
+        if self._member is not None:
+            self._member.check()
         found = self._kafka.group_metadata()
         # Kafka lets a transaction without a member's name pass unchecked, and such a name is all that the library has
         # once a heartbeat was told that the member is out.
@@ -187,6 +191,12 @@ class KafkaPythonConsumer(Consumer):
                 do="Poll on: this member joins again, and what was not committed is read again.",
             )
         return found
+
+    def confirm(self) -> None:
+        """Ask the group now whether this member's name is still its own; nothing is asked where it has none."""
+        if self._member is not None and self._server.instance is not None:
+            with self._server.errors(f"asking for our place in the group {self._group}"):
+                self._member.confirm(self._server.timeout_s)
 
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""

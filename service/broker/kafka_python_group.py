@@ -15,6 +15,11 @@ loses a join that ends between two of its polls, in two ways:
 And it tells of a lost membership only as it begins to join. Where the loss comes to light during a join (a process that
 was stopped in the midst of one), the member would come back with the partitions it had, as if nobody had had them in
 between, and go on from its old positions. Here such a join begins anew.
+
+Of two processes with one name (`group.instance.id`) Kafka lets the one that joined later have the place, and says so to
+the other's heartbeats, of which the library makes a line in the log: the member reads on, without a place in the group.
+Here the next poll raises. And a member that has not polled for too long forgets who it was, and on its return would
+take the name from the process that has it meanwhile; here it returns as whom it was, and Kafka tells it.
 """
 
 from __future__ import annotations
@@ -29,9 +34,11 @@ from typing import Any, cast
 
 from kafka import AsyncConsumerRebalanceListener, TopicPartition, errors
 from kafka.future import Future
+from kafka.protocol.consumer import HeartbeatRequest
 
 from service.errors import BrokerError
 
+_ASK_AGAIN_S = 0.1
 _SLICE_MS = 500  # so long may a wish to leave go unnoticed while the group is joined
 
 
@@ -57,6 +64,11 @@ class Member:
         # What the library's polls join with. They would give up in the midst of a join; see `_join`.
         self._coordinator.ensure_active_group = _join_first
         self._reset, self._coordinator.reset_generation = self._coordinator.reset_generation, self._lost
+        self._replaced: errors.FencedInstanceIdError | None = None
+        self._heard = self._coordinator._handle_heartbeat_response
+        self._coordinator._handle_heartbeat_response = self._hear
+        if not self._coordinator.is_dynamic_member():
+            self._coordinator.maybe_leave_group_async = self._step_back
 
     def subscribe(self, topic: str) -> None:
         """Begin to be a member; the joining itself is done by `poll`."""
@@ -67,10 +79,12 @@ class Member:
 
         Raises:
             KafkaTimeoutError: the library's poll did not return within `timeout_s` and `grace_s`.
+            FencedInstanceIdError: another process has this member's name.
         """
         caller = self._caller
         deadline = time.monotonic() + timeout_s
         while True:
+            self.check()
             left = max(0.0, deadline - time.monotonic())
             if not caller.busy:
                 caller.start(self._join if self._unsettled() else partial(self._fetch, int(left * 1_000), max_records))
@@ -110,6 +124,57 @@ class Member:
         """On the library's event loop: this member is out of the group, so the join begins with telling of that."""
         self._reset(*member_id, **named)
         self._coordinator.rejoining = False
+
+    def check(self) -> None:
+        """Raise the FencedInstanceIdError of which a heartbeat was told, if one was."""
+        if self._replaced is not None:
+            raise self._replaced
+
+    def confirm(self, timeout_s: float) -> None:
+        """Ask the coordinator whether this member's name is still its own; FencedInstanceIdError where it is not."""
+        self.check()
+        self._kafka._net.run(self._ask_for_our_place, time.monotonic() + timeout_s)
+
+    async def _ask_for_our_place(self, deadline: float) -> None:
+        # A heartbeat whose answer changes nothing but this: a join may be under way.
+        coordinator, manager = self._coordinator, self._coordinator._manager
+        while True:
+            left_ms = (deadline - time.monotonic()) * 1_000
+            if left_ms <= 0 or not await coordinator.ensure_coordinator_ready_async(timeout_ms=left_ms):
+                raise errors.KafkaTimeoutError
+            us = coordinator._generation
+            if not us.has_member_id():
+                return  # Kafka did not know us any more: nobody has the name, and a join takes it
+            asked = HeartbeatRequest(
+                group_id=coordinator.group_id,
+                generation_id=us.generation_id,
+                member_id=us.member_id,
+                group_instance_id=coordinator.group_instance_id,
+            )
+            try:
+                response = await manager.wait_for(manager.send(asked, node_id=coordinator.coordinator_id), left_ms)
+                error = errors.for_code(response.error_code)()
+            except errors.RetriableError as failed:
+                error = failed
+            if isinstance(error, errors.FencedInstanceIdError):
+                self._replaced = error
+                raise error
+            if isinstance(error, errors.RebalanceInProgressError) or not isinstance(error, errors.RetriableError):
+                return
+            coordinator.coordinator_dead(error)
+            await self._kafka._net.sleep(_ASK_AGAIN_S)
+
+    def _hear(self, response: Any, sent: float) -> None:
+        """On the library's event loop: a heartbeat's answer."""
+        try:
+            self._heard(response, sent)
+        except errors.FencedInstanceIdError as error:
+            self._replaced = error
+            raise
+
+    async def _step_back(self, reason: str | None = None, timeout_ms: float | None = None) -> None:
+        """On the library's event loop: a named member leaves without a word to Kafka, but knows who it was."""
+        self._lost(member_id=self._coordinator._generation.member_id)
 
     def _unsettled(self) -> bool:
         """Whether there is a reason to join, or a join that has begun and whose result is not in force."""

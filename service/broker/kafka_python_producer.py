@@ -135,8 +135,7 @@ class KafkaPythonProducer(Producer):
         Raises:
             BrokerError: a record failed, or `timeout_s` passed.
         """
-        server = Server(self._server.bootstrap_servers, timeout_s)
-        with server.errors("delivering what was produced"):
+        with self._server.within(timeout_s).errors("delivering what was produced"):
             self._kafka.flush(timeout=timeout_s)
         self._outstanding.clear()
         self._outstanding_bytes = 0

@@ -7,6 +7,8 @@ deadline. What else of the library (3.0.12) is minded here:
   - Offsets of an aborted transaction stay queued, and would be committed by the next one. `begin` drops them.
   - A record that failed leaves a gap in the numbers of its partition's records, at which Kafka refuses all that follow.
     `abort` then has them counted anew.
+  - A request whose coordinator's connection is refused is thrown away, where it should be sent again: the transaction
+    then waits for an answer to a question that nobody has asked, though Kafka may long be back. See `_connected`.
   - After some errors it gets itself a new epoch in the midst of a transaction (which aborts that), and would send what
     is left of the records with the next one. So a producer in any state but the expected is not used again.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 from kafka import OffsetAndMetadata, TopicPartition, errors
@@ -55,6 +58,8 @@ class TransactionalProducer(KafkaPythonProducer):
         self._added: set[TopicPartition] = set()  # the partitions of the open transaction
         self._commit: Any = None  # the answer to a commit, from when it is asked for until it is known
         self._abort: Any = None  # likewise
+        client = self._kafka._sender._client
+        client.await_ready = partial(_connected, client.await_ready)
         try:
             server.call(f"taking the transactional id {transactional_id}", self._kafka.init_transactions)
         except BaseException:
@@ -101,14 +106,15 @@ class TransactionalProducer(KafkaPythonProducer):
             BrokerError: it is not committed; or, where Kafka was asked and did not answer, it is not known.
         """
         deadline = time.monotonic() + timeout_s
-        server = Server(self._server.bootstrap_servers, timeout_s)
+        member = cast(KafkaPythonConsumer, consumer)
+        server = member.server.within(timeout_s)
         if not self._open or self._commit is not None or self._abort is not None:
             raise BrokerError("no transaction is open", do="Begin one first.")
         if not offsets:  # Kafka would check no membership, and a member that was put out would not be found out
             raise BrokerError("a transaction without input offsets cannot be fenced", do="Give it the offsets.")
         with server.errors("committing a transaction"):
             self._deliver(deadline)
-            group = cast(KafkaPythonConsumer, consumer).membership(topic, offsets)
+            group = member.membership(topic, offsets)
             found = {TopicPartition(topic, p): OffsetAndMetadata(o, text, -1) for p, (o, text) in offsets.items()}
             self._await(self._transactions.send_offsets_to_transaction(found, group), deadline)
             self._raise_failure()
@@ -130,7 +136,7 @@ class TransactionalProducer(KafkaPythonProducer):
             return
         if self._commit is not None:
             raise BrokerError("it is not known whether Kafka has committed the transaction", do=_REPLACE)
-        server = Server(self._server.bootstrap_servers, timeout_s)
+        server = self._server.within(timeout_s)
         deadline = time.monotonic() + timeout_s
         with server.errors("aborting a transaction"):
             if self._abort is None:
@@ -199,3 +205,15 @@ class TransactionalProducer(KafkaPythonProducer):
         if error is not None:
             raise self._server.error(error, "producing in a transaction") from error
         super()._raise_failure()
+
+
+def _connected(await_ready: Callable[..., bool], node: Any, timeout_ms: float) -> bool:
+    """Whether there is a connection to the node.
+
+    The library raises where there is none. Its sender keeps a request only where it is told so by False: then it looks
+    for the coordinator and sends the request again.
+    """
+    try:
+        return await_ready(node, timeout_ms=timeout_ms)
+    except errors.KafkaError:
+        return False

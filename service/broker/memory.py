@@ -39,7 +39,7 @@ class MemoryBroker(Broker):
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
         """A new consumer; `group` None = only `assign` may be used."""
-        return MemoryConsumer(self, group, isolation)
+        return MemoryConsumer(self, group, isolation, membership.instance)
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new producer; with an id, one of transactions, that fences whoever had the id."""

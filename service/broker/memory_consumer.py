@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.broker.base import Batch, Consumer, metadata_of
 from service.broker.memory_log import Group
-from service.errors import BrokerError, Fenced
+from service.errors import BrokerError, Fenced, Replaced
 
 if TYPE_CHECKING:
     from service.broker.memory import MemoryBroker
@@ -23,9 +23,11 @@ def _nothing(partitions: set[int]) -> None:
 class MemoryConsumer(Consumer):
     """Made by `MemoryBroker.consumer`."""
 
-    def __init__(self, broker: MemoryBroker, group: str | None, isolation: str) -> None:
+    def __init__(self, broker: MemoryBroker, group: str | None, isolation: str, instance: str | None) -> None:
         self._broker = broker
         self._group = group
+        self._instance = instance
+        self._replaced = False  # another member has the name
         self._committed = isolation == "read_committed"
         self._topic = ""
         self._positions: dict[int, int] = {}  # of the partitions that are read
@@ -45,8 +47,21 @@ class MemoryConsumer(Consumer):
             self._broker.log(topic, 0)
             self._topic, self._on_assigned, self._on_revoked = topic, on_assigned, on_revoked
             self._member = self._broker.groups.setdefault((self._group, topic), Group())
+            self._take_name(self._member)
             self._member.members.append(self)
             self._share_out(self._member)
+
+    def _take_name(self, group: Group) -> None:
+        """What another member with our name has is ours; it is not asked."""
+        for former in [m for m in group.members if self._instance is not None and m._instance == self._instance]:
+            former._replaced = True
+            group.members.remove(former)
+            group.target = {p: self if m is former else m for p, m in group.target.items()}
+            group.owner = {p: m for p, m in group.owner.items() if m is not former}
+
+    def _require_name(self, doing: str) -> None:
+        if self._replaced:
+            raise Replaced(doing, self._instance)
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
@@ -61,6 +76,7 @@ class MemoryConsumer(Consumer):
         """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
         deadline = time.monotonic() + timeout_s
         while True:
+            self._require_name(f"reading {self._topic}")
             self._rebalance()
             with self._broker.changed:
                 batch = self._take(max_records)
@@ -116,6 +132,7 @@ class MemoryConsumer(Consumer):
             raise BrokerError("a consumer without a group has nothing to commit to", do="Give it a group.")
         for partition in partitions:
             self._broker.log(topic, partition)
+        self._require_name(f"committing offsets of {topic}")
         member = self._member
         mine = member is None or all(member.owner.get(p) is self and self in member.members for p in partitions)
         if self._closed or topic != self._topic or not mine:
@@ -140,6 +157,10 @@ class MemoryConsumer(Consumer):
     def _decided(self, partitions: Collection[int]) -> bool:
         undecided = self._broker.undecided.get((self._group or "", self._topic), {})
         return not any(undecided.get(p) for p in partitions)
+
+    def confirm(self) -> None:
+        """Raise Replaced where another member has the name."""
+        self._require_name(f"asking for our place in the group {self._group}")
 
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     # default action for SIGTERM.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a worker, the model that is loaded is the newest
 
     # Imported here: `tidecast serve --help` need not wait for onnxruntime.
     from service.broker.connect import connect
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from service.messages import DeadLetterReason
     from service.metrics import Metrics
     from service.model_watch import ModelWatch
+    from service.watchdog import Watchdog
     from service.worker import Worker
 
     log.info("starting", extra={"version": __version__, "pid": os.getpid()})
@@ -83,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
                 "joining the group",
                 extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
             )
-            return worker.run()
+            with Watchdog(worker.not_live):
+                return worker.run()
         finally:
             watch.stop()
             broker.close()
@@ -100,8 +103,7 @@ def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
 
     def give_up() -> None:
         log.critical("not stopped within the limit, giving up", extra={"seconds": limit_seconds})
-        faulthandler.dump_traceback(all_threads=True)
-        sys.stderr.flush()
+        stacks.show()
         os._exit(1)
 
     def ask(signum: int, frame: FrameType | None) -> None:

@@ -9,8 +9,8 @@ import uuid
 
 import pytest
 
-from service.broker.base import Batch, Outgoing
-from service.errors import BrokerError
+from service.broker.base import DYNAMIC, Batch, Membership, Outgoing
+from service.errors import BrokerError, Replaced
 
 PATIENCE_S = 20.0  # a limit, not an expectation
 
@@ -53,9 +53,9 @@ def poll_until(consumers, condition):
 class Member:
     """A consumer in a group that notes what is assigned to it."""
 
-    def __init__(self, port, topic, group):
+    def __init__(self, port, topic, group, membership=DYNAMIC):
         self.assigned, self.threads, self.told = set(), set(), []
-        self.consumer = port.consumer(group=group)
+        self.consumer = port.consumer(group=group, membership=membership)
         self.consumer.subscribe(topic, self.take, self.leave)
 
     def take(self, partitions):
@@ -269,6 +269,35 @@ class BrokerContract:
         assert outside.committed([0]) == {0: (3, "before")}
         outside.commit({0: 3}, "before")  # and goes on where the group has ended
         outside.close()
+
+    def test_of_two_processes_with_one_name_the_newer_goes_on_and_the_older_is_told(self, port, topic):
+        fill(port, topic, 4, partition=0)
+        older = Member(port, topic, topic, Membership("one"))
+        poll_until([older.consumer], lambda: len(older.assigned) == 4)
+        older.consumer.confirm()
+        newer = Member(port, topic, topic, Membership("one"))
+        poll_until([newer.consumer], lambda: len(newer.assigned) == 4)
+        for _ in range(2):
+            for attempt in (older.consumer.confirm, lambda: older.consumer.commit({0: 1})):
+                with pytest.raises(Replaced, match=r"another process has the name 'one'.*a name of its own"):
+                    attempt()
+            with pytest.raises(Replaced, match="'one'"):  # its heartbeats have been told
+                poll_until([older.consumer], lambda: False)
+        newer.consumer.confirm()
+        newer.consumer.commit({0: 4})
+        assert newer.consumer.committed([0]) == {0: (4, "")} and len(newer.assigned) == 4
+        older.consumer.close()
+        newer.consumer.poll(0.1, 10)
+        newer.consumer.confirm()
+        newer.consumer.close()
+
+    def test_members_with_names_of_their_own_or_none_share_the_partitions(self, port, topic):
+        members = [Member(port, topic, topic, Membership(name)) for name in ("one", "two", None, None)]
+        consumers = [m.consumer for m in members]
+        poll_until(consumers, lambda: all(len(m.assigned) == 1 for m in members))
+        for consumer in consumers:
+            consumer.confirm()
+            consumer.close()
 
     def test_callbacks_run_on_the_thread_that_polls(self, port, topic):
         member = Member(port, topic, topic)

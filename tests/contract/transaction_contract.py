@@ -4,8 +4,8 @@ import uuid
 
 import pytest
 
-from service.broker.base import Outgoing
-from service.errors import BrokerError, Fenced
+from service.broker.base import Membership, Outgoing
+from service.errors import BrokerError, Fenced, Replaced
 from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
 
 
@@ -177,6 +177,23 @@ class TransactionContract:
         zombie.abort(PATIENCE_S)
         assert see() == [b"of the heir"] and heir.consumer.committed([0]) == {0: (8, "heir")}
         heir.consumer.close()
+
+    def test_a_transaction_of_a_process_whose_name_another_has_taken_comes_to_nothing(
+        self, port, topic, source, take, see
+    ):
+        older = Member(port, source, source, Membership("one"))
+        poll_until([older.consumer], lambda: len(older.assigned) == 4)
+        producer = take(topic)
+        producer.begin()
+        producer.produce(outgoing(topic, b"of the older"))
+        newer = Member(port, source, source, Membership("one"))
+        poll_until([newer.consumer], lambda: len(newer.assigned) == 4)
+        with pytest.raises(Replaced, match="another process has the name 'one'"):
+            producer.commit_transaction(source, {0: (1, "")}, older.consumer, PATIENCE_S)
+        producer.abort(PATIENCE_S)
+        assert see() == [] and newer.consumer.committed([0]) == {0: None}
+        for member in (older, newer):
+            member.consumer.close()
 
     def test_offsets_of_a_fenced_commit_do_not_come_with_the_next_one(self, port, topic, source, member, take):
         producer = take(topic)

@@ -3,14 +3,16 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 
 from service.broker import kafka_python_transactions
-from service.broker.base import Outgoing
+from service.broker.base import Membership, Outgoing
 from service.broker.connect import connect
+from service.broker.embedded import EmbeddedBroker
 from service.errors import BrokerError, Fenced
 from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
 from tests.contract.transaction_contract import outgoing, read_to_the_end
@@ -185,6 +187,33 @@ def test_a_transaction_that_kafka_ended_for_its_age_is_not_committed(kafka, topi
     producer.abort(PATIENCE_S)
     producer.close()
     assert seen(name) == [] and reader.consumer.committed([0]) == {0: None}
+
+
+def test_a_commit_asked_for_while_kafka_is_away_comes_about_soon_after_its_return(tmp_path, monkeypatch):
+    """kafka-python threw the request away, and the commit waited in vain until its time limit."""
+    monkeypatch.setattr(kafka_python_transactions, "TRANSACTION_TIMEOUT_MS", 300_000)  # a start may take its time
+    with EmbeddedBroker(tmp_path / "broker", heap_mb=256) as kafka:
+        port = connect(kafka.bootstrap_servers, timeout_s=200)
+        for name in ("in", "out"):
+            port.create_topic(name, 1)
+        reader = Member(port, "in", "group", Membership(session_timeout_s=200))
+        poll_until([reader.consumer], lambda: reader.assigned == {0})
+        producer = port.producer(transactional_id="one")
+        for round_, delivered in enumerate((True, False)):
+            producer.begin()
+            producer.produce(outgoing("out", b"%d" % round_))
+            if delivered:
+                producer.flush(PATIENCE_S)
+            kafka.kill()
+            time.sleep(0.3)  # the client has seen that its connections are gone
+            with ThreadPoolExecutor() as pool:
+                commit = pool.submit(producer.commit_transaction, "in", {0: (round_, "")}, reader.consumer, 200)
+                kafka.start()
+                commit.result(15)
+            assert reader.consumer.committed([0]) == {0: (round_, "")}
+        producer.close()
+        reader.consumer.close()
+        port.close()
 
 
 def test_taking_an_id_from_a_kafka_that_is_silent_ends_in_time(embedded, broker):

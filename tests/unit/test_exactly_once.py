@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from service.broker.base import Membership
 from service.changelog import Codec, layout_hash
-from service.errors import BrokerError, ChangelogError, Fenced
+from service.errors import BrokerError, ChangelogError, Fenced, Replaced
 from service.messages import DeadLetterReason
 from service.metrics import Metrics
 from service.model import Model
@@ -45,21 +46,27 @@ def test_a_call_that_fails_at_any_step_of_a_commit_is_overcome_by_the_same_worke
     world.check()
 
 
-def test_a_worker_whose_name_another_has_taken_ends_and_says_so(model):
+def test_a_worker_whose_name_another_has_taken_ends_and_says_so_and_the_newer_goes_on(model):
     world = World(model)
     world.send(0, 10)
-    always = Fault("commit_transaction", 3, Fenced("another has taken over"))
-    always.around = lambda call, do: always_fenced(call, do, always.error)
-    with pytest.raises(Fenced, match=r"fenced 5 times.*another process has the --instance 'one'.*name of its own"):
-        world.live(always, idle=1_000)
+    newer = world.broker.consumer(group="tidecast", membership=Membership("one"))
+
+    class Taken(Fault):
+        def around(self, call, do):
+            if call == "commit_transaction" and newer is not None:
+                newer.subscribe("readings", lambda new: None, lambda gone: None)
+                newer.poll(0.0, 1)
+                raise Fenced("another has taken the transactional id")
+            do()
+
+    with pytest.raises(
+        Replaced, match=r"another process has the name 'one'.*joined later and goes on.*name of its own"
+    ):
+        world.live(Taken(), idle=1_000)
+    newer.confirm()  # the older one has not taken the name back
+    newer.close()
     world.live()
     world.check()
-
-
-def always_fenced(call, do, error):
-    if call == "commit_transaction":
-        raise error
-    do()
 
 
 def test_a_fenced_worker_starts_over_from_what_is_committed(model):
