@@ -3,12 +3,16 @@
 `counting_model` keeps, in whole numbers that float32 holds exactly: how many steps, how many missing values, the
 last time, and a hash over everything it was shown, in order. So one step that is lost, doubled, mixed up or given
 to another series changes every later forecast, and equality with `CountingReference` is exact.
+
+A `Variant` is another model of the same name, for tests that change models: its hash goes on otherwise at once, so a
+state that the wrong model stepped is found out too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -32,18 +36,53 @@ STATE = ("count", "missing", "last", "hash")  # one number each
 OFFSETS = np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], dtype=np.float32)  # [horizon, quantiles]
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One of the counting models: how its hash grows, and whether its state has the time before the last one too."""
+
+    multiplier: int = 31
+    longer: bool = False  # a state of another layout: five numbers, under other names, and not all of them start at 0
+
+    @property
+    def slices(self) -> list[StateSlice]:
+        if self.longer:
+            names, sizes = ("steps", "missing", "hash", "times"), (1, 1, 1, 2)
+        else:
+            names, sizes = STATE, (1, 1, 1, 1)
+        return [StateSlice(name, sum(sizes[:i]), (sizes[i],)) for i, name in enumerate(names)]
+
+    @property
+    def initial_state(self) -> list[float]:
+        return [0.0, 0.0, 1000.0, 0.0, 0.0] if self.longer else [0.0] * len(STATE)
+
+
+PLAIN = Variant()
+# To be published one after the other: the first change keeps the layout of the state, the second does not, and so on.
+SUCCESSORS = (
+    PLAIN,
+    Variant(multiplier=37),
+    Variant(multiplier=41, longer=True),
+    Variant(multiplier=43, longer=True),
+    Variant(multiplier=47),
+)
+
+
 class CountingReference:
     """What the counting model does, one series and one step at a time, in plain Python."""
 
-    def __init__(self) -> None:
-        self.count, self.missing, self.last, self.hash = 0, 0, 0, 0
+    def __init__(self, variant: Variant = PLAIN) -> None:
+        self.variant = variant
+        self.count, self.missing, self.last, self.before = 0, 0, 0, 0
+        self.hash = 1000 if variant.longer else 0
 
     def step(self, x: Sequence[float], ts: int) -> list[list[float]]:
         """Returns [horizon][quantiles]."""
         self.count += 1
         self.missing += sum(math.isnan(v) for v in x)
-        self.last = ts // 1000 % MODULUS
-        digest = self.hash * 31 + self.last
+        self.before, self.last = self.last, ts // 1000 % MODULUS
+        digest = self.hash * self.variant.multiplier + self.last
+        if self.variant.longer:
+            digest += self.before
         for weight, v in enumerate(x, start=7):
             digest += weight * (5 if math.isnan(v) else int(v))
         self.hash = int(math.fmod(digest, MODULUS))
@@ -51,17 +90,20 @@ class CountingReference:
 
     @property
     def state(self) -> list[float]:
+        if self.variant.longer:
+            return [float(v) for v in (self.count, self.missing, self.hash, self.last, self.before)]
         return [float(v) for v in (self.count, self.missing, self.last, self.hash)]
 
 
-def counting_graph(features: int = 2, diagnostics: int = 2) -> onnx.ModelProto:
+def counting_graph(features: int = 2, diagnostics: int = 2, variant: Variant = PLAIN) -> onnx.ModelProto:
     """The graph without its spec."""
+    size = len(variant.initial_state)
     constants = {
         "zero": np.float32(0),
         "one": np.float32(1),
         "five": np.float32(5),
         "three": np.float32(3),
-        "thirty_one": np.float32(31),
+        "multiplier": np.float32(variant.multiplier),
         "modulus": np.float32(MODULUS),
         "thousand": np.int64(1000),
         "modulus_int": np.int64(MODULUS),
@@ -74,14 +116,20 @@ def counting_graph(features: int = 2, diagnostics: int = 2) -> onnx.ModelProto:
         "nan": np.float32(np.nan),
         "offsets": OFFSETS.reshape(1, HORIZON, 1, len(QUANTILES)),
         "to_y": np.array([-1, 1, 1, 1], dtype=np.int64),
-        "parts": np.array([1, 1, 1, 1], dtype=np.int64),
+        "parts": np.ones(size, dtype=np.int64),
     }
 
     def node(op: str, inputs: str, outputs: str, **attributes: object) -> onnx.NodeProto:
         return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
 
+    if variant.longer:
+        parts, next_parts = "count missing hash last before", "new_count new_missing new_hash clock last"
+        clocks = [node("Add", "clock last", "clocks")]
+    else:
+        parts, next_parts = "count missing last hash", "new_count new_missing clock new_hash"
+        clocks = [node("Identity", "clock", "clocks")]
     nodes = [
-        node("Split", "state parts", "count missing last hash", axis=1),
+        node("Split", "state parts", parts, axis=1),
         node("IsNaN", "x", "is_nan"),
         node("Where", "is_nan five x", "filled"),
         node("Cast", "is_nan", "nan_float", to=TensorProto.FLOAT),
@@ -94,14 +142,15 @@ def counting_graph(features: int = 2, diagnostics: int = 2) -> onnx.ModelProto:
         node("Unsqueeze", "clock_float last_axis", "clock"),
         node("Mul", "filled weights", "weighted"),
         node("ReduceSum", "weighted last_axis", "mixed", keepdims=1),
-        node("Mul", "hash thirty_one", "hash31"),
-        node("Add", "hash31 clock", "hash_clock"),
+        node("Mul", "hash multiplier", "hash_grown"),
+        *clocks,
+        node("Add", "hash_grown clocks", "hash_clock"),
         node("Add", "hash_clock mixed", "hash_all"),
         node("Mod", "hash_all modulus", "good_hash", fmod=1),
         node("Gather", "filled first_feature", "first", axis=1),
         node("Equal", "first poison_state", "poisoned"),
         node("Where", "poisoned infinity good_hash", "new_hash"),
-        node("Concat", "new_count new_missing clock new_hash", "next_state", axis=1),
+        node("Concat", next_parts, "next_state", axis=1),
         node("Mul", "new_count three", "count3"),
         node("Add", "good_hash count3", "base"),
         node("Equal", "first poison_forecast", "muted"),
@@ -120,10 +169,10 @@ def counting_graph(features: int = 2, diagnostics: int = 2) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "counting",
-        [tensor("x", features), tensor("ts", kind=TensorProto.INT64), tensor("state", len(STATE))],
+        [tensor("x", features), tensor("ts", kind=TensorProto.INT64), tensor("state", size)],
         [
             tensor("y", HORIZON, 1, len(QUANTILES)),
-            tensor("next_state", len(STATE)),
+            tensor("next_state", size),
             tensor("score", diagnostics),
         ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
@@ -131,9 +180,9 @@ def counting_graph(features: int = 2, diagnostics: int = 2) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
-def counting_spec(**changes: object) -> ModelSpec:
+def counting_spec(variant: Variant = PLAIN, **changes: object) -> ModelSpec:
     """The spec of the counting model, with its true self-test; the hash is filled in by `save`."""
-    reference = CountingReference()
+    reference = CountingReference(variant)
     x: list[list[float | None]] = [[1.0, 2.0], [None, 4.0], [5.0, None]]
     ts = [START_MS + i * STEP_MS for i in range(len(x))]
     for row, t in zip(x, ts, strict=True):
@@ -146,9 +195,9 @@ def counting_spec(**changes: object) -> ModelSpec:
         horizon=HORIZON,
         step_ms=STEP_MS,
         quantiles=list(QUANTILES),
-        state_size=len(STATE),
-        state=[StateSlice(name, i, (1,)) for i, name in enumerate(STATE)],
-        initial_state=[0.0] * len(STATE),
+        state_size=len(variant.initial_state),
+        state=variant.slices,
+        initial_state=variant.initial_state,
         warmup_steps=3,
         diagnostics=[
             Diagnostic("missing", "surprise", "value", 1),
@@ -178,6 +227,11 @@ def save_text(directory: Path, graph: onnx.ModelProto, spec: str | None) -> Path
     return directory
 
 
-def counting_model(directory: Path, **changes: object) -> Path:
+def counting_model(directory: Path, variant: Variant = PLAIN, **changes: object) -> Path:
     """A model directory with the counting model; `changes` are fields of its spec."""
-    return save(directory, counting_graph(), counting_spec(**changes))
+    return save(directory, counting_graph(variant=variant), counting_spec(variant, **changes))
+
+
+def counting_models(directory: Path, count: int) -> list[Path]:
+    """A model directory for each of the first so many of SUCCESSORS."""
+    return [counting_model(directory / str(i), variant) for i, variant in enumerate(SUCCESSORS[:count])]
