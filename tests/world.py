@@ -77,12 +77,12 @@ class World:
             self.broker.create_topic(topic, 2, {"cleanup.policy": "compact"} if topic == "tidecast-state" else None)
         self.sent = []  # (partition, key, value)
 
-    def send(self, first, last):
+    def send(self, first, last, rubbish=True):
         producer, out = self.broker.producer(), Outgoing("readings")
         for step in range(first, last):
             for number, key in enumerate(SERIES):
                 value = json.dumps({"ts": START_MS + step * STEP_MS, "value": number, "wind": step}).encode()
-                value = b"{" if step % 5 == 4 and number == 1 else value
+                value = b"{" if rubbish and step % 5 == 4 and number == 1 else value
                 out.append(key, value, partition=number % 2)
                 self.sent.append((number % 2, key, value))
         producer.produce(out)
