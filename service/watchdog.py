@@ -25,7 +25,7 @@ LOOK_SECONDS = 1.0
 # much time to turn again.
 AWAY_SECONDS = 10.0
 # From the report to the end. /livez tells of a stall too, so an orchestrator that looks ends the process long before,
-# by its own rules. This is for where nobody looks: five minutes are what Kafka gives a member between two polls; then
+# by its own rules. This is for where nobody looks: five minutes are what Kafka gives a member between two polls: then
 # its partitions go to others anyway, and to wait longer only hides that nothing is done here.
 END_SECONDS = 300.0
 

@@ -77,7 +77,11 @@ class TransactionalProducer(KafkaPythonProducer):
         self._raise_failure()
         if not self._open:
             raise BrokerError("no transaction is open", do="Begin one first.")
-        super().produce(outgoing)
+        try:
+            super().produce(outgoing)
+        except BrokerError:
+            self._raise_failure()  # the library only tells that there was an error before
+            raise
 
     def begin(self) -> None:
         """Begin a transaction.

@@ -3,9 +3,12 @@
 import threading
 import time
 
+import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 
+from service.broker.base import Membership
+from service.errors import Replaced
 from tests.contract.broker_contract import PATIENCE_S, Member, poll_until
 
 
@@ -57,6 +60,32 @@ def test_a_member_that_the_group_has_thrown_out_joins_again_and_gets_its_share(k
         poll_until([m.consumer for m in members], lambda out=out: out.told)
         settle(members, each=2)
     close(members)
+
+
+@pytest.mark.parametrize("another", [True, False])
+def test_a_named_member_that_did_not_poll_for_too_long_does_not_take_its_name_back_from_another(kafka, topic, another):
+    """As after a stop of the process for minutes; kafka-python forgets then who it was."""
+    name = topic(partitions=2)
+    stopped = Member(kafka, name, name, Membership("one"))
+    poll_until([stopped.consumer], lambda: len(stopped.assigned) == 2)
+    coordinator = stopped.consumer._kafka._coordinator
+    limit, coordinator.heartbeat.config["max_poll_interval_ms"] = (
+        coordinator.heartbeat.config["max_poll_interval_ms"],
+        1,
+    )
+    poll_until([], lambda: coordinator._generation.generation_id < 0)
+    coordinator.heartbeat.config["max_poll_interval_ms"] = limit
+    stopped.told.clear()
+    if another:
+        newer = Member(kafka, name, name, Membership("one"))
+        poll_until([newer.consumer], lambda: len(newer.assigned) == 2)
+        with pytest.raises(Replaced, match="another process has the name 'one'"):
+            poll_until([stopped.consumer], lambda: False)
+        newer.consumer.confirm()
+        close([newer])
+    else:
+        poll_until([stopped.consumer], lambda: stopped.told and len(stopped.assigned) == 2)
+    close([stopped])
 
 
 def test_members_that_join_at_the_same_moment_all_get_their_share(kafka, topic):

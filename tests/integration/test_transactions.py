@@ -189,6 +189,21 @@ def test_a_transaction_that_kafka_ended_for_its_age_is_not_committed(kafka, topi
     assert seen(name) == [] and reader.consumer.committed([0]) == {0: None}
 
 
+def test_a_producer_that_hears_in_the_midst_of_producing_that_it_is_fenced_says_so(kafka, topic, monkeypatch):
+    name = topic(2)
+    producer = kafka.producer(transactional_id=name)
+    producer.begin()
+    heir = kafka.producer(transactional_id=name)
+    producer.produce(outgoing(name, b"1"))
+    poll_until([], lambda: producer._transactions.last_error is not None)
+    look, looks = producer._raise_failure, iter([None, None])  # the news come after the last look
+    monkeypatch.setattr(producer, "_raise_failure", lambda: next(looks, "known") and look())
+    with pytest.raises(Fenced, match="transactional id"):
+        producer.produce(outgoing(name, b"2", partition=1))
+    for each in (producer, heir):
+        each.close()
+
+
 def test_a_commit_asked_for_while_kafka_is_away_comes_about_soon_after_its_return(tmp_path, monkeypatch):
     """kafka-python threw the request away, and the commit waited in vain until its time limit."""
     monkeypatch.setattr(kafka_python_transactions, "TRANSACTION_TIMEOUT_MS", 300_000)  # a start may take its time
