@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from worker_process import WorkerProcess, get, make_topics, send, spread, trained_model
+from worker_process import WorkerProcess, make_topics, send, spread, trained_model
 
 from service.broker.base import Broker
 from service.broker.connect import connect
@@ -158,10 +158,8 @@ def main() -> None:
                 seconds = restored_in(worker.log.read_text())
                 ready.append(worker.seconds)
                 rates.append(args.series / seconds)
-                print(
-                    f"| {run + 1} | {ready[-1]:.2f} | {first[-1]:.2f} | {seconds:.2f} | {records:,} | {rates[-1]:,.0f} |",
-                    flush=True,
-                )
+                row = f"{ready[-1]:.2f} | {first[-1]:.2f} | {seconds:.2f} | {records:,} | {rates[-1]:,.0f}"
+                print(f"| {run + 1} | {row} |", flush=True)
                 check(broker, topics["output_topic"], model, args.series, steps)
                 already = args.series * steps - worker.metric("forecasts_total")
             worker.end()
@@ -170,7 +168,9 @@ def main() -> None:
     print(f"start to ready, s (min / median / max of {args.runs}): {spread(ready, '.2f')}")
     print(f"restored, series/s: {spread(rates)}")
     if args.json:
-        print(json.dumps({"series_per_s": round(statistics.median(rates)), "ready_s": round(statistics.median(ready), 2)}))
+        print(
+            json.dumps({"series_per_s": round(statistics.median(rates)), "ready_s": round(statistics.median(ready), 2)})
+        )
 
 
 if __name__ == "__main__":
