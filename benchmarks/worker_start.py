@@ -9,69 +9,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from worker_process import WorkerProcess, make_topics, send, spread, trained_model
 
-from service.broker.base import Outgoing
 from service.broker.connect import connect
 from service.broker.embedded import EmbeddedBroker
 from service.model import Model
-from service.topics import CHANGELOG_CONFIG
 
-ROOT = Path(__file__).parents[1]
 SERIES, STEPS = 1_000, 20
 START_MS = 1_700_000_000_000
 
 
-def get(url: str) -> str | None:
-    """The page, None while there is none."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as page:
-            return page.read().decode()
-    except (urllib.error.URLError, OSError):
-        return None
-
-
-class Run:
-    """One worker process, from its start to the end."""
-
-    def __init__(self, model: Path, broker: str, group: str, log: Path) -> None:
-        self.log = log
-        command = [sys.executable, "-m", "service", "serve", "--model", str(model), "--bootstrap-servers", broker]
-        started = time.perf_counter()
-        with log.open("wb") as out:
-            self.process = subprocess.Popen([*command, "--group", group, "--http-port", "0"], stderr=out, cwd=ROOT)
-        self.url = self.wait(lambda: (found := re.search(r"url=(http://\S+)", log.read_text())) and found[1])
-        self.wait(lambda: get(f"{self.url}/readyz"))
-        self.seconds = time.perf_counter() - started
-
-    def wait(self, test):
-        """What `test` gives, once it is true."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if found := test():
-                return found
-            time.sleep(0.01)
-        raise SystemExit(f"the worker did not get so far:\n{self.log.read_text()}")
-
-    def forecasts(self) -> float:
-        """How many it has made."""
-        found = re.search(r"^tidecast_forecasts_total (\S+)$", get(f"{self.url}/metrics") or "", re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def end(self) -> None:
-        """SIGTERM, and wait."""
-        self.process.terminate()
-        self.process.wait(30)
+def readings(features: list[str]) -> Iterator[tuple[int, bytes, bytes]]:
+    """(partition, key, value), an hour between two of a series."""
+    for step in range(STEPS):
+        for series in range(SERIES):
+            value = {"ts": START_MS + step * 3_600_000, **dict.fromkeys(features, 20.0 + series % 7)}
+            yield series % 4, f"sensor-{series}".encode(), json.dumps(value).encode()
 
 
 def main() -> None:
@@ -82,52 +40,25 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = args.model or folder / "model"
-        if args.model is None:
-            config = ROOT / "training/samples/weather.toml"
-            train = [
-                sys.executable,
-                "-m",
-                "service",
-                "train",
-                str(config),
-                "--out",
-                str(model),
-                "--epochs",
-                "2",
-                "--quiet",
-            ]
-            subprocess.run(train, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        model = args.model or trained_model(folder)
         features = Model.load(model).spec.features
         with EmbeddedBroker(folder / "kafka") as kafka:
             broker = connect(kafka.bootstrap_servers)
-            for topic in ("readings", "forecasts", "dead-letters"):
-                broker.create_topic(topic, 4)
-            broker.create_topic("tidecast-state", 4, CHANGELOG_CONFIG)
-            runs = [Run(model, kafka.bootstrap_servers, "start", folder / "log") for _ in range(1)]
-            runs[0].end()
-            seconds = []
-            for i in range(args.runs):
-                run = Run(model, kafka.bootstrap_servers, f"start-{i}", folder / "log")
-                seconds.append(run.seconds)
-                if i < args.runs - 1:
-                    run.end()
+            topics = make_topics(broker, "start", 4)
+            runs = []
+            for i in range(args.runs + 1):  # the first one only warms the machine's caches
+                if runs:
+                    runs[-1].end()
+                settings = {**topics, "group": f"start-{i}"}
+                runs.append(WorkerProcess(model, kafka.bootstrap_servers, folder / "log", settings))
+            run = runs[-1]
             idle = psutil.Process(run.process.pid).memory_info().rss
-            producer = broker.producer()
-            for step in range(STEPS):
-                out = Outgoing("readings")
-                for series in range(SERIES):
-                    value = {"ts": START_MS + step * 3_600_000, **dict.fromkeys(features, 20.0 + series % 7)}
-                    out.append(f"sensor-{series}".encode(), json.dumps(value).encode())
-                producer.produce(out)
-            producer.flush(60)
-            run.wait(lambda: run.forecasts() >= SERIES * STEPS)
+            send(broker, topics["input_topic"], readings(features))
+            run.wait(lambda: run.metric("forecasts_total") >= SERIES * STEPS)
             loaded = psutil.Process(run.process.pid).memory_info().rss
             run.end()
-            producer.close()
             broker.close()
-    low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
-    print(f"start to ready, s (min / median / max of {args.runs}): {low:.2f} / {middle:.2f} / {high:.2f}")
+    print(f"start to ready, s (min / median / max of {args.runs}): {spread([r.seconds for r in runs[1:]], '.2f')}")
     print(
         f"resident memory, MB: idle {idle / 1e6:.0f}, "
         f"with {SERIES:,} series after {SERIES * STEPS:,} readings {loaded / 1e6:.0f}"

@@ -1,0 +1,177 @@
+"""How soon a worker that was killed with many series of state is ready again, and that it goes on correctly.
+
+    python benchmarks/recovery.py [--series 100000] [--runs 3] [--model DIR] [--instance one] [--json]
+
+A real broker, a worker process with states of a whole forecaster (without --model, one is trained on the weather sample
+for two epochs). Each run: readings arrive, the worker is killed with kill -9 in the midst of them, and started again at
+once. Then every reading must have exactly one forecast, in order, and those of some series are compared with a linear
+run of the model. A worker without a name of its own (--instance auto) gets its partitions when Kafka has given up the
+dead one, `session_timeout_seconds` later; so the default here has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from worker_process import WorkerProcess, make_topics, send, spread, trained_model
+
+from service.broker.base import Broker
+from service.broker.connect import connect
+from service.broker.embedded import EmbeddedBroker
+from service.model import Model
+from service.spec import quantile_name
+
+PARTITIONS = 4
+START_MS = 1_700_000_000_000
+FIRST_STEPS = 3  # readings of each series before the first kill
+COMPARED = 200  # series whose forecasts are compared with a linear run
+
+
+def number(series: int, step: int, feature: int) -> float:
+    """What a series reads."""
+    return 20.0 + (series * 7 + step * 13 + feature * 3) % 17 / 2
+
+
+def readings(model: Model, series: range, step: int) -> Iterator[tuple[int, bytes, bytes]]:
+    """(partition, key, value) of one step of these series."""
+    names = [json.dumps(name) for name in model.spec.features]
+    ts = START_MS + step * model.spec.step_ms
+    for i in series:
+        values = ",".join(f"{name}:{number(i, step, f)}" for f, name in enumerate(names))
+        yield i % PARTITIONS, b"sensor-%d" % i, f'{{"ts":{ts},{values}}}'.encode()
+
+
+def check(broker: Broker, topic: str, model: Model, series: int, steps: int) -> None:
+    """Every series has one forecast for each step, in order; some are compared with the linear run.
+
+    Raises:
+        SystemExit: they have not.
+    """
+    spec = model.spec
+    compared = np.linspace(0, series - 1, min(COMPARED, series)).astype(int).tolist()
+    keep = {b"sensor-%d" % i: i for i in compared}
+    last: dict[bytes, int] = defaultdict(int)
+    found: dict[int, list[list[float]]] = {i: [] for i in compared}
+    expected = {START_MS + step * spec.step_ms: step for step in range(steps)}
+    consumer = broker.consumer()
+    consumer.assign(topic, dict.fromkeys(range(PARTITIONS), -2))
+    n, deadline = 0, time.monotonic() + 10
+    while n < series * steps or time.monotonic() < deadline:  # after the last, those that should not be there
+        batch = consumer.poll(0.5, 20_000)
+        n += len(batch)
+        deadline = time.monotonic() + 1 if len(batch) and n >= series * steps else deadline
+        for key, value in zip(batch.keys, batch.values, strict=True):
+            forecast = json.loads(value)
+            if expected[forecast["ts"]] != last[key]:
+                raise SystemExit(f"{key}: forecast of step {expected[forecast['ts']]}, expected one of {last[key]}")
+            last[key] += 1
+            if key in keep:
+                bands = forecast["targets"][spec.targets[0]]
+                found[keep[key]].append([bands[quantile_name(q)][0] for q in spec.quantiles])
+        if n < series * steps and time.monotonic() > deadline + 60:
+            raise SystemExit(f"{n:,} of {series * steps:,} forecasts came")
+    consumer.close()
+    if n != series * steps:
+        raise SystemExit(f"{n:,} forecasts of {series * steps:,} readings")
+    state = np.tile(model.initial_state, (len(compared), 1))
+    for step in range(steps):
+        x = [[number(i, step, f) for f in range(len(spec.features))] for i in compared]
+        ts = np.full(len(compared), START_MS + step * spec.step_ms, dtype=np.int64)
+        y, state, _ = model.step(np.array(x, dtype=np.float32), ts, state)
+        got = np.array([found[i][step] for i in compared])
+        np.testing.assert_allclose(got, y[:, 0, 0, :], rtol=1e-4, atol=1e-4)
+
+
+def restored_in(log: str) -> float:
+    """Seconds from asking for the first partition until the last was restored, by the worker's own account."""
+    return max(float(s) for s in re.findall(r"states restored.*?\bseconds=([\d.]+)", log))
+
+
+def changelog_records(broker: Broker, topic: str) -> int:
+    """Offsets between the ends of the changelog: what a restore reads, markers too."""
+    consumer = broker.consumer()
+    consumer.assign(topic, dict.fromkeys(range(PARTITIONS), -2))
+    try:
+        ends = consumer.end_offsets(range(PARTITIONS))
+        return sum(ends.values()) - sum(consumer.beginning_offsets(range(PARTITIONS)).values())
+    finally:
+        consumer.close()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=int, default=100_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--instance", default="one")
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object of the medians")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = args.model or trained_model(folder)
+        model = Model.load(path)
+        with EmbeddedBroker(folder / "kafka") as kafka:
+            broker = connect(kafka.bootstrap_servers)
+            topics = make_topics(broker, "recovery", PARTITIONS)
+            settings = {**topics, "group": "recovery", "instance": args.instance}
+
+            def start() -> WorkerProcess:
+                return WorkerProcess(path, kafka.bootstrap_servers, folder / "log", settings)
+
+            worker, steps = start(), 0
+            everything, half = range(args.series), range(args.series // 2)
+            for _ in range(FIRST_STEPS - 1):
+                send(broker, topics["input_topic"], readings(model, everything, steps))
+                steps += 1
+            print(f"{args.series:,} series of {model.spec.state_size} floats, {PARTITIONS} partitions")
+            print("| run | start to ready, s | to the first forecast, s | restore, s | changelog records | series/s |")
+            print("|---|---|---|---|---|---|")
+            ready, first, rates = [], [], []
+            already = 0.0  # forecasts of the workers before this one
+            for run in range(args.runs):
+                send(broker, topics["input_topic"], readings(model, everything, steps))
+                steps += 1
+                made = args.series * steps - already
+                worker.wait(lambda w=worker, n=made: w.metric("forecasts_total") >= n)
+                time.sleep(2 * 100_000 / max(args.series, 1) if args.series < 100_000 else 15)  # a round of the flush
+                more = args.series * steps - already + len(half) // 2
+                send(broker, topics["input_topic"], readings(model, half, steps))
+                worker.wait(lambda w=worker, n=more: w.metric("forecasts_total") >= n)
+                worker.kill()
+                send(broker, topics["input_topic"], readings(model, range(len(half), args.series), steps))
+                steps += 1
+                records = changelog_records(broker, topics["changelog_topic"])
+                began = time.perf_counter()
+                worker = start()
+                worker.wait(lambda w=worker: w.metric("forecasts_total") > 0)
+                first.append(time.perf_counter() - began)
+                seconds = restored_in(worker.log.read_text())
+                ready.append(worker.seconds)
+                rates.append(args.series / seconds)
+                row = f"{ready[-1]:.2f} | {first[-1]:.2f} | {seconds:.2f} | {records:,} | {rates[-1]:,.0f}"
+                print(f"| {run + 1} | {row} |", flush=True)
+                check(broker, topics["output_topic"], model, args.series, steps)
+                already = args.series * steps - worker.metric("forecasts_total")
+            worker.end()
+            broker.close()
+    print(f"every reading has one forecast, in order; {min(COMPARED, args.series)} series agree with a linear run")
+    print(f"start to ready, s (min / median / max of {args.runs}): {spread(ready, '.2f')}")
+    print(f"restored, series/s: {spread(rates)}")
+    if args.json:
+        print(
+            json.dumps({"series_per_s": round(statistics.median(rates)), "ready_s": round(statistics.median(ready), 2)})
+        )
+
+
+if __name__ == "__main__":
+    main()
