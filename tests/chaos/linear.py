@@ -1,127 +1,75 @@
-"""What the worker should have done, worked out from the input topic alone: one series, one step, one after the other.
+"""What the workers should have done, worked out from the topics alone: one series, one step, one after the other.
 
-Knows the contract (design.md) and nothing of the worker: the event-time rules are written down once more, as simply
-as they can be. Gaps are refused rather than filled: the chaos tests send readings on the grid, without holes.
+Which model answered a reading is what its forecast says; all else follows from the input and from the rules by which
+one model takes over from another (`handover`). Knows nothing of the worker.
 """
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-
-import numpy as np
+from itertools import groupby
 
 from service.model import Model
+from tests.chaos.answers import Answer, Nearness
+from tests.chaos.chains import Chain, Start, advance
+from tests.chaos.handover import Change, HandOvers
+from tests.chaos.readings import Place, Readings, Series
 
-Place = tuple[int, int]  # partition, offset
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Mapping[str, bytes]
-
-    @property
-    def place(self) -> Place:
-        return self.partition, self.offset
-
-
-class Fate(Enum):
-    FORECAST = "a forecast"
-    DEAD = "a dead letter"
-    NOTHING = "nothing"  # late, or a duplicate
-
-
-@dataclass(slots=True)
-class Series:
-    """What of one series was stepped; the lists are parallel."""
-
-    partition: int
-    offsets: list[int] = field(default_factory=list)
-    ts: list[int] = field(default_factory=list)  # ms
-    x: list[list[float]] = field(default_factory=list)  # [steps][features], NaN = missing
-    row: int = 0  # of its first step in the arrays of LinearRun
+EXACT = Nearness(0.0, 0.0)
 
 
 class LinearRun:
-    """The model over the whole input, in the order of its offsets.
+    """The models over the whole input, in the order of its offsets.
+
+    Args:
+        models: in the order in which they were published; with the first one every series begins, unless its first
+            forecast says otherwise.
+        readings: the input.
+        answers: the forecast of each reading; only a change of model is looked for in them.
+        near: how far a forecast may be from the one that tells where a model took over.
 
     Attributes:
-        fates: what should become of each record.
-        series: key -> its steps.
-        rows: partition and offset of a reading -> its row in the arrays below.
-        y: [readings, horizon, targets, quantiles].
-        score: [readings, diagnostics].
-        states: [readings, state], after each step.
-        steps: [readings], how many steps the series had then, this one counted.
-
-    Raises:
-        ValueError: a series has a gap, or lies in two partitions.
+        chains: key -> its chains, oldest first; each answers the readings from its `shown` to its `last`.
+        hand_overs: how many of each kind.
     """
 
-    def __init__(self, model: Model, readings: Sequence[Record]) -> None:
-        self.fates: dict[Place, Fate] = {}
-        self.series: dict[bytes, Series] = {}
-        self._features, self._step_ms = model.spec.features, model.spec.step_ms
-        for record in sorted(readings, key=lambda r: r.place):
-            self.fates[record.place] = self._take(record)
-        self.rows: dict[Place, int] = {}
-        for one in self.series.values():
-            one.row = len(self.rows)
-            for i, offset in enumerate(one.offsets):
-                self.rows[one.partition, offset] = one.row + i
-        self._run(model)
+    def __init__(
+        self,
+        models: Sequence[Model],
+        readings: Readings,
+        answers: Mapping[Place, Answer] | None = None,
+        near: Nearness = EXACT,
+    ) -> None:
+        self.chains: dict[bytes, list[Chain]] = {key: [] for key in readings.series}
+        answers = answers or {}
+        spans = {one.key: _spans(one, answers) for one in readings.series.values()}
+        search = HandOvers(models, readings, answers, near)
+        for nth in range(max(map(len, spans.values()), default=0)):
+            for m, model in enumerate(models):
+                changes = [
+                    Change(readings.series[key], m, *own[nth][1:], self.chains[key])
+                    for key, own in spans.items()
+                    if len(own) > nth and own[nth][0] == m
+                ]
+                if nth:
+                    starts = search.starts(changes)
+                else:
+                    starts = [Start(c.one, m, 0, 0, c.last, 0, model.initial_state) for c in changes]
+                for chain in advance(model, readings, starts):
+                    self.chains[chain.start.one.key].append(chain)
+        self.hand_overs: Counter[str] = search.kinds
 
-    def _take(self, record: Record) -> Fate:
-        parsed = self._parse(record)
-        if parsed is None or not record.key:
-            return Fate.DEAD
-        ts, x = parsed
-        one = self.series.setdefault(record.key, Series(record.partition))
-        where = f"{record.key!r} at {record.partition}-{record.offset}"
-        if one.partition != record.partition:
-            raise ValueError(f"{where}: the series was in partition {one.partition} before")
-        if one.ts and ts <= one.ts[-1]:
-            return Fate.NOTHING
-        if one.ts and ts - one.ts[-1] != self._step_ms:
-            raise ValueError(f"{where}: {ts - one.ts[-1]} ms after the reading before; the verifier knows no gaps")
-        one.offsets.append(record.offset)
-        one.ts.append(ts)
-        one.x.append(x)
-        return Fate.FORECAST
+    def answering(self, key: bytes, reading: int) -> Chain:
+        """The chain whose forecast of this reading of the series counts."""
+        return next(c for c in self.chains[key] if c.start.shown <= reading <= c.start.last)
 
-    def _parse(self, record: Record) -> tuple[int, list[float]] | None:
-        """Time and features, None where the record is no reading."""
-        try:
-            found = json.loads(record.value or b"")
-        except ValueError:
-            return None
-        if not isinstance(found, dict) or type(found.get("ts")) is not int:
-            return None
-        values = [found.get(name) for name in self._features]
-        if any(v is not None and type(v) not in (int, float) for v in values):
-            return None
-        return found["ts"], [np.nan if v is None else float(v) for v in values]
 
-    def _run(self, model: Model) -> None:
-        """Step k of all series in one call: rows of a batch do not know of each other."""
-        spec, n = model.spec, len(self.rows)
-        self.y = np.empty((n, spec.horizon, len(spec.targets), len(spec.quantiles)), np.float32)
-        self.score = np.empty((n, len(spec.diagnostics)), np.float32)
-        self.states = np.empty((n, spec.state_size), np.float32)
-        self.steps = np.empty(n, np.int64)
-        ordered = sorted(self.series.values(), key=lambda s: -len(s.ts))
-        state = np.repeat(model.initial_state[np.newaxis], len(ordered), axis=0)
-        for k in range(max((len(s.ts) for s in ordered), default=0)):
-            while len(ordered[-1].ts) <= k:
-                ordered.pop()
-            x = np.array([s.x[k] for s in ordered], np.float32)
-            ts = np.array([s.ts[k] for s in ordered], np.int64)
-            rows = np.array([s.row + k for s in ordered])
-            self.y[rows], state, self.score[rows] = model.step(x, ts, state[: len(ordered)])
-            self.states[rows], self.steps[rows] = state, k + 1
+def _spans(one: Series, answers: Mapping[Place, Answer]) -> list[tuple[int, int, int]]:
+    """Model, first and last reading of each stretch that one model answered; what nobody answered goes on as before."""
+    said = [answers.get((one.partition, offset)) for offset in one.offsets]
+    known = [None if answer is None else answer.model for answer in said]
+    now = known[0] or 0
+    by = [now := now if m is None else m for m in known]
+    stretches = [[i for i, _ in group] for _, group in groupby(enumerate(by), key=lambda pair: pair[1])]
+    return [(by[own[0]], own[0], own[-1]) for own in stretches]

@@ -14,8 +14,10 @@ from service.changelog import Codec
 from service.model import Model
 from service.pipeline import Pipeline, Policy
 from tests.chaos.feed import feed
-from tests.chaos.linear import Fate, LinearRun
-from tests.chaos.verifier import Names, read_all, verify
+from tests.chaos.linear import LinearRun
+from tests.chaos.readings import Fate, Readings
+from tests.chaos.topics import Names, read_all
+from tests.chaos.verifier import verify
 from tests.models import CountingReference, counting_model
 
 RECORDS, SERIES, PARTITIONS = 1_500, 20, 4
@@ -46,7 +48,11 @@ def answered(model):
         result = pipeline.process(batch)
         forecasts.append(result.forecasts)
         letters.append(result.dead_letters)
-    return SimpleNamespace(broker=broker, forecasts=rows(forecasts), letters=rows(letters))
+    return SimpleNamespace(broker=broker, spec=model.spec, forecasts=rows(forecasts), letters=rows(letters))
+
+
+def readings_of(answered):
+    return Readings(answered.spec, read_all(answered.broker, NAMES.readings))
 
 
 def rows(batches):
@@ -68,7 +74,7 @@ def judged(answered, model, **options):
     write(answered.broker, NAMES.forecasts, answered.forecasts)
     write(answered.broker, NAMES.dead_letters, answered.letters)
     options = {"rtol": 0, "atol": 0} | options
-    return verify(answered.broker, model, NAMES, **options)
+    return verify(answered.broker, [model], NAMES, **options)
 
 
 def two_of_one_series(forecasts, apart=3):
@@ -82,19 +88,20 @@ def test_right_answers_pass_and_all_kinds_of_records_were_among_them(answered, m
     assert report.ok, report
     assert report.forecasts == len(answered.forecasts) > 1_000
     assert report.dead_letters == len(answered.letters) > 5
-    fates = LinearRun(model, read_all(answered.broker, NAMES.readings)).fates
+    fates = readings_of(answered).fates
     assert sum(fate is Fate.NOTHING for fate in fates.values()) > 10
     assert sum(fate is Fate.DEAD for fate in fates.values()) == report.dead_letters
 
 
 def test_the_linear_run_is_that_of_the_model_in_plain_python(answered, model):
-    run = LinearRun(model, read_all(answered.broker, NAMES.readings))
-    for one in run.series.values():
-        reference = CountingReference()
+    readings = readings_of(answered)
+    run = LinearRun([model], readings)
+    for one in readings.series.values():
+        reference, chain = CountingReference(), run.answering(one.key, 0)
         for i, (x, ts) in enumerate(zip(one.x, one.ts, strict=True)):
             y = reference.step(x, ts)
-            assert run.y[one.row + i, :, 0, :].tolist() == y
-            assert run.states[one.row + i].tolist() == reference.state
+            assert chain.y[i, :, 0, :].tolist() == y
+            assert chain.state(i).tolist() == reference.state
 
 
 def test_a_lost_forecast_is_found(answered, model):
@@ -140,8 +147,7 @@ def test_a_series_that_began_again_cold_is_found_in_every_later_forecast(answere
     """What a worker without the state does after it took a partition over."""
     key = answered.forecasts[0][1]
     mine = [row for row in answered.forecasts if row[1] == key]
-    run = LinearRun(model, read_all(answered.broker, NAMES.readings))
-    one, half = run.series[key], len(mine) // 2
+    one, half = readings_of(answered).series[key], len(mine) // 2
     reference = CountingReference()
     for row, x, ts in zip(mine[half:], one.x[half:], one.ts[half:], strict=True):
         y = np.array(reference.step(x, ts)).T.tolist()
@@ -159,8 +165,8 @@ def test_a_forecast_in_another_partition_or_on_another_key_is_found(answered, mo
 
 
 def test_forecasts_that_nobody_asked_for_are_found(answered, model):
-    run = LinearRun(model, read_all(answered.broker, NAMES.readings))
-    partition, offset = next(place for place, fate in run.fates.items() if fate is Fate.NOTHING)
+    fates = readings_of(answered).fates
+    partition, offset = next(place for place, fate in fates.items() if fate is Fate.NOTHING)
     row = answered.forecasts[5]
     others = (f"{NAMES.readings}-{partition}-{offset}", f"{NAMES.readings}-0-999999", "other-0-0", "")
     answered.forecasts += [[row[0], row[1], row[2], [("source", source.encode())]] for source in others]
@@ -186,19 +192,20 @@ def test_dead_letters_that_are_missing_doubled_or_unasked_for_are_found(answered
 @pytest.fixture
 def states(answered, model):
     """The last state of each series, as (partition, key, fields), ready to be spoilt."""
-    run = LinearRun(model, read_all(answered.broker, NAMES.readings))
+    readings = readings_of(answered)
+    run = LinearRun([model], readings)
     found = []
-    for key, one in run.series.items():
-        row = one.row + len(one.ts) - 1
+    for key, one in readings.series.items():
+        n, chain = len(one.ts), run.answering(key, 0)
         found.append(
             {
                 "partition": one.partition,
                 "key": key,
                 "offset": one.offsets[-1],
                 "ts": one.ts[-1],
-                "steps": len(one.ts),
-                "state": run.states[row].copy(),
-                "before": (one.offsets[-2], one.ts[-2], len(one.ts) - 1, run.states[row - 1].copy()),
+                "steps": n,
+                "state": chain.state(n - 1).copy(),
+                "before": (one.offsets[-2], one.ts[-2], n - 1, chain.state(n - 2).copy()),
             }
         )
     return found
@@ -216,7 +223,7 @@ def judged_states(answered, model, states, tombstones=(), **options):
     write(answered.broker, "changelog", [*records, *([p, key, None, []] for p, key in tombstones)])
     write(answered.broker, NAMES.forecasts, answered.forecasts)
     write(answered.broker, NAMES.dead_letters, answered.letters)
-    report = verify(answered.broker, model, names, rtol=0, atol=0, **options)
+    report = verify(answered.broker, [model], names, rtol=0, atol=0, **options)
     return report.found
 
 
@@ -255,7 +262,7 @@ def test_a_state_may_be_older_than_the_end_but_not_than_the_snapshot_offset(answ
     assert judged_states(answered, model, states, flushed=snapshot) == {}
     snapshot[late["partition"]] += 1
     names = dataclasses.replace(NAMES, changelog="changelog")
-    assert verify(answered.broker, model, names, rtol=0, atol=0, flushed=snapshot).found == {"states behind": 1}
+    assert verify(answered.broker, [model], names, rtol=0, atol=0, flushed=snapshot).found == {"states behind": 1}
 
 
 def test_a_state_that_was_overwritten_by_an_older_one_is_found(answered, model, states):

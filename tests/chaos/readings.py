@@ -1,0 +1,111 @@
+"""The input topic, read by the contract (design.md) alone: which record is a reading, and of which series the next.
+
+The event-time rules are written down here once more, as simply as they can be. Gaps are refused rather than filled:
+the chaos tests send readings on the grid, without holes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from service.spec import ModelSpec
+
+Place = tuple[int, int]  # partition, offset
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes]
+
+    @property
+    def place(self) -> Place:
+        return self.partition, self.offset
+
+
+class Fate(Enum):
+    FORECAST = "a forecast"
+    DEAD = "a dead letter"
+    NOTHING = "nothing"  # late, or a duplicate
+
+
+@dataclass(slots=True)
+class Series:
+    """What of one series is to be stepped; the lists are parallel."""
+
+    key: bytes
+    partition: int
+    offsets: list[int] = field(default_factory=list)
+    ts: list[int] = field(default_factory=list)  # ms
+    x: list[list[float]] = field(default_factory=list)  # [steps][features], NaN = missing
+    row: int = 0  # of its first step in the arrays of Readings
+
+
+class Readings:
+    """All readings, in the order of their offsets within each series.
+
+    Attributes:
+        keys: of each record.
+        fates: what should become of each record.
+        series: key -> its steps.
+        found: partition and offset of a reading -> its series, and its number there, from 0.
+        x: [readings, features], all series one after the other.
+        ts: [readings], ms.
+
+    Raises:
+        ValueError: a series has a gap, or lies in two partitions.
+    """
+
+    def __init__(self, spec: ModelSpec, records: Sequence[Record]) -> None:
+        self.keys = {record.place: record.key for record in records}
+        self.fates: dict[Place, Fate] = {}
+        self.series: dict[bytes, Series] = {}
+        self._features, self._step_ms = spec.features, spec.step_ms
+        for record in sorted(records, key=lambda r: r.place):
+            self.fates[record.place] = self._take(record)
+        self.found: dict[Place, tuple[Series, int]] = {}
+        for one in self.series.values():
+            one.row = len(self.found)
+            self.found |= {(one.partition, offset): (one, i) for i, offset in enumerate(one.offsets)}
+        every = self.series.values()
+        self.x = np.array([x for one in every for x in one.x], np.float32).reshape(-1, len(spec.features))
+        self.ts = np.array([ts for one in every for ts in one.ts], np.int64)
+
+    def _take(self, record: Record) -> Fate:
+        parsed = self._parse(record)
+        if parsed is None or not record.key:
+            return Fate.DEAD
+        ts, x = parsed
+        one = self.series.setdefault(record.key, Series(record.key, record.partition))
+        where = f"{record.key!r} at {record.partition}-{record.offset}"
+        if one.partition != record.partition:
+            raise ValueError(f"{where}: the series was in partition {one.partition} before")
+        if one.ts and ts <= one.ts[-1]:
+            return Fate.NOTHING
+        if one.ts and ts - one.ts[-1] != self._step_ms:
+            raise ValueError(f"{where}: {ts - one.ts[-1]} ms after the reading before; the verifier knows no gaps")
+        one.offsets.append(record.offset)
+        one.ts.append(ts)
+        one.x.append(x)
+        return Fate.FORECAST
+
+    def _parse(self, record: Record) -> tuple[int, list[float]] | None:
+        """Time and features, None where the record is no reading."""
+        try:
+            found = json.loads(record.value or b"")
+        except ValueError:
+            return None
+        if not isinstance(found, dict) or type(found.get("ts")) is not int:
+            return None
+        values = [found.get(name) for name in self._features]
+        if any(v is not None and type(v) not in (int, float) for v in values):
+            return None
+        return found["ts"], [np.nan if v is None else float(v) for v in values]
