@@ -5,33 +5,38 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 
-from tests.chaos.storm import HEADER, Scenario, Storm, fresh_folder
-from tests.models import counting_model
+from tests.chaos.scenario import HEADER, LONG, Scenario
+from tests.chaos.storm import Storm
+from tests.models import counting_models
 
 
 def main(args: list[str] | None = None) -> int:
     """0 where nothing at all was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.storm", description=__doc__)
     for f in dataclasses.fields(Scenario):
-        if isinstance(f.default, (int, float, str)):
-            parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=f"[{f.default}]")
-    low, high = next(f.default for f in dataclasses.fields(Scenario) if f.name == "pause")
-    parser.add_argument("--pause", type=float, nargs=2, default=(low, high), help="s between two misfortunes")
+        default = getattr(LONG, f.name)
+        if isinstance(default, (int, float, str)):
+            parser.add_argument(f"--{f.name}", type=type(default), default=default, help=f"[{default}]")
+    parser.add_argument("--pause", type=float, nargs=2, default=LONG.pause, help="s between two misfortunes")
     parser.add_argument("--storms", type=int, default=1, help="how many, with the seeds that follow each other")
-    parser.add_argument("--model", type=Path, help="a model directory [one that counts its steps]")
+    models = "model directories: what is served, and what each swap publishes [models that count their steps]"
+    parser.add_argument("--model", dest="models", metavar="MODEL", type=Path, nargs="+", help=models)
     parser.add_argument("--folder", type=Path, help="keep topics and logs here, a folder for each seed")
     given = vars(parser.parse_args(args))
-    storms, model, base = given.pop("storms"), given.pop("model"), given.pop("folder")
-    first = Scenario(**given | {"pause": tuple(given["pause"])})
+    storms, models, base = given.pop("storms"), given.pop("models"), given.pop("folder")
+    swaps = len(models) - 1 if models else given["swaps"]
+    first = Scenario(**given | {"pause": tuple(given["pause"]), "swaps": swaps})
     print(HEADER, flush=True)
     bad = 0
     for seed in range(first.seed, first.seed + storms):
-        folder = fresh_folder(base, seed)
+        folder = _fresh_folder(base, seed)
         outcome = None
         try:
-            outcome = Storm(dataclasses.replace(first, seed=seed), folder, model or counting_model(folder / "m")).run()
+            served = models or counting_models(folder / "models", swaps + 1)
+            outcome = Storm(dataclasses.replace(first, seed=seed), folder, served).run()
             print(outcome.row(), flush=True)
         except (Exception, KeyboardInterrupt) as error:
             print(f"{seed:>6} failed: {error!r:.2000}", flush=True)
@@ -46,3 +51,11 @@ def main(args: list[str] | None = None) -> int:
             shutil.rmtree(folder)
     print(f"{storms - bad} of {storms} storms left nothing amiss", flush=True)
     return 1 if bad else 0
+
+
+def _fresh_folder(base: Path | None, seed: int) -> Path:
+    """An empty folder for one storm."""
+    folder = Path(tempfile.mkdtemp(prefix="storm-")) if base is None else base / f"seed-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

@@ -9,109 +9,52 @@ from __future__ import annotations
 
 import random
 import shutil
-import tempfile
 import time
-from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-from service.broker.base import Broker, Consumer
+from service.broker.base import Broker
 from service.broker.connect import connect
 from service.broker.embedded import EmbeddedBroker
-from service.errors import BrokerError
-from service.model import Model
+from service.model import MODEL_FILE, Model
 from service.settings import FIELDS
 from tests.chaos.feed import Feeder, feed
 from tests.chaos.fleet import Fleet, known
-from tests.chaos.verifier import Names, Report, verify
+from tests.chaos.lookout import Lookout
+from tests.chaos.report import Report
+from tests.chaos.scenario import Outcome, Scenario
+from tests.chaos.topics import Names
+from tests.chaos.verifier import verify
 
 SESSION_SECONDS = 6.0 if "session_timeout_seconds" in FIELDS else 20.0  # after it the group takes a member for dead
+SWAP_SECONDS = 60.0  # after the storm, for the last model to answer everywhere
 STUCK_SECONDS = 120.0  # without any progress, at the end
 COMPACTED = {"cleanup.policy": "compact", "segment.ms": "10000", "min.cleanable.dirty.ratio": "0.01"}
-KINDS = ("kill", "freeze", "usurp", "broker", "roll", "add", "remove")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
-    """What happens. Counts are of misfortunes; `calm` = seconds without any before the first and after the last."""
-
-    seed: int = 1
-    delivery: str = "exactly-once"
-    workers: int = 3
-    partitions: int = 8
-    series: int = 500
-    rate: float = 2_000.0  # records a second
-    commit_interval_ms: int = 100
-    kills: int = 60  # kill -9 of a worker
-    freezes: int = 2  # SIGSTOP for longer than the session, then SIGCONT
-    usurps: int = 1  # the same, and meanwhile another process takes its name
-    brokers: int = 2  # kill -9 of Kafka, and a restart
-    rolls: int = 1  # all workers, one after the other, by SIGTERM
-    changes: int = 2  # a worker more, and later one less
-    pause: tuple[float, float] = (1.0, 3.0)  # s between two misfortunes
-    calm: float = 5.0
-
-    def misfortunes(self) -> list[tuple[float, str]]:
-        """Pauses in seconds and kinds, in an order that the seed decides."""
-        rng = random.Random(self.seed)
-        kinds = ["kill"] * self.kills + ["freeze"] * self.freezes + ["usurp"] * self.usurps
-        kinds += ["broker"] * self.brokers + ["roll"] * self.rolls + ["change"] * (2 * self.changes)
-        rng.shuffle(kinds)
-        added = False
-        for i, kind in enumerate(kinds):
-            if kind == "change":
-                kinds[i] = "remove" if added else "add"
-                added = not added
-        return [(rng.uniform(*self.pause), kind) for kind in kinds]
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one storm did and what it left."""
-
-    seed: int
-    seconds: float = 0.0
-    met: Counter[str] = field(default_factory=Counter)
-    moving: int = 0  # misfortunes since whose forerunner forecasts had come: the others hit a group at rest
-    ended: list[str] = field(default_factory=list)
-    report: Report = field(default_factory=Report)
-
-    @property
-    def ok(self) -> bool:
-        return self.report.ok and not self.ended
-
-    def row(self) -> str:
-        met = " ".join(f"{self.met[kind]:>6}" for kind in KINDS)
-        r, found = self.report, sum(self.report.found.values())
-        said = "ok" if self.ok else ", ".join(f"{n} {kind}" for kind, n in r.found.items()) or "a worker ended"
-        return (
-            f"{self.seed:>6} {self.seconds:>5.0f} {met} {self.moving:>6} {r.readings:>9,} {r.forecasts:>9,} "
-            f"{r.dead_letters:>6,} {r.states:>6,} {found:>6} {len(self.ended):>6}  {said}"
-        )
-
-
-HEADER = (
-    f"{'seed':>6} {'s':>5} {' '.join(f'{kind:>6}' for kind in KINDS)} {'moving':>6} {'readings':>9} {'forecasts':>9} "
-    f"{'dead':>6} {'states':>6} {'faults':>6} {'ended':>6}"
-)
 
 
 class Storm:
-    """One run: its own broker, topics, workers. All of it is in `folder`, and stays there."""
+    """One run: its own broker, topics, workers. All of it is in `folder`, and stays there.
 
-    def __init__(self, scenario: Scenario, folder: Path, model: Path) -> None:
+    The first of the model directories is served; each swap publishes the next one.
+
+    Raises:
+        ValueError: there are fewer models than the swaps need.
+    """
+
+    def __init__(self, scenario: Scenario, folder: Path, models: Sequence[Path]) -> None:
+        if len(models) <= scenario.swaps:
+            raise ValueError(f"{scenario.swaps} swaps need {scenario.swaps + 1} models, got {len(models)}")
         self.scenario, self.folder = scenario, folder
-        self.model = Model.load(model)
+        self.models = [Model.load(path) for path in models]
         self.rng = random.Random(scenario.seed + 1)
         self.kafka = EmbeddedBroker(folder / "kafka", heap_mb=384)
         exactly_once = scenario.delivery == "exactly-once"
         self.names = Names("readings", "forecasts", "dead-letters", "states" if exactly_once else None)
         self.group = "storm"
         self.outcome = Outcome(scenario.seed)
-        self._model_path = model
+        self._model_paths, self._served = models, folder / "served"
         self._log = (folder / "storm.log").open("a", buffering=1)
-        self._forecasts = 0
+        self._publish(0)
 
     def run(self) -> Outcome:
         """Everything, from the start of Kafka to the verdict.
@@ -122,6 +65,7 @@ class Storm:
         began = time.monotonic()
         self.kafka.start()
         self.broker = connect(self.kafka.bootstrap_servers, timeout_s=30)
+        self.lookout = Lookout(self.broker, self.names, self.group, self.scenario.partitions)
         self._make_topics(self.broker)
         self.fleet = Fleet(self.folder, self._flags())
         try:
@@ -134,9 +78,7 @@ class Storm:
             for slot in list(self.fleet.workers):
                 self.fleet.stop(slot)
             self._say("judging")
-            exact = self.model.spec.name == "counting"  # whole numbers: there is nothing to round
-            tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {}
-            self.outcome.report = verify(self.broker, self.model, self.names, **tolerance)
+            self.outcome.report = self._verdict()
         finally:
             self.fleet.kill_all()
             self.broker.close()
@@ -163,27 +105,29 @@ class Storm:
             f"--group={self.group}",
             f"--delivery={self.scenario.delivery}",
             f"--commit-interval-ms={self.scenario.commit_interval_ms}",
-            f"--model={self._model_path}",
+            f"--model={self._served}",
             "--http-port=0",
             "--dead-letter-limit=0",
             *known(changelog_topic="states", changelog_seconds=3, session_timeout_seconds=SESSION_SECONDS),
+            *known(model_watch_seconds=0.5),
         ]
 
     def _blow(self) -> None:
         """The readings, and the misfortunes while they flow."""
         s = self.scenario
-        feeder = Feeder(self.broker, self.names.readings, feed(self.model.spec, s.series, s.seed), s.rate)
+        feeder = Feeder(self.broker, self.names.readings, feed(self.models[0].spec, s.series, s.seed), s.rate)
         feeder.start()
         self._rest(s.calm)
         for pause, kind in s.misfortunes():
             self._rest(pause)
-            moved = self._moved()
+            moved = self.lookout.moved()
             if getattr(self, f"_{kind}")():
                 self.outcome.met[kind] += 1
                 self.outcome.moving += moved
         while self.fleet.zombies or self.fleet.due:
             self._rest(0.2)
         self._rest(s.calm)
+        self._await_last_model()
         feeder.finish()
         self._say(f"{feeder.sent:,} records are in")
 
@@ -249,24 +193,31 @@ class Storm:
         self.fleet.stop(extra[-1])
         return True
 
-    # Looking on -----------------------------------------------------------------------------------------------
+    def _swap(self) -> bool:
+        self._publish(self._published + 1)
+        self._say(f"published {self.models[self._published].spec.id}")
+        return True
 
-    def _moved(self) -> bool:
-        """Whether forecasts came since the last time of asking."""
-        with suppress(BrokerError):
-            ends = self._ask(lambda c, p: c.end_offsets(p), self.names.forecasts)
-            before, self._forecasts = self._forecasts, sum(ends.values())
-            return self._forecasts > before
-        return False
+    def _publish(self, nth: int) -> None:
+        """As anybody should who publishes a model: written beside the old one, and put in its place in one go."""
+        self._published = nth
+        self._served.mkdir(exist_ok=True)
+        beside = self._served / f"{MODEL_FILE}.new"
+        shutil.copyfile(self._model_paths[nth] / MODEL_FILE, beside)
+        beside.replace(self._served / MODEL_FILE)
 
-    def _ask(self, question, topic: str, group: str | None = None):
-        partitions = range(self.scenario.partitions)
-        consumer: Consumer = self.broker.consumer(group=group, isolation="read_committed")
-        try:
-            consumer.assign(topic, dict.fromkeys(partitions, 0))
-            return question(consumer, partitions)
-        finally:
-            consumer.close()
+    # The end --------------------------------------------------------------------------------------------------
+
+    def _await_last_model(self) -> None:
+        """Wait until the model published last answers everywhere; for ever it need not, the verdict says so then."""
+        deadline = time.monotonic() + SWAP_SECONDS
+        last = self.models[self._published].spec.id
+        while self._published and time.monotonic() < deadline:
+            self._rest(0.5)
+            if (serving := self.lookout.serving()) == dict.fromkeys(range(self.scenario.partitions), last):
+                return self._say(f"{last} answers everywhere")
+        if self._published:
+            self._say(f"{last} does not answer everywhere: {serving}")
 
     def _drain(self) -> None:
         """Wait until the group has committed all there is.
@@ -274,12 +225,11 @@ class Storm:
         Raises:
             TimeoutError: nothing has moved for a long time.
         """
-        ends = self._ask(lambda c, p: c.end_offsets(p), self.names.readings)
+        ends = self.lookout.ends()
         at, since = {}, time.monotonic()
         while at != ends:
             self._rest(0.5)
-            committed = self._ask(lambda c, p: c.committed(p), self.names.readings, self.group)
-            now = {p: 0 if c is None else c[0] for p, c in committed.items()}
+            now = self.lookout.committed()
             if now != at:
                 at, since = now, time.monotonic()
             elif time.monotonic() - since > STUCK_SECONDS:
@@ -287,16 +237,18 @@ class Storm:
                 raise TimeoutError(f"nothing moves any more: committed {at}, ends {ends}\n{words}")
         self._say("all is committed")
 
+    def _verdict(self) -> Report:
+        exact = all(m.spec.name == "counting" for m in self.models)  # whole numbers: there is nothing to round
+        tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {}
+        published = self.models[: self._published + 1]
+        report = verify(self.broker, published, self.names, **tolerance)
+        for partition, model in sorted(report.serving.items()):
+            if model != published[-1].spec.id:
+                report.add("partitions left to an older model", f"{partition}: answered by {model} at the end")
+        return report
+
     def _say(self, what: str) -> None:
         self._log.write(f"{time.strftime('%H:%M:%S')} {what}\n")
-
-
-def fresh_folder(base: Path | None, seed: int) -> Path:
-    """An empty folder for one storm."""
-    folder = Path(tempfile.mkdtemp(prefix="storm-")) if base is None else base / f"seed-{seed}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 if __name__ == "__main__":
