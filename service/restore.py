@@ -21,6 +21,7 @@ from service.errors import BrokerError, ChangelogError
 from service.flush import GROUP_HEADER
 from service.series import SeriesTable
 from service.settings import Settings
+from service.topics import reset_command
 
 log = logging.getLogger("tidecast.restore")
 
@@ -52,7 +53,6 @@ class _Reading:
     committed: int | None
     snapshot: int | None
     series: int = 0
-    newest: int = -1  # the last offset that a state holds; imported states may hold none of this input
     started: float = 0.0
 
 
@@ -182,7 +182,6 @@ class Restore:
             if value is not None:
                 reading.series += slot is None
                 snapshot = self._codec.decode(value)
-                reading.newest = max(reading.newest, snapshot.offset)
                 self._table.restore(key, partition, snapshot)
             elif slot is not None:
                 reading.series -= 1
@@ -198,18 +197,20 @@ class Restore:
             BrokerError: it does not.
         """
         s, where = self._settings, f"{self._settings.input_topic}-{partition}"
-        if reading.committed is None and reading.newest >= 0:
+        # Of the states that are left: one that was reset afterwards must not count. Imported ones may hold none of this
+        # input.
+        newest = int(self._table.offsets[self._table.partitions == partition].max(initial=-1))
+        if reading.committed is None and newest >= 0:
             raise BrokerError(
                 f"the changelog has {reading.series} states for {where}, but the group {s.group!r} has no offset there",
-                do=f"Its offsets are gone, or the states are another's. To begin anew: tidecast state reset --all "
-                f"--changelog-topic {s.changelog_topic}",
+                do=f"Its offsets are gone, or the states are another's. To begin anew: {reset_command(s)}",
             )
-        if reading.committed is not None and reading.newest >= reading.committed and s.delivery == "exactly-once":
+        if reading.committed is not None and newest >= reading.committed and s.delivery == "exactly-once":
             raise BrokerError(
-                f"the changelog is ahead of the group {s.group!r}: a state holds offset {reading.newest} of {where}, "
+                f"the changelog is ahead of the group {s.group!r}: a state holds offset {newest} of {where}, "
                 f"but the group has committed {reading.committed}",
                 do=f"Its offsets were set back, or it ran with at-least-once. To answer all from there again, cold: "
-                f"tidecast state reset --all --changelog-topic {s.changelog_topic}",
+                f"{reset_command(s)}",
             )
         start = reading.snapshot if reading.snapshot is not None else reading.committed
         if start is not None and reading.committed is not None and start < reading.committed:
@@ -218,7 +219,7 @@ class Restore:
                 raise BrokerError(
                     f"{where} begins at offset {first}, but its states need a replay of {start} to {reading.committed}:"
                     " retention has eaten that range",
-                    do="Raise the topic's retention. To go on with the states as they are: --accept-gap true",
+                    do="Raise the topic's retention. To go on with the states as they are: --accept-gap",
                 )
             start = max(first, start)
         seconds = round(self._clock() - reading.started, 3)
