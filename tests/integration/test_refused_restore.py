@@ -6,7 +6,8 @@ import signal
 import pytest
 from kafka import KafkaAdminClient
 
-from tests.counted import command_in
+from service.topics import CHANGELOG_CONFIG
+from tests.counted import command_in, wait_until
 from tests.serving import serving
 
 QUIET = "--changelog-seconds=3600"  # nearly nothing is flushed while it runs: a kill leaves a long replay to do
@@ -59,6 +60,33 @@ def test_a_replay_range_that_retention_has_eaten_is_refused_and_goes_on_where_th
     t.feed(3)
     t.live(model)  # and without the flag from then on
     assert t.answered() == {key: [*range(26)] for key in t.series}
+
+
+def empty(t):
+    """The changelog as somebody leaves it who deletes the topic and makes it anew."""
+    t.broker.delete_topic(t.states)
+    wait_until(lambda: t.broker.partitions(t.states) is None)
+    t.broker.create_topic(t.states, t.count, CHANGELOG_CONFIG)
+
+
+# Wanted; until the worker tells this case, it goes on cold without a word.
+def test_a_changelog_that_is_empty_although_states_were_written_is_refused_and_goes_on_cold_where_that_is_accepted(
+    counted, model
+):
+    t = counted()
+    t.feed(5)
+    t.live(model)
+    empty(t)
+    said = t.refused(model)
+    assert re.search(rf"the group '{t.group}' has committed offset 15 of {t.readings}-[01]", said)
+    assert f"the changelog {t.states} is empty" in said and "its states are gone" in said
+    t.feed(2)
+    t.live(model, *accepting(said))
+    assert t.answered() == {key: [*range(7)] for key in t.series}, "what was answered before is not answered again"
+    assert {state[0] for state in t.kept().values()} == {2.0}, "cold from there on"
+    t.feed(1)
+    t.live(model)  # and without the flag from then on
+    assert {state[0] for state in t.kept().values()} == {3.0}
 
 
 def test_a_group_that_never_had_a_state_to_write_is_not_taken_for_one_that_lost_them(counted, model):
