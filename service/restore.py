@@ -51,7 +51,6 @@ class _Reading:
     committed: Committed | None
     anew: bool  # the states there are of another layout
     series: int = 0
-    newest: int = -1  # the last offset that a state holds; imported states may hold none of this input
     useless: set[bytes] = field(default_factory=set)  # series whose state is of another layout
     started: float = 0.0
 
@@ -197,9 +196,7 @@ class Restore:
                 table.discard(key)
         ours = {key: value for key, value in states.items() if key not in others}
         if ours:
-            snapshots = codec.decode_many([*ours.values()])
-            table.restore_many([*ours], partition, snapshots)
-            reading.newest = max(reading.newest, int(snapshots.offsets.max()))
+            table.restore_many([*ours], partition, codec.decode_many([*ours.values()]))
         reading.series += len(table) - before
 
     def _check_owners(self, batch: Batch) -> None:
@@ -219,11 +216,15 @@ class Restore:
             BrokerError: what is there does not fit what was committed.
         """
         committed = reading.committed
-        check_fits(self._settings, partition, committed, reading.series, reading.newest)
+        # Of the states that are left: one that was reset afterwards must not count. Imported ones may hold none of this
+        # input.
+        table = reading.engine.table
+        newest = int(table.offsets[table.partitions == partition].max(initial=-1))
+        check_fits(self._settings, partition, committed, reading.series, newest)
         start = None if committed is None else self._replay_from(partition, reading, committed, consumer)
         self._engines.restored(partition, reading.end > 0)
         with self._engines.lock:
-            reading.engine.table.buried += [(key, partition) for key in reading.useless]
+            table.buried += [(key, partition) for key in reading.useless]
         seconds = round(self._clock() - reading.started, 3)
         offset = committed.offset if committed is not None else None
         found = {"partition": partition, "series": reading.series, "replay_from": start, "committed": offset}

@@ -6,6 +6,7 @@ from service.committed import Committed
 from service.engines import Engine
 from service.errors import BrokerError, ChangelogError
 from service.settings import Settings
+from service.topics import reset_command
 
 
 def check_written(settings: Settings, partition: int, committed: Committed | None, end: int) -> None:
@@ -38,7 +39,7 @@ def is_to_be_made_anew(settings: Settings, partition: int, committed: Committed 
             f"the states of {settings.input_topic}-{partition} were made by the model {committed.model}, whose state "
             f"has another layout than that of {engine.spec.id}",
             do="Serve a model of that name, give this one a --group and a --changelog-topic of its own, or begin "
-            f"anew: {_reset(settings)}",
+            f"anew: {reset_command(settings)}",
         )
     return True
 
@@ -60,14 +61,14 @@ def check_fits(settings: Settings, partition: int, committed: Committed | None, 
     if committed is None and newest >= 0:
         raise BrokerError(
             f"the changelog has {series} states for {where}, but the group {s.group!r} has no offset there",
-            do=f"Its offsets are gone, or the states are another's. To begin anew: {_reset(s)}",
+            do=f"Its offsets are gone, or the states are another's. To begin anew: {reset_command(s)}",
         )
     if committed is not None and newest >= committed.offset and s.delivery == "exactly-once":
         raise BrokerError(
             f"the changelog is ahead of the group {s.group!r}: a state holds offset {newest} of {where}, but the group "
             f"has committed {committed.offset}",
             do="Its offsets were set back, or it ran with at-least-once. To answer all from there again, cold: "
-            f"{_reset(s)}",
+            f"{reset_command(s)}",
         )
 
 
@@ -83,7 +84,3 @@ def check_retained(settings: Settings, partition: int, first: int, start: int, c
             f"{committed}: retention has eaten that range",
             do="Raise the topic's retention. To go on with the states as they are: --accept-gap",
         )
-
-
-def _reset(settings: Settings) -> str:
-    return f"tidecast state reset --all --changelog-topic {settings.changelog_topic}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from service.broker.base import Broker
 from service.errors import BrokerError
 from service.settings import Settings, default, flag
@@ -68,8 +70,18 @@ def check_compacted(broker: Broker, settings: Settings) -> None:
 
 def create_command(settings: Settings, partitions: int) -> str:
     """The `tidecast topics create` that makes what is missing."""
-    return f"tidecast topics create --partitions {partitions}" + "".join(
-        f" {flag(name)} {getattr(settings, name)}"
-        for name in ("bootstrap_servers", *_ROLES)
+    return f"tidecast topics create --partitions {partitions}{_where(settings, *_ROLES)}"
+
+
+def reset_command(settings: Settings) -> str:
+    """The `tidecast state reset` that forgets all states, so that what is there of the input is answered cold."""
+    return f"tidecast state reset --all{_where(settings, 'input_topic', 'changelog_topic', 'group')}"
+
+
+def _where(settings: Settings, *names: str) -> str:
+    """The flags that a command of a person's needs to mean the same cluster and the same names."""
+    return "".join(
+        f" {flag(name)} {shlex.quote(getattr(settings, name))}"
+        for name in ("bootstrap_servers", *names)
         if getattr(settings, name) != default(name)
     )

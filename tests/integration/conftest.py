@@ -6,6 +6,8 @@ import pytest
 
 from service.broker.embedded import EmbeddedBroker
 from service.broker.kafka_python import KafkaPythonBroker
+from tests.counted import Counted
+from tests.models import counting_model
 from tests.serving import Topics
 
 
@@ -50,6 +52,26 @@ def topics(broker):
 
     def make(partitions=1):
         made.append(Topics(broker, partitions))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.broker.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The counting model's directory."""
+    return counting_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def counted(broker):
+    """`counted(partitions=2, each=3)` makes the topics of one test, and knows what must come of their readings."""
+    made = []
+
+    def make(partitions=2, each=3):
+        made.append(Counted(broker, partitions, each))
         return made[-1]
 
     yield make
