@@ -18,6 +18,7 @@ from service.broker.base import Headers, Outgoing
 from service.changelog import Codec
 from service.series import SeriesTable
 
+_LOOK_AHEAD = 1 / 8  # of what is dirty: so much is put in order at a time
 GROUP_HEADER = "group"  # whose states these are: two groups on one changelog would mix theirs
 
 
@@ -39,6 +40,7 @@ class RollingFlush:
         self._seconds, self._bytes_per_second, self._clock = seconds, bytes_per_second, clock
         self._headers: Headers = [(GROUP_HEADER, group.encode())]
         self._flushed_at = clock()
+        self._next = np.empty(0, dtype=np.int64)  # slots in the order of their turn; some may be clean by then
 
     def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Outgoing:
         """Tombstones of the series forgotten, then the states due; they count as flushed from now on.
@@ -72,41 +74,53 @@ class RollingFlush:
 
     def anything_due(self, without: Collection[int] = ()) -> bool:
         """True where some series has moved on since its state was last written, in other partitions than these."""
-        return any(p not in without for _, p in self._table.buried) or len(self._dirty(without)) > 0
+        return any(p not in without for _, p in self._table.buried) or bool(self._dirty(without).any())
 
     def snapshots(self, offsets: Mapping[int, int]) -> dict[int, int]:
         """`partition -> offset` before which every reading is inside some flushed state, given where each goes on."""
         table = self._table
-        dirty = np.flatnonzero(table.dirty_since >= 0)
-        out = dict(offsets)
-        if len(dirty):
-            owners, since = table.partitions[dirty], table.dirty_since[dirty]
-            for partition, offset in offsets.items():
-                mine = since[owners == partition]
-                if len(mine):
-                    out[partition] = min(offset, int(mine.min()))
-        return out
+        since = table.dirty_since.view(np.uint64)  # so that clean, -1, comes after every offset
+        highest = max([*offsets, int(table.partitions.max(initial=-1))])
+        # [partition], the last is that of the free slots, -1
+        oldest = np.full(highest + 2, np.iinfo(np.uint64).max, dtype=np.uint64)
+        np.minimum.at(oldest, table.partitions, since)
+        return {partition: min(offset, int(oldest[partition])) for partition, offset in offsets.items()}
+
+    def _dirty(self, without: Collection[int]) -> NDArray[np.bool_]:
+        """[capacity]"""
+        dirty = self._table.dirty_since >= 0
+        return dirty & ~np.isin(self._table.partitions, list(without)) if without else dirty
 
     def _slots(self, everything_of: Collection[int], without: Collection[int]) -> NDArray[np.int64]:
         table, now = self._table, self._clock()
         passed, self._flushed_at = now - self._flushed_at, now
         dirty = self._dirty(without)
-        if not len(dirty):
-            return dirty
-        owners = table.partitions[dirty]
-        whole = np.isin(owners, list(everything_of))
-        rest, owners = dirty[~whole], owners[~whole]
+        whole, rest = np.empty(0, dtype=np.int64), dirty
+        if everything_of:
+            leaving = np.isin(table.partitions, list(everything_of))
+            whole, rest = np.flatnonzero(dirty & leaving), dirty & ~leaving
+        count = int(np.count_nonzero(rest))
         budget = max(1, int(self._bytes_per_second * min(passed, self._seconds) / self._codec.record_bytes))
-        share = min(1.0, passed / self._seconds, budget / max(len(rest), 1))
-        chosen = [dirty[whole]]
-        for partition in np.unique(owners).tolist():
-            mine = rest[owners == partition]
-            count = min(len(mine), math.ceil(share * len(mine)))
-            if count < len(mine):  # those that have waited longest: they hold the snapshot offset back
-                mine = mine[np.argpartition(table.dirty_since[mine], count - 1)[:count]]
-            chosen.append(mine)
-        return np.concatenate(chosen)
+        wanted = min(count, budget, math.ceil(count * min(1.0, passed / self._seconds)))
+        self._next = self._next[rest[self._next]]
+        if len(self._next) < wanted:
+            self._next = self._longest_waiting(rest, max(wanted / count, _LOOK_AHEAD))
+        chosen, self._next = self._next[:wanted], self._next[wanted:]
+        return np.concatenate([whole, chosen])
 
-    def _dirty(self, without: Collection[int]) -> NDArray[np.int64]:
-        dirty = np.flatnonzero(self._table.dirty_since >= 0)
-        return dirty[~np.isin(self._table.partitions[dirty], list(without))] if without else dirty
+    def _longest_waiting(self, among: NDArray[np.bool_], share: float) -> NDArray[np.int64]:
+        """That share of each partition's slots `among` [capacity] all: first those that hold its snapshot offset back.
+
+        Whoever takes any part of them from the front takes the like of each partition.
+        """
+        slots = np.flatnonzero(among)
+        owners, since = self._table.partitions[slots], self._table.dirty_since[slots]
+        found, places = [], []
+        for partition in np.flatnonzero(np.bincount(owners)):
+            mine = np.flatnonzero(owners == partition)
+            n = min(len(mine), math.ceil(share * len(mine)))
+            if n < len(mine):
+                mine = mine[np.argpartition(since[mine], n - 1)[:n]]
+            found.append(slots[mine[np.argsort(since[mine])]])
+            places.append(np.arange(1, n + 1) / n)
+        return np.concatenate(found)[np.argsort(np.concatenate(places), kind="stable")]
