@@ -22,6 +22,10 @@ log = logging.getLogger("tidecast.worker")
 _RETRY_SECONDS = 1.0  # between two tries to commit
 _IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
 
+# So often fenced within so long, though the group knows us by our name: somebody outside of it has our transactional
+# id. A pause beyond the session fences once or twice, and so does a namesake, until it hears that we are the newer one.
+_DUEL, _DUEL_SECONDS = 5, 60.0
+
 Waiting = Callable[[float], AbstractContextManager[None]]
 
 
@@ -55,6 +59,7 @@ class Commits:
         self.half_done = False  # True once a batch was left half applied: states must not be written any more
         self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
         self._failing_since: float | None = None
+        self._fenced: list[float] = []  # when, of late
         self._flushed_idle = clock()
 
     def connect(self, broker: Broker) -> None:
@@ -183,15 +188,27 @@ class Commits:
     def start_over(self, consumer: Consumer) -> None:
         """After a transaction that came to nothing, or whose end is not known. Blocks for a new producer.
 
+        A new producer takes the transactional id from whoever has it. So a named instance asks its group first whether
+        the name is still its own: of two processes with one name, the one that joined later goes on.
+
         Raises:
-            Replaced: another process has this instance's name; to take the transactional id back would end its work.
+            Replaced: it is not.
+            Fenced: a named instance was, again and again: somebody outside of the group has its transactional id.
             BrokerError: no broker answers.
         """
         reason = self._broken
         assert reason is not None
-        if isinstance(reason, Fenced):
-            with self._waiting(self._settings.broker_timeout_seconds):
+        if isinstance(reason, Fenced) and self._settings.instance != "auto":
+            with self._waiting(2 * self._settings.broker_timeout_seconds):
                 consumer.confirm()
+            now = self._clock()
+            self._fenced = [at for at in self._fenced if now - at < _DUEL_SECONDS] + [now]
+            if len(self._fenced) >= _DUEL:
+                raise Fenced(
+                    f"fenced {_DUEL} times within {_DUEL_SECONDS:g} s: another process has the --instance "
+                    f"{self._settings.instance!r} ({reason.what})",
+                    do="Nothing is lost. Give every worker a name of its own.",
+                )
         log.warning(
             "starting over from what is committed",
             extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self.committed)},

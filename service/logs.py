@@ -79,8 +79,8 @@ def _one_line(text: str) -> str:
 class Repeats(logging.Filter):
     """Keeps the Kafka client from burying our own messages.
 
-    When its broker is away it says the same ten times a second, some of it with a traceback; here each of its lines
-    of code speaks once in a while, and without.
+    When its broker is away it says the same ten times a second, in five places of its network code, some of it with a
+    traceback; here that code speaks once in a while, and each other line of its code too, and without.
     """
 
     def __init__(self, seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -92,7 +92,8 @@ class Repeats(logging.Filter):
         """True for what is not the client's, or was not said lately."""
         if not record.name.startswith("kafka"):
             return True
-        place, now = (record.pathname, record.lineno), self._clock()
+        network = record.name.startswith(("kafka.net", "kafka.cluster"))
+        place, now = ("network", 0) if network else (record.pathname, record.lineno), self._clock()
         if now - self._said.get(place, -math.inf) < self._seconds:
             return False
         self._said[place] = now

@@ -36,11 +36,11 @@ class Pulse:
     def patience(self, seconds: float) -> Iterator[None]:
         """While the loop waits for Kafka, with a time limit of its own, it is not stalled."""
         self.turn()
-        self._allowed = STALLED_SECONDS + seconds
+        before, self._allowed = self._allowed, max(self._allowed, STALLED_SECONDS + seconds)
         try:
             yield
         finally:
-            self._allowed = STALLED_SECONDS
+            self._allowed = before
             self.turn()
 
     def not_live(self) -> str | None:

@@ -81,7 +81,8 @@ class Shares:
         self._forget(partitions)
         self.assigned -= partitions
         self.gauges(now=True)
-        log.info("partitions revoked", extra={"gone": sorted(partitions), "all": sorted(self.assigned)})
+        if not self.leaving:
+            log.info("partitions revoked", extra={"gone": sorted(partitions), "all": sorted(self.assigned)})
 
     def started_over(self) -> bool:
         """True where what is in memory is not what could be committed: all of it was dropped, and is restored."""
@@ -116,9 +117,9 @@ class Shares:
             return
         with self._pulse.patience(2 * self._settings.broker_timeout_seconds):
             done = self._restore.step(self.consumer, RESTORE_POLL_SECONDS)
+            for partition, restored in done.items():
+                self._go_on(partition, restored)
         self._metrics.restore_remaining.set(self._restore.remaining)
-        for partition, restored in done.items():
-            self._go_on(partition, restored)
         if done:
             self.consumer.resume(set(done))
             self._metrics.restore_seconds.set(max(restored.seconds for restored in done.values()))

@@ -75,9 +75,10 @@ class Worker:
         """
         if self._prepared:
             return
-        check_topics(self._broker, self._settings)
-        self._commits.connect(self._broker)
-        self._shares.consumer = self._member()
+        with self._pulse.patience(4 * self._settings.broker_timeout_seconds):
+            check_topics(self._broker, self._settings)
+            self._commits.connect(self._broker)
+            self._shares.consumer = self._member()
         self._prepared = True
 
     @property
@@ -97,6 +98,7 @@ class Worker:
         """
         began = self._clock()
         while True:
+            self._pulse.turn()
             tried = self._clock()
             try:
                 return self._consumer.subscribe(
@@ -190,7 +192,7 @@ class Worker:
         if commits.pending:
             wait = min(wait, max(commits.due - self._clock(), 0.0))
         wait = 0.0 if self._shares.busy else wait
-        with self._stage("poll"):
+        with self._stage("poll"), self._pulse.patience(self._settings.broker_timeout_seconds):
             batch = self._consumer.poll(wait, self._settings.max_poll_records)
         if batch.offsets:
             self._pulse.heard()

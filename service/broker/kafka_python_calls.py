@@ -93,6 +93,11 @@ class Server:
                 f"{doing}: another producer has taken the transactional id, or the transaction was open for too long",
                 do="Give every worker of a group a transactional id of its own.",
             )
+        if isinstance(error, errors.KafkaConnectionError):  # it was not waited for
+            return BrokerError(
+                f"{doing}: the connection to Kafka at {where} is lost ({str(error).rpartition(': ')[2]})",
+                do="Check that the broker is up.",
+            )
         if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time was up
             return BrokerError(
                 f"{doing}: Kafka at {where} did not answer within {self.timeout_s:g} s",

@@ -167,3 +167,14 @@ def test_the_kafka_client_is_heard_again_after_a_while():
     assert (repeats.filter(record), repeats.filter(record)) == (True, False)
     now[0] = 31
     assert repeats.filter(record)
+
+
+def test_a_lost_connection_is_one_line_of_the_kafka_client_not_one_for_each_of_its_layers():
+    repeats = logs.Repeats(30, clock=lambda: 0.0)
+    places = ["net.transport", "net.connection", "net.manager", "cluster", "producer.sender", "coordinator.base"]
+    records = [logging.LogRecord(f"kafka.{p}", logging.ERROR, f"{p}.py", 1, "lost", None, None) for p in places]
+    assert [p for p, r in zip(places, records, strict=True) if repeats.filter(r)] == [
+        "net.transport",
+        "producer.sender",
+        "coordinator.base",
+    ]
