@@ -9,7 +9,7 @@ import numpy as np
 from service.changelog import Codec, Snapshot, layout_hash, read_header
 from service.model import Float32, Model
 from service.spec import ModelSpec
-from tests.chaos.answers import Nearness
+from tests.chaos.answers import Nearness, first_difference
 from tests.chaos.chains import Chain
 from tests.chaos.linear import LinearRun
 from tests.chaos.readings import Readings, Record
@@ -81,8 +81,8 @@ def _fault(snapshot: Snapshot, chain: Chain, models: Sequence[Model], reading: i
     wanted = steps, chain.start.one.ts[reading]
     if told != wanted:
         return f"steps and time are {told} instead of {wanted}"
-    same = near.same(snapshot.state, true, _sizes(spec, true))
-    differs = near.first_difference("state", snapshot.state, true, same)
+    got = snapshot.state
+    differs = first_difference("state", got, true, lambda: near.same(got, true, _sizes(spec, true)))
     return differs and f"after {steps} steps of {spec.id}: {differs}"
 
 

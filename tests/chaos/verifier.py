@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from service.broker.base import Broker
 from service.model import Model
-from tests.chaos.answers import Answer, Nearness, read_answer
+from tests.chaos.answers import Answer, Nearness, first_difference, read_answer
 from tests.chaos.linear import LinearRun
 from tests.chaos.readings import Fate, Place, Readings, Record
 from tests.chaos.report import Report
@@ -121,9 +121,9 @@ class _Judge:
         if answer.plain != expected:
             return f"{answer.plain} instead of {expected}"
         y, score = chain.y[reading - chain.start.first], chain.score[reading - chain.start.first]
-        same = self.near.same_y(answer.y, y), self.near.same_score(answer.score, score, y)
-        differs = self.near.first_difference("y", answer.y, y, same[0])
-        differs = differs or self.near.first_difference("score", answer.score, score, same[1])
+        near, got = self.near, answer
+        differs = first_difference("y", got.y, y, lambda: near.same_y(got.y, y))
+        differs = differs or first_difference("score", got.score, score, lambda: near.same_score(got.score, score, y))
         return differs and f"step {steps} of {spec.id}, since reading {chain.start.first}: {differs}"
 
     def dead_letters(self, records: list[Record]) -> None:
