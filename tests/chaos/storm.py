@@ -196,6 +196,7 @@ class Storm:
     def _swap(self) -> bool:
         self._publish(self._published + 1)
         self._say(f"published {self.models[self._published].spec.id}")
+        self._kill()  # before it has looked: its successor finds states that another model left; the others hand over
         return True
 
     def _publish(self, nth: int) -> None:

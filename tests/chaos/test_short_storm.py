@@ -21,12 +21,22 @@ def test_kills_freezes_restarts_and_new_models_lose_double_and_mix_nothing(tmp_p
     outcome = blow(
         tmp_path,
         Scenario(
-            partitions=4, series=50, rate=500.0, kills=14, freezes=1, brokers=1, rolls=1, changes=1, swaps=2, calm=3.0
+            partitions=4,
+            series=50,
+            rate=500.0,
+            kills=12,
+            freezes=1,
+            brokers=1,
+            rolls=1,
+            changes=1,
+            swaps=2,
+            pause=(0.5, 2.0),
+            calm=3.0,
         ),
     )
     # A worker that gave up and was started again is a finding of the long storms (`make chaos`), not of this one.
     assert outcome.report.ok, f"{outcome.report}\n" + "\n".join(outcome.ended)
-    assert outcome.met.total() >= 18 and outcome.met["swap"] == 2
+    assert outcome.met.total() >= 16 and outcome.met["swap"] == 2
     assert outcome.moving >= outcome.met.total() / 3, "most of it hit a group at rest, which proves little"
     assert outcome.report.hand_overs.total() >= 50, "hardly a series met a change of models, which proves little"
 
