@@ -17,6 +17,8 @@ from training.export import build_graph, write
 from training.fit import fit
 from training.progress import Progress
 
+pytestmark = pytest.mark.timeout(300)  # one model is trained and exported first
+
 START_MS = 1_700_000_000_000 // 3_600_000 * 3_600_000
 CALM = [b"calm-%d" % i for i in range(7)]
 WILD = [b"wild-%d" % i for i in range(4)]
