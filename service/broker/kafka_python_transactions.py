@@ -117,10 +117,11 @@ class TransactionalProducer(KafkaPythonProducer):
         if not offsets:  # Kafka would check no membership, and a member that was put out would not be found out
             raise BrokerError("a transaction without input offsets cannot be fenced", do="Give it the offsets.")
         with server.errors("committing a transaction"):
-            self._deliver(deadline)
             group = member.membership(topic, offsets)
             found = {TopicPartition(topic, p): OffsetAndMetadata(o, text, -1) for p, (o, text) in offsets.items()}
-            self._await(self._transactions.send_offsets_to_transaction(found, group), deadline)
+            added = self._transactions.send_offsets_to_transaction(found, group)  # two requests, beside the records
+            self._deliver(deadline)
+            self._await(added, deadline)
             self._raise_failure()
             self._commit = self._transactions.begin_commit()
             self._await(self._commit, deadline)
