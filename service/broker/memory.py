@@ -1,7 +1,8 @@
 """The port without a Kafka: topics in this process's memory, for `tidecast replay` and for tests.
 
 Partitioning, offsets, groups, commits and transactions behave as Kafka's do, but for its clocks: no member is put out
-for its silence, and no transaction ended for its age. Thread-safe. Nothing is ever deleted but whole topics.
+for its silence (so one with a name leaves as it closes), and no transaction ended for its age. Thread-safe. Nothing is
+ever deleted but whole topics.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def test_a_commit_asked_for_while_kafka_is_away_comes_about_soon_after_its_retur
             kafka.kill()
             time.sleep(0.3)  # the client has seen that its connections are gone
             with ThreadPoolExecutor() as pool:
-                commit = pool.submit(producer.commit_transaction, "in", {0: (round_, "")}, reader.consumer, 200)
+                commit = pool.submit(producer.commit_transaction, "in", {0: (round_, "")}, reader.consumer, 90)
                 kafka.start()
                 commit.result(15)
             assert reader.consumer.committed([0]) == {0: (round_, "")}
