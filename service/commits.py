@@ -10,7 +10,7 @@ from functools import partial
 
 from service.broker.base import Broker, Consumer
 from service.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from service.errors import BrokerError, Fenced
+from service.errors import BrokerError, Fenced, Replaced
 from service.flush import RollingFlush
 from service.metrics import Metrics
 from service.pipeline import Result
@@ -23,7 +23,8 @@ SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
 _RETRY_SECONDS = 1.0  # between two tries to commit
 _IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
 
-# So often fenced within so long means a namesake, fenced in turn; a pause beyond the session fences once or twice.
+# So often fenced within so long, though the group knows us by our name: somebody outside of it has our transactional
+# id. A pause beyond the session fences once or twice, and so does a namesake, until it hears that we are the newer one.
 _DUEL, _DUEL_SECONDS = 5, 60.0
 
 Waiting = Callable[[float], AbstractContextManager[None]]
@@ -177,16 +178,22 @@ class Commits:
         """True where memory is ahead of what can still be committed: `start_over`, and restore."""
         return self._broken is not None
 
-    def start_over(self) -> None:
+    def start_over(self, consumer: Consumer) -> None:
         """After a transaction that came to nothing, or whose end is not known. Blocks for a new producer.
 
+        A new producer takes the transactional id from whoever has it. So a named instance asks its group first whether
+        the name is still its own: of two processes with one name, the one that joined later goes on.
+
         Raises:
-            Fenced: a named instance was, again and again: two processes with one name take it from each other.
+            Replaced: it is not.
+            Fenced: a named instance was, again and again: somebody outside of the group has its transactional id.
             BrokerError: no broker answers.
         """
         reason = self._broken
         assert reason is not None
         if isinstance(reason, Fenced) and self._settings.instance != "auto":
+            with self._waiting(2 * self._settings.broker_timeout_seconds):
+                consumer.confirm()
             now = self._clock()
             self._fenced = [at for at in self._fenced if now - at < _DUEL_SECONDS] + [now]
             if len(self._fenced) >= _DUEL:
@@ -235,6 +242,8 @@ class Commits:
 
     def _try_again(self, error: BrokerError) -> None:
         """A commit did not get through: again with the next one, or, of a transaction, from what is committed."""
+        if isinstance(error, Replaced):
+            raise error
         now = self._clock()
         self.due = now + _RETRY_SECONDS
         if self._settings.delivery == "exactly-once":

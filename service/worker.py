@@ -249,7 +249,7 @@ class Worker:
         """True where what is in memory is not what could be committed: all of it was dropped, and is restored."""
         if not self._commits.broken:
             return False
-        self._commits.start_over()
+        self._commits.start_over(self._consumer)
         self._forget(self._assigned)
         if self._assigned:
             self._consumer.pause(self._assigned)
@@ -360,8 +360,8 @@ class Worker:
         try:
             yield
         finally:
+            self._turned = self._clock()  # first: another thread may look in between
             self._allowed = STALLED_SECONDS
-            self._turned = self._clock()
 
     # Counting ------------------------------------------------------------------------------------------------
 
