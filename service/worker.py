@@ -100,9 +100,10 @@ class Worker:
         """
         if self._prepared:
             return
-        check_topics(self._broker, self._settings)
-        self._commits.connect(self._broker)
-        self._consumer = self._member()
+        with self._patience(4 * self._settings.broker_timeout_seconds):
+            check_topics(self._broker, self._settings)
+            self._commits.connect(self._broker)
+            self._consumer = self._member()
         self._prepared = True
 
     def _member(self) -> Consumer:
@@ -118,7 +119,7 @@ class Worker:
         """
         began = self._clock()
         while True:
-            tried = self._clock()
+            tried = self._turned = self._clock()
             try:
                 return self._consumer.subscribe(self._settings.input_topic, self._on_assigned, self._on_revoked)
             except BrokerError as error:
@@ -208,7 +209,7 @@ class Worker:
         if commits.pending:
             wait = min(wait, max(commits.due - self._turned, 0.0))
         wait = 0.0 if self._restore.partitions else wait
-        with self._stage("poll"):
+        with self._stage("poll"), self._patience(self._settings.broker_timeout_seconds):
             batch = self._consumer.poll(wait, self._settings.max_poll_records)
         if batch.offsets:
             self._heard = self._clock()
@@ -307,9 +308,9 @@ class Worker:
             return
         with self._patience(2 * self._settings.broker_timeout_seconds):
             done = self._restore.step(self._consumer, _IDLE_POLL_SECONDS)
+            for partition, restored in done.items():
+                self._go_on(partition, restored)
         self._metrics.restore_remaining.set(self._restore.remaining)
-        for partition, restored in done.items():
-            self._go_on(partition, restored)
         if done:
             self._consumer.resume(set(done))
             self._metrics.restore_seconds.set(max(restored.seconds for restored in done.values()))
@@ -354,14 +355,15 @@ class Worker:
 
     @contextmanager
     def _patience(self, seconds: float) -> Iterator[None]:
-        """While the loop waits for Kafka, with a time limit of its own, it is not stalled."""
+        """While the loop waits for Kafka, with a time limit of its own, it is not stalled. May be nested."""
+        before = self._allowed
         self._turned = self._clock()
-        self._allowed = STALLED_SECONDS + seconds
+        self._allowed = max(before, STALLED_SECONDS + seconds)
         try:
             yield
         finally:
             self._turned = self._clock()  # first: another thread may look in between
-            self._allowed = STALLED_SECONDS
+            self._allowed = before
 
     # Counting ------------------------------------------------------------------------------------------------
 
