@@ -40,8 +40,8 @@ class Pulse:
         try:
             yield
         finally:
+            self.turn()  # first: another thread looks at both
             self._allowed = before
-            self.turn()
 
     def not_live(self) -> str | None:
         """Why the process should be restarted, None where it is well."""
