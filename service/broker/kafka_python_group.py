@@ -39,6 +39,7 @@ from kafka.protocol.consumer import HeartbeatRequest
 from service.errors import BrokerError
 
 _ASK_AGAIN_S = 0.1
+_NEWCOMER = 3  # first joins that may be refused for the name's sake
 _SLICE_MS = 500  # so long may a wish to leave go unnoticed while the group is joined
 
 
@@ -65,6 +66,7 @@ class Member:
         self._coordinator.ensure_active_group = _join_first
         self._reset, self._coordinator.reset_generation = self._coordinator.reset_generation, self._lost
         self._replaced: errors.FencedInstanceIdError | None = None
+        self._newcomer = 0  # how often a first join was refused for the name's sake
         self._heard = self._coordinator._handle_heartbeat_response
         self._coordinator._handle_heartbeat_response = self._hear
         if not self._coordinator.is_dynamic_member():
@@ -189,7 +191,18 @@ class Member:
         while not self._leaving and self._unsettled():
             if self._coordinator.rejoining:
                 self._coordinator.request_rejoin()  # taken back by the library once the result is in force
-            await self._coordinator.ensure_active_group_async(timeout_ms=_SLICE_MS)
+            try:
+                await self._coordinator.ensure_active_group_async(timeout_ms=_SLICE_MS)
+            except errors.FencedInstanceIdError:
+                # Before a first join has ended, nobody can have our place: a Kafka that was killed in the midst of that
+                # join has forgotten whom it let in. So we come as a newcomer again, though not for ever: a namesake may
+                # be doing the same.
+                self._newcomer += 1
+                if self._newcomer > _NEWCOMER:
+                    raise
+                self._lost()
+        if self._coordinator.generation_if_stable() is not None:
+            self._newcomer = _NEWCOMER
 
 
 def _join_first(timeout_ms: float | None = None) -> bool:

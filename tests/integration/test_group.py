@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, errors
 from kafka.admin import MemberToRemove
 
 from service.broker.base import Membership
@@ -109,3 +109,25 @@ def test_members_that_join_at_the_same_moment_all_get_their_share(kafka, topic):
             thread.join()
         assert shares == [2, 2]
         close(members)
+
+
+def test_a_first_join_that_kafka_forgot_with_its_own_restart_is_begun_again(kafka, topic, monkeypatch):
+    """A Kafka that is killed in the midst of a join takes the id that it gave then for that of somebody replaced."""
+    name = topic(partitions=2)
+    newcomer = Member(kafka, name, name, Membership("one"))
+    coordinator = newcomer.consumer._kafka._coordinator
+    join, refusals = coordinator.ensure_active_group_async, [errors.FencedInstanceIdError()] * 2
+
+    async def forgetful(timeout_ms=None):
+        if refusals:
+            raise refusals.pop()
+        return await join(timeout_ms=timeout_ms)
+
+    monkeypatch.setattr(coordinator, "ensure_active_group_async", forgetful)
+    poll_until([newcomer.consumer], lambda: len(newcomer.assigned) == 2)
+    assert not refusals
+    refusals.append(errors.FencedInstanceIdError())  # now it has a place that another can have taken
+    coordinator.request_rejoin()
+    with pytest.raises(Replaced):
+        poll_until([newcomer.consumer], lambda: not refusals and not newcomer.assigned)
+    close([newcomer])
