@@ -3,6 +3,8 @@
 Between two models with one layout of the state, the new one goes on from a state that the old one left: the last one,
 or, after a crash, an older one, from which the new model stepped silently. With another layout, the new one has
 stepped the last so many readings, from its initial state.
+
+Not told apart from a fault: a third model that stepped a series silently and answered nothing of it in between.
 """
 
 from __future__ import annotations

@@ -1,50 +1,22 @@
 """The verifier must tell a right change of models from a wrong one: synthetic answers by several counting models."""
 
-import copy
-import json
-from dataclasses import dataclass
 from itertools import islice
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from service.broker.base import Outgoing
 from service.broker.memory import MemoryBroker
-from service.changelog import Codec
 from service.model import Model
 from tests.chaos.feed import feed
 from tests.chaos.handover import BACK, CARRIED, OLDER, REBUILT
+from tests.chaos.played import LONGER, NAMES, NEW, OLD, Take, carried, judged, last_of, play, rebuilt
 from tests.chaos.readings import Readings
-from tests.chaos.topics import Names, read_all
-from tests.chaos.verifier import verify
-from tests.models import FEATURES, SUCCESSORS, CountingReference, counting_models
+from tests.chaos.topics import read_all
+from tests.models import FEATURES, counting_models
 
 RECORDS, SERIES, PARTITIONS = 1_200, 12, 3
-NAMES = Names("readings", "forecasts", "dead", "changelog")
-OLD, NEW, LONGER = 0, 1, 2  # NEW has the layout of OLD, LONGER another one
 AT = 40  # readings of each series before the first change
-
-
-@dataclass(frozen=True)
-class Take:
-    """From the reading `at` on `model` answers; it steps from `first` on, from the state after the reading `source`.
-
-    `source` None = the model's initial state. In good order, `source` is `first` - 1.
-    """
-
-    at: int
-    model: int
-    first: int
-    source: int | None = None
-
-
-def carried(at, model, back=0):
-    return Take(at, model, at - back, at - back - 1)
-
-
-def rebuilt(at, model, over):
-    return Take(at, model, at - over)
 
 
 @pytest.fixture(scope="module")
@@ -67,79 +39,6 @@ def topics(models):
     readings = Readings(models[0].spec, read_all(broker, NAMES.readings))
     assert min(len(one.ts) for one in readings.series.values()) > AT + 40
     return SimpleNamespace(broker=broker, readings=readings)
-
-
-def play(one, takes, models):
-    """What the models would answer, and the changelog record after each of these readings.
-
-    Returns:
-        forecasts: a dict for each reading.
-        records: (take, reading) -> changelog record, of silent steps too.
-    """
-    forecasts, records, shown = [], {}, {}
-    for nth, take in enumerate(takes):
-        model = models[take.model]
-        if take.source is None:
-            series, begun = CountingReference(SUCCESSORS[take.model]), take.first
-        else:
-            before, begun = shown[take.source]
-            series = copy.copy(before)
-            series.variant = SUCCESSORS[take.model]
-        end = takes[nth + 1].at if nth + 1 < len(takes) else len(one.ts)
-        for i in range(take.first, end):
-            earlier, ts = series.count, one.ts[i]
-            p10, p50, p90 = zip(*series.step(one.x[i], ts), strict=True)
-            steps = i + 1 - begun
-            columns = [np.array([v], np.int64) for v in (one.offsets[i], ts, steps, ts)]
-            state = np.array([series.state], np.float32)
-            records[nth, i] = Codec(model.spec).encode(*columns, state)[0]
-            if i < take.at:
-                continue
-            shown[i] = copy.copy(series), begun
-            forecasts.append(
-                {
-                    "ts": ts,
-                    "step_ms": model.spec.step_ms,
-                    "model": model.spec.id,
-                    "warm": steps >= model.spec.warmup_steps,
-                    "targets": {"value": {"p10": p10, "p50": p50, "p90": p90}},
-                    "score": {"missing": series.missing} | ({"earlier": earlier} if earlier else {}),
-                }
-            )
-    return forecasts, records
-
-
-def judged(topics, models, takes, spoil=None, written=None):
-    """The report on all series answered by these takes.
-
-    Args:
-        topics: the fixture.
-        models: the fixture.
-        takes: one for each model, or a function of the series that gives them.
-        spoil: is given the forecasts of the first series, to change them.
-        written: is given the first series and its records (see `play`), and gives those that are in the changelog, in
-            order [the last one].
-    """
-    forecasts, states = Outgoing(NAMES.forecasts), Outgoing(NAMES.changelog)
-    for nth, one in enumerate(topics.readings.series.values()):
-        own = [Take(0, OLD, 0), *(takes(one) if callable(takes) else takes)]
-        answers, records = play(one, own, models)
-        sources = [f"{NAMES.readings}-{one.partition}-{offset}" for offset in one.offsets]
-        rows = list(zip(sources, answers, strict=True))
-        if spoil and not nth:
-            spoil(rows)
-        for source, answer in rows:
-            headers = [("source", source.encode())]
-            forecasts.append(one.key, json.dumps(answer).encode(), partition=one.partition, headers=headers)
-        for record in written(one, records) if written and not nth else [last_of(one, records)]:
-            states.append(one.key, record, partition=one.partition)
-    topics.broker.producer().produce(forecasts)
-    topics.broker.producer().produce(states)
-    return verify(topics.broker, models, NAMES, rtol=0, atol=0)
-
-
-def last_of(one, records):
-    return records[max(nth for nth, _ in records), len(one.ts) - 1]
 
 
 def first_of(topics):
@@ -218,10 +117,6 @@ def test_states_of_the_old_layout_pass_before_those_of_the_new_one(topics, model
 
 
 # What is wrong ------------------------------------------------------------------------------------------------
-
-
-def answered_since(topics, at):
-    return sum(len(one.ts) - at for one in topics.readings.series.values())
 
 
 @pytest.mark.parametrize(
