@@ -108,7 +108,22 @@ class Restore:
             del self._reading[partition]
         if done:
             self._assign()
-        return {p: self._handed_over(p, r, consumer) for p, r in done.items()}
+        outdated = {p for p, r in done.items() if self._outdated(p, r, consumer)}
+        if outdated:
+            self._engines.revoke(outdated)
+            self._waiting |= outdated
+        return {p: self._handed_over(p, r, consumer) for p, r in done.items() if p not in outdated}
+
+    def _outdated(self, partition: int, reading: _Reading, consumer: Consumer) -> bool:
+        """True where somebody has committed since we asked: the group has moved on, and will tell us. Ask again.
+
+        Only looked at where states and offset do not fit, for then this is the likely reason.
+        """
+        offset = reading.committed.offset if reading.committed is not None else 0
+        if _newest(partition, reading) < offset:
+            return False
+        known = consumer.committed({partition})[partition]
+        return known is not None and known[0] != offset
 
     def close(self) -> None:
         """Let go of its connections."""
@@ -216,15 +231,11 @@ class Restore:
             BrokerError: what is there does not fit what was committed.
         """
         committed = reading.committed
-        # Of the states that are left: one that was reset afterwards must not count. Imported ones may hold none of this
-        # input.
-        table = reading.engine.table
-        newest = int(table.offsets[table.partitions == partition].max(initial=-1))
-        check_fits(self._settings, partition, committed, reading.series, newest)
+        check_fits(self._settings, partition, committed, reading.series, _newest(partition, reading))
         start = None if committed is None else self._replay_from(partition, reading, committed, consumer)
         self._engines.restored(partition, reading.end > 0)
         with self._engines.lock:
-            table.buried += [(key, partition) for key in reading.useless]
+            reading.engine.table.buried += [(key, partition) for key in reading.useless]
         seconds = round(self._clock() - reading.started, 3)
         offset = committed.offset if committed is not None else None
         found = {"partition": partition, "series": reading.series, "replay_from": start, "committed": offset}
@@ -251,3 +262,12 @@ class Restore:
         if not reading.anew:
             check_retained(self._settings, partition, first, start, committed.offset)
         return max(first, start)
+
+
+def _newest(partition: int, reading: _Reading) -> int:
+    """The last offset that a state holds, -1 = none does (imported ones may hold none of this input).
+
+    Of the states that are left: one that was reset afterwards must not count.
+    """
+    table = reading.engine.table
+    return int(table.offsets[table.partitions == partition].max(initial=-1))

@@ -200,3 +200,22 @@ def test_at_least_once_repeats_no_step_of_a_state_that_was_written(model):
     reference = {key: CountingReference() for key in SERIES}
     list(linear(world.sent, reference))
     assert latest == {key: reference[key].state for key in SERIES}
+
+
+def test_a_zombie_that_restores_what_its_successor_goes_on_with_is_not_told_that_kafka_is_inconsistent(model):
+    """It asks for the committed offset, the successor commits more, and then it reads the successor's states."""
+    world = World(model)
+    world.send(0, 4)
+    world.live()
+    worker = Worker(world.settings, model, world.broker, Metrics(model.spec, list(DeadLetterReason)))
+    worker.prepare()
+    restore, zombie = worker._shares._restore, _joined(world)
+    restore.begin({0, 1})
+    restore._ask(zombie)
+    earlier = {p: dataclasses.replace(r.committed, offset=2) for p, r in restore._reading.items()}
+    for partition, reading in restore._reading.items():  # as if it had asked when the offset was 2
+        reading.committed = earlier[partition]
+    found = {}
+    for _ in range(20):
+        found |= restore.step(zombie, 0.0)
+    assert {p: r.committed for p, r in found.items()} == {0: 8, 1: 8}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import numpy as np
@@ -14,13 +13,13 @@ from service import restore
 from service.broker.base import Outgoing
 from service.broker.memory import MemoryBroker
 from service.changelog import Codec
+from service.engines import Engines
 from service.flush import GROUP_HEADER
 from service.series import SeriesTable
 from service.settings import Settings
-from tests.models import counting_spec
+from tests.streams import model
 
-SPEC = counting_spec()
-CODEC = Codec(SPEC)
+CODEC = Codec(model().spec)
 PARTITIONS = 2
 
 
@@ -42,8 +41,9 @@ def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_ser
     consumer = broker.consumer(group="tidecast")
     consumer.assign("readings", dict.fromkeys(range(PARTITIONS), 0))
     consumer.commit(dict.fromkeys(range(PARTITIONS), 1_000), "")
-    table = SeriesTable(np.zeros(4, dtype=np.float32), max_series, SPEC.state)
-    doing = restore.Restore(broker, Settings(), CODEC, table, threading.Lock(), time.monotonic)
+    options = Settings(max_series=max_series)
+    engines = Engines(options, model(), time.monotonic)
+    doing = restore.Restore(broker, options, engines, time.monotonic)
     doing.begin(range(PARTITIONS))
     done = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_ser
             done |= doing.step(consumer, 0.0)
     doing.close()
     assert set(done) == set(range(PARTITIONS))
-    return table, sum(r.series for r in done.values())
+    return engines.current.table, sum(r.series for r in done.values())
 
 
 @settings(deadline=None)
