@@ -1,13 +1,8 @@
-"""Every setting of the service, once: the fields below make the flags, the TIDECAST_* variables and the help.
-
-A flag wins over the environment, the environment over the default. Nothing else is read.
-"""
+"""Every setting of the service, once: the fields below make the flags, the TIDECAST_* variables and the help."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -20,8 +15,6 @@ from service.errors import UsageError
 
 PREFIX = "TIDECAST_"
 
-# A Kubernetes Service called "tidecast…" makes the kubelet put these into every pod; they are nobody's mistake.
-_SERVICE_LINK = re.compile(r"TIDECAST_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
@@ -179,90 +172,7 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def resolve(flags: Mapping[str, object], env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    """`name -> (value, where it came from)`; the second is the flag's or variable's name, or "default".
-
-    Raises:
-        UsageError: an unknown TIDECAST_* variable, or a value that the setting cannot take.
-    """
-    _refuse_unknown(env)
-    found: dict[str, tuple[Any, str]] = {}
-    for name in FIELDS:
-        if (given := flags.get(name)) is not None:
-            found[name] = (_parse(name, given, flag(name)), flag(name))
-        elif (text := env.get(variable(name))) is not None:
-            found[name] = (_parse(name, text, variable(name)), variable(name))
-        else:
-            found[name] = (default(name), "default")
-    _check_together(found)
-    return found
-
-
-def load(flags: Mapping[str, object], env: Mapping[str, str]) -> Settings:
-    """The settings in force: flag, else TIDECAST_*, else default. `flags` maps field names; None = not given.
-
-    Raises:
-        UsageError: an unknown TIDECAST_* variable, or a value that the setting cannot take.
-    """
-    return Settings(**{name: value for name, (value, _) in resolve(flags, env).items()})
-
-
-def flags_of(args: argparse.Namespace) -> dict[str, object]:
-    """What was given on the command line, by field name."""
-    return {name: getattr(args, name) for name in FIELDS if getattr(args, name, None) is not None}
-
-
-def from_args(args: argparse.Namespace) -> Settings:
-    """`load` with the flags in `args` and this process's environment."""
-    return load(flags_of(args), os.environ)
-
-
-def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add the flags of these settings (all of them where none is named), under the settings' own headings.
-
-    Their default is None, so that `load` can tell what was given from what was not.
-    """
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name in names or tuple(FIELDS):
-        meta = FIELDS[name].metadata
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        shown = str(default(name)).lower() if isinstance(default(name), bool) else str(default(name))
-        home = str(Path.home())
-        shown = "~" + shown.removeprefix(home) if shown.startswith(home + os.sep) else shown
-        text = f"{meta['help']} [{shown}]".replace("%", "%%")
-        if isinstance(default(name), bool):
-            groups[meta["group"]].add_argument(
-                flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
-            )
-        else:
-            # Parsed and checked by `load`, as the variables are: one error text for both.
-            metavar = (
-                "{" + ",".join(meta["choices"]) + "}" if len(meta["choices"]) > 1 else _METAVARS[type(default(name))]
-            )
-            groups[meta["group"]].add_argument(flag(name), dest=name, metavar=metavar, default=None, help=text)
-
-
-_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
-
-
-def _refuse_unknown(env: Mapping[str, str]) -> None:
-    known = [variable(name) for name in FIELDS]
-    for name, value in env.items():
-        if name.startswith(PREFIX) and name not in known and not _is_service_link(name, value):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]}? " if near else ""
-            raise UsageError(
-                f"there is no setting {name}",
-                do=f"{hint}Unset it, or run `tidecast config` in a clean shell for the list.",
-            )
-
-
-def _is_service_link(name: str, value: str) -> bool:
-    return bool(_SERVICE_LINK.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
-
-
-def _parse(name: str, given: object, origin: str) -> Any:
+def parse(name: str, given: object, origin: str) -> Any:
     """`given` as the setting's type, within its choices and limits."""
     meta = FIELDS[name].metadata
     kind = type(default(name))
@@ -318,7 +228,7 @@ _PARSERS: dict[type, Callable[[object], Any]] = {bool: _to_bool, int: _to_int, f
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def _check_together(found: Mapping[str, tuple[Any, str]]) -> None:
+def check_together(found: Mapping[str, tuple[Any, str]]) -> None:
     """What no setting can tell alone."""
     topics = {name: found[name] for name in ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")}
     if len({value for value, _ in topics.values()}) < len(topics):

@@ -9,7 +9,7 @@ import time
 
 from kafka import KafkaAdminClient, TopicPartition
 
-from service import settings, states
+from service import configuration, states
 from service.changelog import Codec
 from tests.models import OFFSETS, START_MS, STEP_MS, CountingReference, counting_spec
 from tests.serving import PATIENCE, Topics, serving
@@ -68,7 +68,7 @@ class Counted(Topics):
 
     def kept(self):
         """`key -> state`, as the changelog has it."""
-        found = states.latest(self.broker, settings.load({"changelog_topic": self.states}, {}), CODEC.decode)
+        found = states.latest(self.broker, configuration.load({"changelog_topic": self.states}, {}), CODEC.decode)
         return {place.key: snapshot.state.tolist() for place, snapshot in found.items()}
 
     def check(self):

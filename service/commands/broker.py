@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from service import settings
+from service import configuration, settings
 from service.broker.embedded import EmbeddedBroker
 from service.errors import BrokerError
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         BrokerError: it could not start, or it died (with the end of its log).
     """
-    config = settings.from_args(args)
+    config = configuration.from_args(args)
     broker = EmbeddedBroker(Path(config.broker_data_dir).expanduser(), port=config.broker_port, heap_mb=args.heap_mb)
 
     def ask(signum: int, frame: FrameType | None) -> NoReturn:

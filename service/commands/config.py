@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 
-from service import settings
+from service import configuration, settings
 
 HELP = "Print the settings in force, and where each came from."
 EXAMPLE = """\
@@ -18,12 +18,12 @@ tidecast config --json | jq '.http_port.value'"""
 def configure(parser: argparse.ArgumentParser) -> None:
     """Its own flag, and those of every setting, to try out what they would do."""
     parser.add_argument("--json", action="store_true", help="one JSON object: name -> value, origin, variable, help")
-    settings.add_flags(parser)
+    configuration.add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print them on stdout."""
-    found = settings.resolve(settings.flags_of(args), os.environ)
+    found = configuration.resolve(configuration.flags_of(args), os.environ)
     if args.json:
         entries = {
             name: {

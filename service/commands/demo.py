@@ -7,7 +7,7 @@ import logging
 import math
 from pathlib import Path
 
-from service import logs, settings
+from service import configuration, logs, settings
 from service.errors import UsageError
 
 HELP = """\
@@ -38,14 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="use this Kafka [an embedded one is started]",
     )
-    settings.add_flags(parser, "client", "broker_timeout_seconds")
+    configuration.add_flags(parser, "client", "broker_timeout_seconds")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, then run it."""
     logs.setup("critical")  # what matters comes as an error; the worker's log is a file
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    config = settings.from_args(args)
+    config = configuration.from_args(args)
     from service.demo.run import Plan
     from service.demo.run import run as run_demo
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from service import logs, settings, sources
+from service import configuration, logs, sources
 from service.errors import UsageError
 from service.pace import Clock, LiveClock, paced, parse_speed
 from service.records import Reading, read_model_config, readings
@@ -91,12 +91,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--speed", metavar="X", help="event seconds for each second: 1 [default], 3600, or max")
     add("--limit", metavar="N", help="stop after so many readings")
     add("--dry-run", action="store_true", help="print the records to stdout, one JSON object a line; needs no Kafka")
-    settings.add_flags(parser, "bootstrap_servers", "client", "input_topic", "broker_timeout_seconds", "log_level")
+    configuration.add_flags(parser, "bootstrap_servers", "client", "input_topic", "broker_timeout_seconds", "log_level")
 
 
 def run(args: argparse.Namespace) -> int:
     """Send until the source ends or a signal comes; the exit code."""
-    config = settings.from_args(args)
+    config = configuration.from_args(args)
     logs.setup(config.log_level)
     if config.log_level != "debug":
         logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as a BrokerError

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 
-from service import settings
+from service import configuration, settings
 from service.errors import DataError
 from service.output import open_output
 
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR", required=True, help="model directory: model.onnx and config.toml")
     parser.add_argument("--data", metavar="FILE", required=True, help="CSV (also .gz) or Parquet")
     parser.add_argument("--out", metavar="FILE", default="-", help="JSON lines; - is stdout [-]")
-    settings.add_flags(parser, *_SETTINGS)
+    configuration.add_flags(parser, *_SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from service.replay import Tally, replay, window_rows
     from service.table import read_chunks
 
-    config = settings.from_args(args)
+    config = configuration.from_args(args)
     columns = read_model_config(args.model).columns
     model = Model.load(args.model, max_bytes=config.model_max_bytes, intra_op_threads=config.intra_op_threads)
     check_features(columns, model.spec.features, args.model)

@@ -13,7 +13,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from service import __version__, logs, settings, stacks
+from service import __version__, configuration, logs, settings, stacks
 
 if TYPE_CHECKING:
     from service.worker import Worker
@@ -36,13 +36,13 @@ _NOT_SERVED = ("broker_data_dir", "broker_port")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Every setting but the embedded broker's."""
-    settings.add_flags(parser, *(name for name in settings.FIELDS if name not in _NOT_SERVED))
+    configuration.add_flags(parser, *(name for name in settings.FIELDS if name not in _NOT_SERVED))
 
 
 def run(args: argparse.Namespace) -> int:
     """Load and check the model, then serve; the exit code."""
     began = time.monotonic()
-    config = settings.from_args(args)
+    config = configuration.from_args(args)
     logs.setup(config.log_level, config.log_format)
     faulthandler.enable()
     stacks.show_on_signal()

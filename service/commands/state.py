@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from service import settings, state_file, states
+from service import configuration, settings, state_file, states
 from service.broker.base import Broker
 from service.broker.connect import connect
 from service.changelog import Codec, Header, Snapshot, read_header
@@ -72,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="import: readings come from another topic than at the export: leave out offsets, place series by key",
     )
-    settings.add_flags(
+    configuration.add_flags(
         parser,
         "bootstrap_servers",
         "client",
@@ -87,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; the exit code."""
-    config = settings.from_args(args)
+    config = configuration.from_args(args)
     _check(args)
     spec = _spec(args, config) if args.action == "show" else None  # before Kafka: a wrong file should not wait for it
     broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)

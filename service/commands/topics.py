@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from service import settings
+from service import configuration, settings
 from service.broker.base import Broker
 from service.broker.connect import connect
 from service.errors import BrokerError, UsageError
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replication-factor", type=int, metavar="N", help="copies of each partition [the cluster's default]"
     )
-    settings.add_flags(
+    configuration.add_flags(
         parser,
         "bootstrap_servers",
         "client",
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List or create; what there is goes to stdout."""
-    config = settings.from_args(args)
+    config = configuration.from_args(args)
     for name in ("partitions", "replication_factor"):
         value = getattr(args, name)
         if value is not None and value < 1:

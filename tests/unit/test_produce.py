@@ -16,11 +16,11 @@ from service.broker.base import Outgoing
 from service.broker.memory import MemoryBroker
 from service.cli import main
 from service.commands import produce
+from service.configuration import load
 from service.errors import BrokerError, DataError, UsageError
 from service.pace import BATCH, paced, parse_speed
 from service.records import Reading, readings
 from service.sending import check_topic, send
-from service.settings import load
 from service.table import Columns, Table
 
 HOUR = 3_600_000
