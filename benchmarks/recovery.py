@@ -96,8 +96,8 @@ def restored_in(log: str) -> float:
     return max(float(s) for s in re.findall(r"states restored.*?\bseconds=([\d.]+)", log))
 
 
-def changelog_records(broker: Broker, topic: str) -> int:
-    """Offsets between the ends of the changelog: what a restore reads, markers too."""
+def changelog_offsets(broker: Broker, topic: str) -> int:
+    """From its first offset to its end, markers and what compaction has taken out too."""
     consumer = broker.consumer()
     consumer.assign(topic, dict.fromkeys(range(PARTITIONS), -2))
     try:
@@ -134,7 +134,7 @@ def main() -> None:
                 send(broker, topics["input_topic"], readings(model, everything, steps))
                 steps += 1
             print(f"{args.series:,} series of {model.spec.state_size} floats, {PARTITIONS} partitions")
-            print("| run | start to ready, s | to the first forecast, s | restore, s | changelog records | series/s |")
+            print("| run | start to ready, s | to the first forecast, s | restore, s | changelog offsets | series/s |")
             print("|---|---|---|---|---|---|")
             ready, first, rates = [], [], []
             already = 0.0  # forecasts of the workers before this one
@@ -150,7 +150,7 @@ def main() -> None:
                 worker.kill()
                 send(broker, topics["input_topic"], readings(model, range(len(half), args.series), steps))
                 steps += 1
-                records = changelog_records(broker, topics["changelog_topic"])
+                records = changelog_offsets(broker, topics["changelog_topic"])
                 began = time.perf_counter()
                 worker = start()
                 worker.wait(lambda w=worker: w.metric("forecasts_total") > 0)
