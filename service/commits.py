@@ -139,25 +139,37 @@ class Commits:
         with self._waiting(2 * self.timeout_s):
             try:
                 self._flush()
+            except BrokerError as error:
+                return self._failed(error, self._give_up)
+            try:
+                self._delivery.claim(self._texts(offsets), consumer)
+            except BrokerError as error:
+                return self._failed(error, self._try_again)
+            try:
                 if not self.half_done:
                     self._delivery.store(self._engines.due(everything_of, self.replaying))
             except BrokerError as error:
-                self._metrics.transactions.labels("failed").inc()
-                self._give_up(error)
-                return False
-            footing = self._engines.footing(offsets)
+                return self._failed(error, self._give_up)
             try:
-                self._delivery.commit({p: (found.offset, found.text) for p, found in footing.items()}, consumer)
+                self._delivery.commit(self._texts(offsets), consumer)
             except BrokerError as error:
-                self._metrics.transactions.labels("failed").inc()
-                self._try_again(error)
-                return False
+                return self._failed(error, self._try_again)
         self._metrics.transactions.labels("committed").inc()
         self.committed |= offsets
         self.pending.clear()
         self._failing_since = None
         self._flushed_idle = self._clock()
         return True
+
+    def _texts(self, offsets: Mapping[int, int]) -> dict[int, tuple[int, str]]:
+        """What is committed, `partition -> (offset, metadata)`, given where each goes on."""
+        return {p: (found.offset, found.text) for p, found in self._engines.footing(offsets).items()}
+
+    def _failed(self, error: BrokerError, deal_with: Callable[[BrokerError], None]) -> bool:
+        """Always False: Kafka does not have it."""
+        self._metrics.transactions.labels("failed").inc()
+        deal_with(error)
+        return False
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""

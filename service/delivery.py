@@ -11,10 +11,12 @@ committed offset, asked for once it is stable, tells which. A worker that was aw
 
 At least once:
   1. forecasts and dead letters are produced and acknowledged.
-  2. then the changelog records due, and acknowledged.
-  3. then the offsets are committed.
-A crash after 1 repeats forecasts. A crash after 2 repeats only those of series without a state in the changelog: what a
-restored state holds is not applied, nor answered, again.
+  2. the offsets are committed, each with the snapshot offset as it was. Kafka refuses that to a worker that is out of
+     the group: it must not write its older states over those of its successor.
+  3. the changelog records due are produced and acknowledged.
+  4. the offsets are committed again, each with its new snapshot offset.
+A crash before 2 repeats forecasts. A crash after 2 repeats none: the replay is silent, and what a restored state holds
+is not applied again. A worker that is frozen between 2 and 3 until others have its partitions is not held back.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ class Delivery(Protocol):
 
     def flush(self, timeout_s: float) -> None:
         """Wait until Kafka has what was emitted, as far as that can be known before the commit."""
+
+    def claim(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+        """See that this worker is still the one to write states, before it does."""
 
     def store(self, states: Outgoing) -> None:
         """Hand over the changelog records due."""
@@ -62,6 +67,10 @@ class AtLeastOnce(Delivery):
     def flush(self, timeout_s: float) -> None:
         """Wait until Kafka has what was emitted."""
         self._producer.flush(timeout_s)
+
+    def claim(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+        """2 of the module's second list."""
+        self.commit(offsets, consumer)
 
     def store(self, states: Outgoing) -> None:
         """Waits until Kafka has them: what is committed next counts on them."""
@@ -97,6 +106,9 @@ class ExactlyOnce(Delivery):
 
     def flush(self, timeout_s: float) -> None:
         """Nothing: the commit waits."""
+
+    def claim(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+        """Nothing: what a zombie writes is never committed."""
 
     def store(self, states: Outgoing) -> None:
         """Hand over the changelog records due, inside of the transaction."""

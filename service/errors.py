@@ -38,6 +38,10 @@ class BrokerError(TidecastError):
     """Kafka, or the embedded broker, cannot do what was asked."""
 
 
+class Unanswered(BrokerError):
+    """Kafka does not answer, or not any more; it may soon."""
+
+
 class Fenced(BrokerError):
     """Somebody else goes on in our place: with the transactional id, or with our partitions of the consumer group.
 

@@ -135,11 +135,12 @@ class Restore:
         """False where Kafka has not answered: asked again after the next poll, which is what mends a lost connection.
 
         Raises:
-            BrokerError: it has not answered for `broker_timeout_seconds`.
+            BrokerError: it has not answered for `broker_timeout_seconds`, or the states that it should have are gone.
+            ChangelogError: they are of another kind of model.
         """
         began = self._clock() if self._unanswered_since is None else self._unanswered_since
         try:
-            self._ask(consumer)
+            committed, starts, ends = self._ask(consumer)
         except BrokerError as error:
             self._unanswered_since = began
             if self._clock() - began >= self._settings.broker_timeout_seconds:
@@ -147,31 +148,26 @@ class Restore:
             log.warning("Kafka does not say what is committed, asking again", extra={"reason": error.what})
             return False
         self._unanswered_since = None
+        for partition in self._waiting:
+            known, end = committed[partition], ends[partition]
+            found = Committed.parse(*known) if known is not None else None
+            engine = self._engines.choose(partition, found)
+            check_written(self._settings, partition, found, end)
+            anew = is_to_be_made_anew(self._settings, partition, found, engine)
+            self._reading[partition] = _Reading(engine, starts[partition], end, found, anew, started=self._clock())
+        self._waiting = set()
+        self._assign()
         return True
 
-    def _ask(self, consumer: Consumer) -> None:
+    def _ask(self, consumer: Consumer) -> tuple[dict[int, tuple[int, str] | None], dict[int, int], dict[int, int]]:
+        """What is committed, and where the changelog begins and ends, by partition."""
         committed = consumer.committed(self._waiting)
         topic = self._settings.changelog_topic
         if self._ends is None:
             self._reader = self._reader or self._broker.consumer()
             self._ends = self._broker.consumer(isolation="read_uncommitted")
         self._ends.assign(topic, dict.fromkeys(self._waiting, 0))
-        starts, ends = self._ends.beginning_offsets(self._waiting), self._ends.end_offsets(self._waiting)
-        for partition in self._waiting:
-            known = committed[partition]
-            found = Committed.parse(*known) if known is not None else None
-            engine = self._engines.choose(partition, found)
-            check_written(self._settings, partition, found, ends[partition])
-            self._reading[partition] = _Reading(
-                engine,
-                starts[partition],
-                ends[partition],
-                found,
-                anew=is_to_be_made_anew(self._settings, partition, found, engine),
-                started=self._clock(),
-            )
-        self._waiting = set()
-        self._assign()
+        return committed, self._ends.beginning_offsets(self._waiting), self._ends.end_offsets(self._waiting)
 
     def _assign(self) -> None:
         if self._reader is not None and self._reading:
@@ -256,8 +252,6 @@ class Restore:
                 "the states are of another layout: the new model replays recent input",
                 extra={"partition": partition, "made_by": committed.model, "readings": back},
             )
-        if start >= committed.offset:
-            return start
         first = consumer.beginning_offsets([partition])[partition]
         if not reading.anew:
             check_retained(self._settings, partition, first, start, committed.offset)

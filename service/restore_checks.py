@@ -19,8 +19,8 @@ def check_written(settings: Settings, partition: int, committed: Committed | Non
     if committed is None or not committed.flushed or end > 0 or s.accept_gap:
         return
     raise BrokerError(
-        f"the group {s.group!r} has committed offset {committed.offset} of {s.input_topic}-{partition} and written its "
-        f"states, but {s.changelog_topic}-{partition} is empty: they are gone",
+        f"the group {s.group!r} has committed offset {committed.offset} of {s.input_topic}-{partition} and written "
+        f"states there, but the changelog {s.changelog_topic} is empty: its states are gone",
         do="Name the changelog with --changelog-topic. To go on with the series cold: --accept-gap",
     )
 
@@ -73,14 +73,22 @@ def check_fits(settings: Settings, partition: int, committed: Committed | None, 
 
 
 def check_retained(settings: Settings, partition: int, first: int, start: int, committed: int) -> None:
-    """See that the readings are still there that are to be replayed. `first`: the first that retention has left.
+    """See that the readings are still there that are to be read. `first`: the first that retention has left.
 
     Raises:
         BrokerError: they are not.
     """
-    if first > start and not settings.accept_gap:
+    if first <= start or settings.accept_gap:
+        return
+    where = f"{settings.input_topic}-{partition}"
+    if start < committed:
         raise BrokerError(
-            f"{settings.input_topic}-{partition} begins at offset {first}, but its states need a replay of {start} to "
-            f"{committed}: retention has eaten that range",
+            f"{where} begins at offset {first}, but its states need a replay of {start} to {committed}: retention has "
+            "eaten that range",
             do="Raise the topic's retention. To go on with the states as they are: --accept-gap",
         )
+    raise BrokerError(
+        f"{where} begins at offset {first}, but the readings from {committed} on were not answered yet: retention has "
+        f"eaten {first - committed} of them",
+        do="Raise the topic's retention. To go on without them: --accept-gap",
+    )

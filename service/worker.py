@@ -10,23 +10,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from service.broker.base import Batch, Broker, Consumer, Membership
 from service.commits import Commits
 from service.engines import Engines
-from service.errors import BrokerError, DeadLetterFlood, TidecastError
+from service.errors import BrokerError, DeadLetterFlood, TidecastError, Unanswered
 from service.flood import Flood
 from service.metrics import Metrics
 from service.model import Model
 from service.pipeline import Result
-from service.pulse import SAY_SECONDS, Pulse
+from service.pulse import Pulse
 from service.settings import Settings
 from service.shares import Shares
 from service.topics import check_topics
 
 log = logging.getLogger("tidecast.worker")
 
+T = TypeVar("T")
+_AGAIN_SECONDS = 0.5  # before Kafka is asked again
 _IDLE_POLL_SECONDS = 0.2  # so long may SIGTERM go unnoticed
 
 
@@ -76,10 +78,26 @@ class Worker:
         if self._prepared:
             return
         with self._pulse.patience(4 * self._settings.broker_timeout_seconds):
-            check_topics(self._broker, self._settings)
-            self._commits.connect(self._broker)
-            self._shares.consumer = self._member()
+            self._answered(lambda: check_topics(self._broker, self._settings))
+            self._answered(lambda: self._commits.connect(self._broker))
+            self._shares.consumer = self._answered(self._member)
         self._prepared = True
+
+    def _answered(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives, asked again where Kafka does not answer: it may be just coming, or have just gone.
+
+        Raises:
+            BrokerError: this has gone on for `broker_timeout_seconds`, or Kafka refuses.
+        """
+        began = self._clock()
+        while True:
+            try:
+                return ask()
+            except Unanswered as error:
+                if self._clock() - began >= self._settings.broker_timeout_seconds or self._stopping.is_set():
+                    raise
+                log.warning("Kafka does not answer, waiting", extra={"reason": error.what})
+            self._stopping.wait(_AGAIN_SECONDS)
 
     @property
     def _consumer(self) -> Consumer:
@@ -96,21 +114,17 @@ class Worker:
         Raises:
             BrokerError: this has gone on for `broker_timeout_seconds`, or Kafka refuses.
         """
-        began = self._clock()
-        while True:
-            self._pulse.turn()
-            tried = self._clock()
+
+        def subscribe() -> None:
             try:
-                return self._consumer.subscribe(
-                    self._settings.input_topic, self._shares.on_assigned, self._shares.on_revoked
-                )
-            except BrokerError as error:
-                now = self._clock()
-                if now - tried < SAY_SECONDS or now - began > self._settings.broker_timeout_seconds:
-                    raise
-                log.warning("Kafka does not answer, waiting", extra={"reason": error.what})
-            self._consumer.close()
-            self._shares.consumer = self._member()
+                self._pulse.turn()
+                self._consumer.subscribe(self._settings.input_topic, self._shares.on_assigned, self._shares.on_revoked)
+            except Unanswered:
+                self._consumer.close()
+                self._shares.consumer = self._member()
+                raise
+
+        self._answered(subscribe)
 
     def run(self) -> int:
         """Work until `stop`; the exit code, 0.

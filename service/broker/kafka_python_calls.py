@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from kafka import errors
 
-from service.errors import BrokerError, Fenced, Replaced
+from service.errors import BrokerError, Fenced, Replaced, Unanswered
 
 T = TypeVar("T")
 _NOT_READY_PAUSE_S = 0.25
@@ -94,12 +94,12 @@ class Server:
                 do="Give every worker of a group a transactional id of its own.",
             )
         if isinstance(error, errors.KafkaConnectionError):  # it was not waited for
-            return BrokerError(
+            return Unanswered(
                 f"{doing}: the connection to Kafka at {where} is lost ({str(error).rpartition(': ')[2]})",
                 do="Check that the broker is up.",
             )
         if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time was up
-            return BrokerError(
+            return Unanswered(
                 f"{doing}: Kafka at {where} did not answer within {self.timeout_s:g} s",
                 do="Check that a broker listens there (start one with: tidecast broker), or name another with "
                 "--bootstrap-servers.",

@@ -62,6 +62,20 @@ def test_a_replay_range_that_retention_has_eaten_is_refused_and_goes_on_where_th
     assert t.answered() == {key: [*range(26)] for key in t.series}
 
 
+def test_readings_that_retention_has_eaten_unread_are_not_passed_over_in_silence(counted, model):
+    t = counted(partitions=1)
+    t.feed(5)
+    t.live(model)
+    t.feed(10)
+    t.delete_readings({0: 15 + 6})
+    said = t.refused(model)
+    assert f"{t.readings}-0 begins at offset 21" in said and "retention has eaten 6 of them" in said
+    t.live(model, *accepting(said), until=3 * (15 - 2))
+    t.feed(1)
+    t.live(model, until=3 * (16 - 2))
+    assert t.answered() == {key: [*range(5), *range(7, 16)] for key in t.series}
+
+
 def empty(t):
     """The changelog as somebody leaves it who deletes the topic and makes it anew."""
     t.broker.delete_topic(t.states)
@@ -69,7 +83,6 @@ def empty(t):
     t.broker.create_topic(t.states, t.count, CHANGELOG_CONFIG)
 
 
-# Wanted; until the worker tells this case, it goes on cold without a word.
 def test_a_changelog_that_is_empty_although_states_were_written_is_refused_and_goes_on_cold_where_that_is_accepted(
     counted, model
 ):

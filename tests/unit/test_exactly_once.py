@@ -1,5 +1,6 @@
 """A worker that dies, or whose Kafka fails, between any two steps of a commit: every reading is answered once."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -96,7 +97,7 @@ def test_partitions_that_leave_while_they_are_restored_are_all_let_go(model):
     worker.prepare()
     restore = worker._shares._restore
     restore.begin({0, 1})
-    restore._ask(_joined(world))
+    restore._asked(_joined(world))
     assert restore.partitions == {0, 1}
     restore.drop({0, 1})
     assert restore.partitions == set()
@@ -211,7 +212,7 @@ def test_a_zombie_that_restores_what_its_successor_goes_on_with_is_not_told_that
     worker.prepare()
     restore, zombie = worker._shares._restore, _joined(world)
     restore.begin({0, 1})
-    restore._ask(zombie)
+    restore._asked(zombie)
     earlier = {p: dataclasses.replace(r.committed, offset=2) for p, r in restore._reading.items()}
     for partition, reading in restore._reading.items():  # as if it had asked when the offset was 2
         reading.committed = earlier[partition]
@@ -219,3 +220,32 @@ def test_a_zombie_that_restores_what_its_successor_goes_on_with_is_not_told_that
     for _ in range(20):
         found |= restore.step(zombie, 0.0)
     assert {p: r.committed for p, r in found.items()} == {0: 8, 1: 8}
+
+
+def test_at_least_once_a_zombie_does_not_write_its_old_states_over_its_successor_s(model):
+    world = World(model, delivery="at-least-once", instance="auto", changelog_seconds=3_600.0, max_poll_records=100)
+    world.send(0, 4, rubbish=False)
+    zombie = Worker(world.settings, model, world.broker, Metrics(model.spec, list(DeadLetterReason)))
+    zombie.prepare()
+    zombie._join()
+    while not zombie._commits.pending:  # it answers, and is frozen before it commits
+        batch = zombie._poll()
+        if batch.offsets:
+            zombie._emit(batch, zombie._process(batch))
+        zombie._commits.note(batch.next_offsets, zombie._shares.restoring)
+        zombie._shares.restore_some()
+    group = world.broker.groups["tidecast", "readings"]  # takes it for dead
+    group.members.remove(zombie._consumer)
+    group.owner.clear()
+    world.live()
+    world.send(4, 10, rubbish=False)
+    world.live()
+    with contextlib.suppress(BrokerError):
+        zombie._shares.on_revoked({0, 1})  # what a poll tells it when it wakes
+    world.send(10, 12, rubbish=False)
+    world.live()
+    reference = {key: CountingReference() for key in SERIES}
+    assert len(list(linear(world.sent, reference))) == 48
+    latest = {key: value for _, key, value, _ in world.read("tidecast-state")}
+    codec = Codec(model.spec)
+    assert {k: codec.decode(v).state.tolist() for k, v in latest.items()} == {k: reference[k].state for k in SERIES}

@@ -211,6 +211,7 @@ def test_offsets_are_committed_only_after_kafka_has_the_forecasts(bench):
         "produce forecasts",
         "produce dead-letters",
         "flush",
+        "commit",  # as it was, for Kafka to refuse it to a zombie before that writes its states
         "produce tidecast-state",
         "flush",
         "commit",
@@ -224,7 +225,7 @@ def test_commits_are_an_interval_apart_while_readings_arrive(model):
     for step in range(30):  # a poll takes 10 ms
         bench.reading(b"a", step)
     bench.run()
-    assert 2 <= bench.spy.calls.count("commit") <= 4
+    assert 2 * 2 <= bench.spy.calls.count("commit") <= 2 * 4
     assert bench.committed()[0] == (30, 30)
 
 
