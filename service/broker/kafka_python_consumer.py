@@ -201,18 +201,27 @@ class KafkaPythonConsumer(Consumer):
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""
         with self._server.errors(f"going to offset {offset} of {self._topic}-{partition}"):
-            self._kafka.seek(self._tp(partition), offset)
+            self._for_each([partition], lambda tp: self._kafka.seek(tp, offset))
         self._positions.pop(partition, None)
 
     def pause(self, partitions: Collection[int]) -> None:
         """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
         with self._server.errors(f"pausing partitions of {self._topic}"):
-            self._kafka.pause(*map(self._tp, partitions))
+            self._for_each(partitions, self._kafka.pause)
 
     def resume(self, partitions: Collection[int]) -> None:
         """Undo `pause`."""
         with self._server.errors(f"resuming partitions of {self._topic}"):
-            self._kafka.resume(*map(self._tp, partitions))
+            self._for_each(partitions, self._kafka.resume)
+
+    def _for_each(self, partitions: Collection[int], do: Callable[[TopicPartition], object]) -> None:
+        """Passes over what the group has taken away already, if the caller has not been told yet: it will be."""
+        for partition in partitions:
+            try:
+                do(self._tp(partition))
+            except (KeyError, ValueError):
+                if partition not in self._owned or self._tp(partition) in self._kafka.assignment():
+                    raise
 
     def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """The first retained offset of each partition."""

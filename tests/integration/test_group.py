@@ -4,11 +4,11 @@ import threading
 import time
 
 import pytest
-from kafka import KafkaAdminClient, errors
+from kafka import KafkaAdminClient, TopicPartition, errors
 from kafka.admin import MemberToRemove
 
 from service.broker.base import Membership
-from service.errors import Replaced
+from service.errors import BrokerError, Replaced
 from tests.contract.broker_contract import PATIENCE_S, Member, poll_until
 
 
@@ -131,3 +131,18 @@ def test_a_first_join_that_kafka_forgot_with_its_own_restart_is_begun_again(kafk
     with pytest.raises(Replaced):
         poll_until([newcomer.consumer], lambda: not refusals and not newcomer.assigned)
     close([newcomer])
+
+
+def test_what_the_group_has_taken_away_but_not_yet_told_can_be_paused_and_left(kafka, topic):
+    """The library takes partitions away in a thread of its own; the member hears of it in its next poll."""
+    name = topic(partitions=2)
+    member = Member(kafka, name, name)
+    poll_until([member.consumer], lambda: len(member.assigned) == 2)
+    library = member.consumer._kafka
+    library._subscription.assign_from_subscribed([TopicPartition(name, 0)])  # as in the midst of a rebalance
+    member.consumer.pause([0, 1])
+    member.consumer.seek(1, 0)
+    member.consumer.resume([0, 1])
+    with pytest.raises(BrokerError):
+        member.consumer.seek(2, 0)
+    close([member])
