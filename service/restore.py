@@ -20,7 +20,7 @@ from service.broker.base import Batch, Broker, Consumer
 from service.changelog import layout_of
 from service.committed import Committed
 from service.engines import Engine, Engines
-from service.errors import BrokerError, ChangelogError
+from service.errors import BrokerError, ChangelogError, Unanswered
 from service.flush import GROUP_HEADER
 from service.restore_checks import check_fits, check_retained, check_written, is_to_be_made_anew
 from service.settings import Settings
@@ -108,11 +108,20 @@ class Restore:
             del self._reading[partition]
         if done:
             self._assign()
-        outdated = {p for p, r in done.items() if self._outdated(p, r, consumer)}
+        try:
+            outdated = {p for p, r in done.items() if self._outdated(p, r, consumer)}
+            handed_over = {p: self._handed_over(p, r, consumer) for p, r in done.items() if p not in outdated}
+        except Unanswered as error:
+            log.warning("Kafka does not answer, beginning the restore again", extra={"reason": error.what})
+            outdated, handed_over = set(done), {}
         if outdated:
-            self._engines.revoke(outdated)
-            self._waiting |= outdated
-        return {p: self._handed_over(p, r, consumer) for p, r in done.items() if p not in outdated}
+            self.again(outdated)
+        return handed_over
+
+    def again(self, partitions: Collection[int]) -> None:
+        """Begin anew with these."""
+        self._engines.revoke(partitions)
+        self._waiting |= set(partitions)
 
     def _outdated(self, partition: int, reading: _Reading, consumer: Consumer) -> bool:
         """True where somebody has committed since we asked: the group has moved on, and will tell us. Ask again.

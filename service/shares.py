@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from service.broker.base import Broker, Consumer
 from service.commits import Commits
 from service.engines import Engines
+from service.errors import Unanswered
 from service.metrics import Metrics
 from service.model import Model
 from service.pulse import Pulse
@@ -117,8 +118,14 @@ class Shares:
             return
         with self._pulse.patience(2 * self._settings.broker_timeout_seconds):
             done = self._restore.step(self.consumer, RESTORE_POLL_SECONDS)
-            for partition, restored in done.items():
-                self._go_on(partition, restored)
+            try:
+                for partition, restored in done.items():
+                    self._go_on(partition, restored)
+            except Unanswered as error:
+                log.warning("Kafka does not answer, beginning the restore again", extra={"reason": error.what})
+                self._commits.forget(done)
+                self._restore.again(done)
+                return
         self._metrics.restore_remaining.set(self._restore.remaining)
         if done:
             self.consumer.resume(set(done))
@@ -157,7 +164,10 @@ class Shares:
             return
         left = self._engines.waiting(self.assigned)
         with self._pulse.patience(self._settings.broker_timeout_seconds):
-            partition = self._swap.step(self._commits.standing, left - self.restoring - self._commits.replaying)
+            try:
+                partition = self._swap.step(self._commits.standing, left - self.restoring - self._commits.replaying)
+            except Unanswered:
+                return  # the older model goes on, and what is lasting is found out by its own commits
         if partition is not None:
             self._engines.hand_over(partition)
             self._swap.forget({partition})

@@ -207,7 +207,12 @@ class Worker:
             wait = min(wait, max(commits.due - self._clock(), 0.0))
         wait = 0.0 if self._shares.busy else wait
         with self._stage("poll"), self._pulse.patience(self._settings.broker_timeout_seconds):
-            batch = self._consumer.poll(wait, self._settings.max_poll_records)
+            try:
+                batch = self._consumer.poll(wait, self._settings.max_poll_records)
+            except Unanswered as error:  # while it joins; for how long that may go on, `probe` says
+                log.warning("Kafka does not answer, polling on", extra={"reason": error.what})
+                self._stopping.wait(_AGAIN_SECONDS)
+                batch = Batch(self._settings.input_topic)
         if batch.offsets:
             self._pulse.heard()
             if not commits.pending:

@@ -8,7 +8,7 @@ import pytest
 from service.broker.base import Outgoing
 from service.broker.memory import MemoryBroker
 from service.committed import Committed
-from service.errors import BrokerError, DeadLetterFlood, TidecastError
+from service.errors import BrokerError, DeadLetterFlood, TidecastError, Unanswered
 from service.flood import Flood
 from service.messages import DeadLetterReason
 from service.metrics import Metrics
@@ -353,6 +353,28 @@ def test_an_idle_worker_whose_broker_stays_away_ends_with_an_error(model):
     with pytest.raises(BrokerError, match="no answer"):
         worker.run()
     assert 1_030 <= bench.clock.now < 1_040
+
+
+def test_a_connection_that_is_lost_while_the_group_is_joined_is_waited_for(bench):
+    bench.reading(b"a", 0)
+    worker = bench.worker()
+    bench.spy.fail["poll"] = [Unanswered("the connection is lost")] * 2
+    assert worker.run() == 0
+    assert bench.committed()[0] == (1, 1)
+
+
+def test_a_connection_that_stays_lost_while_the_group_is_joined_ends_the_worker(model, monkeypatch):
+    bench = Bench(model, broker_timeout_seconds=20)
+    worker = bench.worker()
+    worker.prepare()
+    for call in ("poll", "partitions"):
+        bench.spy.fail[call] = [Unanswered("no answer")] * 1_000
+    monkeypatch.setattr(
+        worker._stopping, "wait", lambda seconds: setattr(bench.clock, "now", bench.clock.now + seconds)
+    )
+    with pytest.raises(BrokerError, match="no answer"):
+        worker.run()
+    assert 1_020 <= bench.clock.now < 1_045
 
 
 def test_an_idle_worker_whose_broker_comes_back_goes_on(model):
