@@ -38,8 +38,10 @@ test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all
 	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, each verified to the last forecast (STORMS=10 SEED=1)
-	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10) --kills 60
+chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, each verified to the last forecast; rubbish; a long run (STORMS=10 SEED=1)
+	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10)
+	@$(BIN)/python -m tests.chaos.fuzz --records 100000
+	@$(BIN)/python -m tests.chaos.long_run
 
 lint: $(VENV)/.dev ## ruff: errors, style, format
 	@$(BIN)/ruff check .
