@@ -132,3 +132,17 @@ class Server:
             if error is not None:
                 raise error
             return value  # type: ignore[return-value]
+
+
+def poll(kafka: Any, timeout_ms: int, max_records: int) -> dict[Any, Any]:
+    """`kafka.poll`, of a KafkaConsumer.
+
+    The library (3.0.12) parks what it has of a partition that is paused, and takes it back only while it has nothing in
+    hand; but what it has used up it keeps in hand. So a partition that was paused with some of its records read would
+    stay parked for good, and never be fetched again.
+    """
+    fetcher = kafka._fetcher
+    if fetcher._paused_partition_records and not fetcher._next_partition_records:
+        fetcher._next_partition_records = None
+    found: dict[Any, Any] = kafka.poll(timeout_ms=timeout_ms, max_records=max_records)
+    return found

@@ -14,7 +14,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.structs import ConsumerGroupMetadata
 
 from service.broker.base import Batch, Consumer, Headers, Membership, metadata_of
-from service.broker.kafka_python_calls import Server
+from service.broker.kafka_python_calls import Server, poll
 from service.broker.kafka_python_group import Member
 from service.errors import BrokerError, Fenced
 
@@ -118,7 +118,7 @@ class KafkaPythonConsumer(Consumer):
         """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
         with self._server.errors(f"reading {self._topic}"):
             if self._member is None:
-                found = self._kafka.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
+                found: dict[TopicPartition, Any] | None = poll(self._kafka, int(timeout_s * 1_000), max_records)
             else:
                 found = self._member.poll(timeout_s, max_records, self._server.timeout_s)
             return Batch(self._topic) if found is None else self._batch(found)

@@ -36,6 +36,7 @@ from kafka import AsyncConsumerRebalanceListener, TopicPartition, errors
 from kafka.future import Future
 from kafka.protocol.consumer import HeartbeatRequest
 
+from service.broker.kafka_python_calls import poll
 from service.errors import BrokerError
 
 _ASK_AGAIN_S = 0.1
@@ -118,7 +119,7 @@ class Member:
     def _fetch(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, Any] | None:
         """In the caller's other thread: what has arrived, None where the group has to be joined first."""
         try:
-            return cast(dict[TopicPartition, Any], self._kafka.poll(timeout_ms=timeout_ms, max_records=max_records))
+            return poll(self._kafka, timeout_ms, max_records)
         except _JoinFirstError:
             return None
 

@@ -172,6 +172,18 @@ class BrokerContract:
         reader.resume([0])
         assert drain(reader, 3).offsets == [0, 1, 2]
 
+    def test_a_partition_that_is_paused_with_some_of_its_records_read_goes_on_where_it_was(self, port, topic, reader):
+        """kafka-python kept such a partition parked for good, once it had used up what it had of another."""
+        fill(port, topic, 10, partition=0)
+        assert drain(reader, 4, max_records=4).offsets == [0, 1, 2, 3]
+        reader.pause([0])
+        assert len(reader.poll(0.3, 4)) == 0
+        fill(port, topic, 3, partition=1)
+        assert set(drain(reader, 3, max_records=4).partitions) == {1}
+        assert len(reader.poll(0.3, 4)) == 0
+        reader.resume([0])
+        assert drain(reader, 6, max_records=4).offsets == [4, 5, 6, 7, 8, 9]
+
     def test_offsets_and_lag_tell_how_much_is_left(self, port, topic, reader):
         fill(port, topic, 10, partition=2)
         assert reader.beginning_offsets([1, 2]) == {1: 0, 2: 0}
