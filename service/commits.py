@@ -11,7 +11,7 @@ from functools import partial
 from service.broker.base import Broker, Consumer
 from service.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from service.engines import Engines
-from service.errors import BrokerError, Fenced, Replaced
+from service.errors import BrokerError, Fenced, PutOut, Replaced
 from service.metrics import Metrics
 from service.pipeline import Result
 from service.pulse import SAY_SECONDS
@@ -213,6 +213,7 @@ class Commits:
         if isinstance(reason, Fenced) and self._settings.instance != "auto":
             with self._waiting(2 * self._settings.broker_timeout_seconds):
                 consumer.confirm()
+        if isinstance(reason, Fenced) and not isinstance(reason, PutOut) and self._settings.instance != "auto":
             now = self._clock()
             self._fenced = [at for at in self._fenced if now - at < _DUEL_SECONDS] + [now]
             if len(self._fenced) >= _DUEL:

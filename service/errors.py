@@ -50,6 +50,16 @@ class Fenced(BrokerError):
     """
 
 
+class PutOut(Fenced):
+    """The group has moved on without this member: it was silent for too long, and others have its partitions."""
+
+    WHAT = "the consumer group has moved on without this member"
+    DO = "Poll on: this member joins again, and what was not committed is read again."
+
+    def __init__(self, doing: str) -> None:
+        super().__init__(f"{doing}: {self.WHAT}", do=self.DO)
+
+
 class Replaced(Fenced):
     """A process that joined later has our name, and our place in the group with it: it goes on, and we end."""
 

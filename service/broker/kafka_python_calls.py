@@ -12,16 +12,14 @@ from typing import Any, TypeVar
 
 from kafka import errors
 
-from service.errors import BrokerError, Fenced, Replaced, Unanswered
+from service.errors import BrokerError, Fenced, PutOut, Replaced, Unanswered
 
 T = TypeVar("T")
 _NOT_READY_PAUSE_S = 0.25
 
 # What the library raises besides its own errors: mistakes in arguments, and its event loop being gone.
 _RAISED = (errors.KafkaError, OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError)
-# The group has moved on; of these only the first lets the member stay in it.
 _PUT_OUT = (
-    errors.RebalanceInProgressError,
     errors.CommitFailedError,
     errors.IllegalGenerationError,
     errors.UnknownMemberIdError,
@@ -82,12 +80,10 @@ class Server:
             )
         if isinstance(error, errors.FencedInstanceIdError):
             return Replaced(doing, self.instance)
+        if isinstance(error, errors.RebalanceInProgressError):  # which lets the member stay in the group
+            return BrokerError(f"{doing}: {PutOut.WHAT}", do=PutOut.DO)
         if isinstance(error, _PUT_OUT):
-            kind = BrokerError if isinstance(error, errors.RebalanceInProgressError) else Fenced
-            return kind(
-                f"{doing}: the consumer group has moved on without this member",
-                do="Poll on: this member joins again, and what was not committed is read again.",
-            )
+            return PutOut(doing)
         if isinstance(error, (errors.ProducerFencedError, errors.InvalidProducerEpochError)):
             return Fenced(
                 f"{doing}: another producer has taken the transactional id, or the transaction was open for too long",

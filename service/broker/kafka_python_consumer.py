@@ -16,7 +16,7 @@ from kafka.structs import ConsumerGroupMetadata
 from service.broker.base import Batch, Consumer, Headers, Membership, metadata_of
 from service.broker.kafka_python_calls import Server, poll
 from service.broker.kafka_python_group import Member
-from service.errors import BrokerError, Fenced
+from service.errors import BrokerError, PutOut
 
 log = logging.getLogger("tidecast.broker")
 
@@ -174,7 +174,7 @@ class KafkaPythonConsumer(Consumer):
         """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
 
         Raises:
-            Fenced: it has lost its place in the group, or the partitions.
+            PutOut: it has lost its place in the group, or the partitions.
             FencedInstanceIdError: another process has its name, as a heartbeat was told.
         """
         if self._group is None:
@@ -186,10 +186,7 @@ class KafkaPythonConsumer(Consumer):
         # once a heartbeat was told that the member is out.
         out = self._member is not None and (found.generation_id < 0 or not found.member_id)
         if out or topic != self._topic or (self._member is not None and not self._owned.issuperset(partitions)):
-            raise Fenced(
-                f"committing offsets of {topic}: the consumer group has moved on without this member",
-                do="Poll on: this member joins again, and what was not committed is read again.",
-            )
+            raise PutOut(f"committing offsets of {topic}")
         return found
 
     def confirm(self) -> None:

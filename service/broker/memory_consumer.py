@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.broker.base import Batch, Consumer, metadata_of
 from service.broker.memory_log import Group
-from service.errors import BrokerError, Fenced, Replaced
+from service.errors import BrokerError, PutOut, Replaced
 
 if TYPE_CHECKING:
     from service.broker.memory import MemoryBroker
@@ -122,12 +122,14 @@ class MemoryConsumer(Consumer):
             name = self.may_commit(self._topic, offsets), self._topic
             group = self._broker.groups.get(name)
             if self._member is None and group is not None and group.members:
-                raise _moved_on(self._topic)  # from outside, offsets are taken for a group without members only
+                raise PutOut(
+                    f"committing offsets of {self._topic}"
+                )  # from outside, offsets are taken for a group without members only
             known = self._broker.commits.setdefault(name, {})
             known.update({p: (offset, texts[p]) for p, offset in offsets.items()})
 
     def may_commit(self, topic: str, partitions: Collection[int]) -> str:
-        """The group for which this consumer may commit offsets of these partitions; Fenced where it may not."""
+        """The group for which this consumer may commit offsets of these partitions; PutOut where it may not."""
         if self._group is None:
             raise BrokerError("a consumer without a group has nothing to commit to", do="Give it a group.")
         for partition in partitions:
@@ -136,7 +138,7 @@ class MemoryConsumer(Consumer):
         member = self._member
         mine = member is None or all(member.owner.get(p) is self and self in member.members for p in partitions)
         if self._closed or topic != self._topic or not mine:
-            raise _moved_on(topic)
+            raise PutOut(f"committing offsets of {topic}")
         return self._group
 
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
@@ -258,10 +260,3 @@ class MemoryConsumer(Consumer):
         if new or not self._joined:
             self._joined = True
             self._on_assigned(new)
-
-
-def _moved_on(topic: str) -> Fenced:
-    return Fenced(
-        f"committing offsets of {topic}: the consumer group has moved on without this member",
-        do="Poll on: this member joins again, and what was not committed is read again.",
-    )

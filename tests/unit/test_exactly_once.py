@@ -8,7 +8,7 @@ import pytest
 
 from service.broker.base import Membership
 from service.changelog import Codec, layout_hash
-from service.errors import BrokerError, ChangelogError, Fenced, Replaced
+from service.errors import BrokerError, ChangelogError, Fenced, PutOut, Replaced
 from service.messages import DeadLetterReason
 from service.metrics import Metrics
 from service.model import Model
@@ -249,3 +249,21 @@ def test_at_least_once_a_zombie_does_not_write_its_old_states_over_its_successor
     latest = {key: value for _, key, value, _ in world.read("tidecast-state")}
     codec = Codec(model.spec)
     assert {k: codec.decode(v).state.tolist() for k, v in latest.items()} == {k: reference[k].state for k in SERIES}
+
+
+def test_a_worker_that_the_group_has_put_out_again_and_again_is_not_taken_for_one_whose_name_is_in_use(model):
+    """As one that wakes from a long pause: until it polls its way back into the group, each commit is refused."""
+    world = World(model)
+    world.send(0, 10)
+    left = [7]
+
+    class Out(Fault):
+        def around(self, call, do):
+            if call == "commit_transaction" and left[0] > 0:
+                left[0] -= 1
+                raise PutOut("committing offsets")
+            do()
+
+    world.live(Out(), idle=80)
+    assert left == [0]
+    world.check()
