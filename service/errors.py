@@ -65,7 +65,7 @@ class Replaced(Fenced):
 
     def __init__(self, doing: str, name: str | None) -> None:
         super().__init__(
-            f"{doing}: another process has the name {name!r}",
+            f"{doing}: another process has {'this name' if name is None else f'the name {name!r}'}",
             do="Nothing is lost: it joined later and goes on. Give every worker a name of its own (--instance).",
         )
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -111,7 +112,8 @@ class TransactionalProducer(KafkaPythonProducer):
         """
         deadline = time.monotonic() + timeout_s
         member = cast(KafkaPythonConsumer, consumer)
-        server = member.server.within(timeout_s)
+        self._server = replace(self._server, instance=member.server.instance)  # whose name Kafka may refuse
+        server = self._server.within(timeout_s)
         if not self._open or self._commit is not None or self._abort is not None:
             raise BrokerError("no transaction is open", do="Begin one first.")
         if not offsets:  # Kafka would check no membership, and a member that was put out would not be found out

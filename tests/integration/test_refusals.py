@@ -105,7 +105,7 @@ def test_of_two_workers_with_one_name_one_ends_and_says_so_and_every_reading_is_
             code, log = ended.end(signum=None)
             assert code == 1 and "Traceback" not in log, log
             said = log.splitlines()[-1]
-            assert "--instance 'same'" in said and "Give every worker a name of its own" in said
+            assert "another process has the name 'same'" in said and "Give every worker a name of its own" in said
             t.feed(5)
             t.read(t.forecasts, t.steps * 6)
             assert other.end()[0] == 0

@@ -88,8 +88,9 @@ def test_a_changelog_that_was_compacted_is_restored_to_its_end_although_the_last
             t.feed(1)
             t.read(t.forecasts, t.steps * len(t.series))  # and so at least a commit and a flush for each
         assert worker.end()[0] == 0
-    before, ends = look(t)
-    assert min(map(len, before.values())) >= 30
+    _, ends = look(t)
+    written = dict(ends)  # of which the cleaner may have taken some already
+    assert min(written.values()) >= 30
     # The segment that is written to stays as it is: so these push what is before them out of it, to the cleaner.
     time.sleep(0.5)
     abort_states(t, {0, 1})
@@ -103,7 +104,7 @@ def test_a_changelog_that_was_compacted_is_restored_to_its_end_although_the_last
     keys, ends = look(t)
     for partition, found in keys.items():
         assert set(found) == {key for key, p in t.series.items() if p == partition}
-        assert len(found) < len(before[partition]) / 2, "the cleaner has been there"
+        assert len(found) < written[partition] / 2, "the cleaner has been there"
     t.feed(5)
     t.live(model)
     t.check()
