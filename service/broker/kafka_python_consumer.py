@@ -162,12 +162,21 @@ class KafkaPythonConsumer(Consumer):
             return {}
         if self._group is None:
             raise BrokerError("a consumer without a group has nothing committed", do="Give it a group.")
-        # KafkaConsumer.committed would make one request for each partition
-        ask, tps = self._kafka._coordinator.fetch_committed_offsets, {p: self._tp(p) for p in partitions}
+        coordinator, tps = self._kafka._coordinator, {p: self._tp(p) for p in partitions}
         # Not for long: a coordinator that went away meanwhile is found again by polling, not by this call.
         soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
+
+        async def ask() -> dict[TopicPartition, Any]:
+            # One request for all, and a new one: the library would wait for the answer to one that it sent by itself
+            # before, and that may be from before a commit.
+            coordinator._offset_fetch_futures.pop(frozenset(tps.values()), None)
+            found: dict[TopicPartition, Any] = await coordinator.fetch_committed_offsets_async(
+                list(tps.values()), timeout_ms=soon.timeout_ms
+            )
+            return found
+
         with soon.errors(f"asking for the committed offsets of {self._topic}"):
-            found = ask(list(tps.values()), timeout_ms=soon.timeout_ms)
+            found = self._kafka._net.run(ask)
         return {p: (found[tp].offset, found[tp].metadata) if tp in found else None for p, tp in tps.items()}
 
     def membership(self, topic: str, partitions: Collection[int]) -> ConsumerGroupMetadata:
