@@ -136,24 +136,21 @@ class Commits:
         if self._broken is not None:
             return False
         offsets = dict(self.pending)
+        texts = partial(self._texts, offsets)
+        steps: tuple[tuple[Callable[[], None], Callable[[BrokerError], None]], ...] = (
+            (self._flush, self._give_up),
+            (lambda: self._delivery.claim(texts, consumer), self._try_again),
+            (lambda: self._store(everything_of), self._give_up),
+            (lambda: self._delivery.commit(texts(), consumer), self._try_again),
+        )
         with self._waiting(2 * self.timeout_s):
-            try:
-                self._flush()
-            except BrokerError as error:
-                return self._failed(error, self._give_up)
-            try:
-                self._delivery.claim(self._texts(offsets), consumer)
-            except BrokerError as error:
-                return self._failed(error, self._try_again)
-            try:
-                if not self.half_done:
-                    self._delivery.store(self._engines.due(everything_of, self.replaying))
-            except BrokerError as error:
-                return self._failed(error, self._give_up)
-            try:
-                self._delivery.commit(self._texts(offsets), consumer)
-            except BrokerError as error:
-                return self._failed(error, self._try_again)
+            for step, deal_with in steps:
+                try:
+                    step()
+                except BrokerError as error:
+                    self._metrics.transactions.labels("failed").inc()
+                    deal_with(error)
+                    return False
         self._metrics.transactions.labels("committed").inc()
         self.committed |= offsets
         self.pending.clear()
@@ -165,11 +162,9 @@ class Commits:
         """What is committed, `partition -> (offset, metadata)`, given where each goes on."""
         return {p: (found.offset, found.text) for p, found in self._engines.footing(offsets).items()}
 
-    def _failed(self, error: BrokerError, deal_with: Callable[[BrokerError], None]) -> bool:
-        """Always False: Kafka does not have it."""
-        self._metrics.transactions.labels("failed").inc()
-        deal_with(error)
-        return False
+    def _store(self, everything_of: Collection[int]) -> None:
+        if not self.half_done:
+            self._delivery.store(self._engines.due(everything_of, self.replaying))
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""
@@ -213,15 +208,8 @@ class Commits:
         if isinstance(reason, Fenced) and self._settings.instance != "auto":
             with self._waiting(2 * self._settings.broker_timeout_seconds):
                 consumer.confirm()
-        if isinstance(reason, Fenced) and not isinstance(reason, PutOut) and self._settings.instance != "auto":
-            now = self._clock()
-            self._fenced = [at for at in self._fenced if now - at < _DUEL_SECONDS] + [now]
-            if len(self._fenced) >= _DUEL:
-                raise Fenced(
-                    f"fenced {_DUEL} times within {_DUEL_SECONDS:g} s: another process has the --instance "
-                    f"{self._settings.instance!r} ({reason.what})",
-                    do="Nothing is lost. Give every worker a name of its own.",
-                )
+            if not isinstance(reason, PutOut):
+                self._count_fence(reason)
         log.warning(
             "starting over from what is committed",
             extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self.committed)},
@@ -229,6 +217,17 @@ class Commits:
         with self._waiting(2 * self._settings.broker_timeout_seconds):
             self._delivery.start_over()
         self._broken = None
+
+    def _count_fence(self, reason: Fenced) -> None:
+        """Raises Fenced where that was once too often."""
+        now = self._clock()
+        self._fenced = [at for at in self._fenced if now - at < _DUEL_SECONDS] + [now]
+        if len(self._fenced) >= _DUEL:
+            raise Fenced(
+                f"fenced {_DUEL} times within {_DUEL_SECONDS:g} s: another process has the --instance "
+                f"{self._settings.instance!r} ({reason.what})",
+                do="Nothing is lost. Give every worker a name of its own.",
+            )
 
     def _repeat(self, partitions: Collection[int]) -> None:
         """States can only be committed with offsets: where nothing is new, those of the last commit.

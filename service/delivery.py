@@ -36,8 +36,8 @@ class Delivery(Protocol):
     def flush(self, timeout_s: float) -> None:
         """Wait until Kafka has what was emitted, as far as that can be known before the commit."""
 
-    def claim(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
-        """See that this worker is still the one to write states, before it does."""
+    def claim(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
+        """See that this worker is still the one to write states, before it does. `offsets` are worked out on demand."""
 
     def store(self, states: Outgoing) -> None:
         """Hand over the changelog records due."""
@@ -68,9 +68,9 @@ class AtLeastOnce(Delivery):
         """Wait until Kafka has what was emitted."""
         self._producer.flush(timeout_s)
 
-    def claim(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+    def claim(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
         """2 of the module's second list."""
-        self.commit(offsets, consumer)
+        self.commit(offsets(), consumer)
 
     def store(self, states: Outgoing) -> None:
         """Waits until Kafka has them: what is committed next counts on them."""
@@ -107,7 +107,7 @@ class ExactlyOnce(Delivery):
     def flush(self, timeout_s: float) -> None:
         """Nothing: the commit waits."""
 
-    def claim(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+    def claim(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
         """Nothing: what a zombie writes is never committed."""
 
     def store(self, states: Outgoing) -> None:

@@ -106,7 +106,7 @@ class SeriesTable:
         for _ in range(len(self._slots) + len(keys) - len(known) - self.max_series):
             self._drop(self.oldest())  # none of `keys`: these have just been touched
         new = keys if not known else [key for key in keys if key not in self._slots]
-        while len(self._free) < len(new):
+        if len(self._free) < len(new):
             self._grow(len(self._slots) + len(new))
         for key in new:
             self._slots[key] = slot = self._free.pop()

@@ -18,7 +18,7 @@ from service.swap import Swap
 
 log = logging.getLogger("tidecast.worker")
 
-RESTORE_POLL_SECONDS = 0.2  # so long may SIGTERM go unnoticed
+POLL_SECONDS = 0.2  # so long may SIGTERM go unnoticed
 
 
 class Shares:
@@ -117,7 +117,7 @@ class Shares:
         if not self.restoring:
             return
         with self._pulse.patience(2 * self._settings.broker_timeout_seconds):
-            done = self._restore.step(self.consumer, RESTORE_POLL_SECONDS)
+            done = self._restore.step(self.consumer, POLL_SECONDS)
             try:
                 for partition, restored in done.items():
                     self._go_on(partition, restored)

@@ -22,14 +22,13 @@ from service.model import Model
 from service.pipeline import Result
 from service.pulse import Pulse
 from service.settings import Settings
-from service.shares import Shares
+from service.shares import POLL_SECONDS, Shares
 from service.topics import check_topics
 
 log = logging.getLogger("tidecast.worker")
 
 T = TypeVar("T")
 _AGAIN_SECONDS = 0.5  # before Kafka is asked again
-_IDLE_POLL_SECONDS = 0.2  # so long may SIGTERM go unnoticed
 
 
 class Worker:
@@ -202,7 +201,7 @@ class Worker:
         """1. Blocks up to 0.2 s, or until the next commit is due; longer inside a rebalance."""
         self._pulse.turn()
         self._metrics.last_poll.set(self._wall())
-        commits, wait = self._commits, _IDLE_POLL_SECONDS
+        commits, wait = self._commits, POLL_SECONDS
         if commits.pending:
             wait = min(wait, max(commits.due - self._clock(), 0.0))
         wait = 0.0 if self._shares.busy else wait

@@ -91,6 +91,11 @@ class Counted(Topics):
         consumer.commit(offsets)
         consumer.close()
 
+    def delete_topic(self, topic):
+        """And wait until it is gone."""
+        self.broker.delete_topic(topic)
+        wait_until(lambda: self.broker.partitions(topic) is None)
+
     def delete_readings(self, before):
         """As retention does it: all before these offsets."""
         admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)

@@ -11,6 +11,7 @@ state that the wrong model stepped is found out too.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from service.model import MODEL_FILE
 from service.onnx_file import content_hash
 from service.spec import METADATA_KEY, Diagnostic, ModelSpec, SelfTest, StateSlice, TrainingData
 
@@ -225,6 +227,14 @@ def save_text(directory: Path, graph: onnx.ModelProto, spec: str | None) -> Path
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.onnx").write_bytes(model.SerializeToString())
     return directory
+
+
+def publish(model: Path, place: Path) -> None:
+    """As anybody should who publishes a model: written beside the old one, and put in its place in one go."""
+    place.mkdir(exist_ok=True)
+    beside = place / f"{MODEL_FILE}.new"
+    shutil.copyfile(model / MODEL_FILE, beside)
+    beside.replace(place / MODEL_FILE)
 
 
 def counting_model(directory: Path, variant: Variant = PLAIN, **changes: object) -> Path:

@@ -87,6 +87,13 @@ class World:
                 self.sent.append((number % 2, key, value))
         producer.produce(out)
 
+    def worker(self, broker=None, **options):
+        """One that is ready to join the group."""
+        metrics = Metrics(self.model.spec, list(DeadLetterReason))
+        worker = Worker(self.settings, self.model, broker or self.broker, metrics, **options)
+        worker.prepare()
+        return worker
+
     def live(self, fault=None, idle=8, batches=10_000, newer=None, after=0):
         """One life of a worker; ends when nothing more arrives, after so many batches, or it is killed.
 
@@ -95,10 +102,11 @@ class World:
         broker = FaultyBroker(self.broker, fault or Fault())
         left = [idle, batches]
         models = [newer] if newer is not None else []
-        worker = Worker(self.settings, self.model, broker, Metrics(self.model.spec, list(DeadLetterReason)),
-                        newer_model=lambda: models.pop() if models and batches - left[1] >= after else None,
-                        clock=lambda: self.now)  # fmt: skip
-        worker.prepare()
+
+        def published():
+            return models.pop() if models and batches - left[1] >= after else None
+
+        worker = self.worker(broker, newer_model=published, clock=lambda: self.now)
         consumer = worker._consumer
         poll = consumer.poll
 

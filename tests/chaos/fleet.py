@@ -13,16 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.broker.java_process import _EXEC_TIED_TO_PARENT
-from service.settings import FIELDS, flag
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 60.0
 _SHARE = re.compile(r"partitions (?:assigned|revoked).* all=(\S*)")
-
-
-def known(**settings: object) -> list[str]:
-    """Flags for those of the settings that this version of the worker has."""
-    return [f"{flag(name)}={value}" for name, value in settings.items() if name in FIELDS]
 
 
 @dataclass(slots=True)
@@ -64,12 +58,12 @@ class Fleet:
     started: int = 0
 
     def start(self, slot: int) -> Worker:
-        """A new process in this slot; with a name of its slot's own, where the worker takes one."""
+        """A new process in this slot; with a name of its slot's own."""
         self.due.pop(slot, None)
         self.started += 1
         log = self.folder / f"worker-{slot}-{self.started:03}.log"
         env = {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
-        serve = [sys.executable, "-m", "service", "serve", *self.flags, *known(instance=f"slot-{slot}")]
+        serve = [sys.executable, "-m", "service", "serve", *self.flags, f"--instance=slot-{slot}"]
         # Linux kills it with this process, so that a test that is cut short leaves no worker behind.
         command = [sys.executable, "-I", "-S", "-c", _EXEC_TIED_TO_PARENT, str(os.getpid()), *serve]
         with log.open("wb") as out:

@@ -8,7 +8,6 @@ The misfortunes are the same for a seed; when exactly they meet the worker is no
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +15,17 @@ from pathlib import Path
 from service.broker.base import Broker
 from service.broker.connect import connect
 from service.broker.embedded import EmbeddedBroker
-from service.model import MODEL_FILE, Model
-from service.settings import FIELDS
+from service.model import Model
 from tests.chaos.feed import Feeder, feed
-from tests.chaos.fleet import Fleet, known
+from tests.chaos.fleet import Fleet
 from tests.chaos.lookout import Lookout
 from tests.chaos.report import Report
 from tests.chaos.scenario import Outcome, Scenario
 from tests.chaos.topics import Names
 from tests.chaos.verifier import verify
+from tests.models import publish
 
-SESSION_SECONDS = 6.0 if "session_timeout_seconds" in FIELDS else 20.0  # after it the group takes a member for dead
+SESSION_SECONDS = 6.0  # after it the group takes a member for dead
 SWAP_SECONDS = 60.0  # after the storm, for the last model to answer everywhere
 STUCK_SECONDS = 120.0  # without any progress, at the end
 COMPACTED = {"cleanup.policy": "compact", "segment.ms": "10000", "min.cleanable.dirty.ratio": "0.01"}
@@ -108,8 +107,10 @@ class Storm:
             f"--model={self._served}",
             "--http-port=0",
             "--dead-letter-limit=0",
-            *known(changelog_topic="states", changelog_seconds=3, session_timeout_seconds=SESSION_SECONDS),
-            *known(model_watch_seconds=0.5),
+            "--changelog-topic=states",
+            "--changelog-seconds=3",
+            f"--session-timeout-seconds={SESSION_SECONDS}",
+            "--model-watch-seconds=0.5",
         ]
 
     def _blow(self) -> None:
@@ -200,12 +201,8 @@ class Storm:
         return True
 
     def _publish(self, nth: int) -> None:
-        """As anybody should who publishes a model: written beside the old one, and put in its place in one go."""
         self._published = nth
-        self._served.mkdir(exist_ok=True)
-        beside = self._served / f"{MODEL_FILE}.new"
-        shutil.copyfile(self._model_paths[nth] / MODEL_FILE, beside)
-        beside.replace(self._served / MODEL_FILE)
+        publish(self._model_paths[nth], self._served)
 
     # The end --------------------------------------------------------------------------------------------------
 

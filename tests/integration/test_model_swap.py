@@ -9,7 +9,7 @@ import pytest
 from service.model import Model
 from tests.chaos.topics import Names
 from tests.chaos.verifier import verify
-from tests.models import SUCCESSORS, counting_models
+from tests.models import SUCCESSORS, counting_models, publish
 from tests.serving import serving
 
 SERIES, STEP_MS, START_MS = 6, 60_000, 1_700_006_400_000
@@ -21,11 +21,6 @@ def feed(topics, first, last):
         for i in range(first, last)
         for s in range(SERIES)
     )
-
-
-def publish(model, place):
-    shutil.copy(model / "model.onnx", place / "beside")
-    (place / "beside").replace(place / "model.onnx")
 
 
 @pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])

@@ -8,7 +8,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from service.topics import CHANGELOG_CONFIG
-from tests.counted import command_in, wait_until
+from tests.counted import command_in
 from tests.serving import PATIENCE, serving
 
 
@@ -20,8 +20,7 @@ def test_a_changelog_with_other_partitions_is_refused_and_goes_on_with_one_that_
     said = t.refused(model)
     assert f"{t.readings} has 2 partitions and {t.states} 3; they must have the same number" in said
     assert f"Delete {t.states}, or name another with --changelog-topic" in said
-    t.broker.delete_topic(t.states)
-    wait_until(lambda: t.broker.partitions(t.states) is None)
+    t.delete_topic(t.states)
     t.run(command_in(said))
     t.live(model)
     t.check()
@@ -34,8 +33,7 @@ def test_an_output_with_other_partitions_is_refused_and_goes_on_with_one_that_fi
     t.feed(3)
     said = t.refused(model)
     assert f"{t.readings} has 2 partitions and {t.forecasts} 1; they must have the same number" in said
-    t.broker.delete_topic(t.forecasts)
-    wait_until(lambda: t.broker.partitions(t.forecasts) is None)
+    t.delete_topic(t.forecasts)
     t.run(command_in(said))
     t.live(model)
     t.check()

@@ -7,7 +7,7 @@ import pytest
 from kafka import KafkaAdminClient
 
 from service.topics import CHANGELOG_CONFIG
-from tests.counted import command_in, wait_until
+from tests.counted import command_in
 from tests.serving import serving
 
 QUIET = "--changelog-seconds=3600"  # nearly nothing is flushed while it runs: a kill leaves a long replay to do
@@ -78,8 +78,7 @@ def test_readings_that_retention_has_eaten_unread_are_not_passed_over_in_silence
 
 def empty(t):
     """The changelog as somebody leaves it who deletes the topic and makes it anew."""
-    t.broker.delete_topic(t.states)
-    wait_until(lambda: t.broker.partitions(t.states) is None)
+    t.delete_topic(t.states)
     t.broker.create_topic(t.states, t.count, CHANGELOG_CONFIG)
 
 

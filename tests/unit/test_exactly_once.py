@@ -9,11 +9,8 @@ import pytest
 from service.broker.base import Membership
 from service.changelog import Codec, layout_hash
 from service.errors import BrokerError, ChangelogError, Fenced, PutOut, Replaced
-from service.messages import DeadLetterReason
-from service.metrics import Metrics
 from service.model import Model
 from service.settings import Settings
-from service.worker import Worker
 from tests.models import START_MS, STEP_MS, CountingReference, counting_model
 from tests.world import SERIES, Fault, Killed, World, linear
 
@@ -93,8 +90,7 @@ def test_partitions_that_leave_while_they_are_restored_are_all_let_go(model):
     world = World(model)
     world.send(0, 4)
     world.live()
-    worker = Worker(world.settings, model, world.broker, Metrics(model.spec, list(DeadLetterReason)))
-    worker.prepare()
+    worker = world.worker()
     restore = worker._shares._restore
     restore.begin({0, 1})
     restore._asked(_joined(world))
@@ -208,8 +204,7 @@ def test_a_zombie_that_restores_what_its_successor_goes_on_with_is_not_told_that
     world = World(model)
     world.send(0, 4)
     world.live()
-    worker = Worker(world.settings, model, world.broker, Metrics(model.spec, list(DeadLetterReason)))
-    worker.prepare()
+    worker = world.worker()
     restore, zombie = worker._shares._restore, _joined(world)
     restore.begin({0, 1})
     restore._asked(zombie)
@@ -225,8 +220,7 @@ def test_a_zombie_that_restores_what_its_successor_goes_on_with_is_not_told_that
 def test_at_least_once_a_zombie_does_not_write_its_old_states_over_its_successor_s(model):
     world = World(model, delivery="at-least-once", instance="auto", changelog_seconds=3_600.0, max_poll_records=100)
     world.send(0, 4, rubbish=False)
-    zombie = Worker(world.settings, model, world.broker, Metrics(model.spec, list(DeadLetterReason)))
-    zombie.prepare()
+    zombie = world.worker()
     zombie._join()
     while not zombie._commits.pending:  # it answers, and is frozen before it commits
         batch = zombie._poll()

@@ -8,7 +8,7 @@ import pytest
 from service.errors import ModelError
 from service.model_watch import ModelWatch
 from service.settings import Settings
-from tests.models import SUCCESSORS, counting_model
+from tests.models import SUCCESSORS, counting_model, publish
 
 
 @pytest.fixture
@@ -21,10 +21,8 @@ def watch(place):
     return ModelWatch(Settings(model=str(place)))
 
 
-def publish(place, tmp_path, variant, **changes):
-    """As a trainer does it: written beside, then put in its place as a whole."""
-    draft = counting_model(tmp_path / "draft", variant, **changes)
-    (draft / "model.onnx").replace(place / "model.onnx")
+def published(place, tmp_path, variant, **changes):
+    publish(counting_model(tmp_path / "draft", variant, **changes), place)
 
 
 def looks(watch, times=3):
@@ -36,7 +34,7 @@ def looks(watch, times=3):
 def test_a_newer_model_is_taken_once(watch, place, tmp_path):
     assert looks(watch) is None
     first = watch.model.spec.id
-    publish(place, tmp_path, SUCCESSORS[1])
+    published(place, tmp_path, SUCCESSORS[1])
     newer = looks(watch)
     assert newer is not None and newer.spec.id != first
     assert watch.take() is None and looks(watch) is None
@@ -62,19 +60,19 @@ def test_a_bad_model_is_refused_once_and_the_next_good_one_is_taken(watch, place
     assert len(refused) == 1
     (record,) = caplog.records
     assert record.message == "the new model is refused, the old one goes on" and record.reason
-    publish(place, tmp_path, SUCCESSORS[1])
+    published(place, tmp_path, SUCCESSORS[1])
     assert looks(watch) is not None
 
 
 def test_a_model_of_another_kind_is_refused_with_what_to_do(watch, place, tmp_path, caplog):
-    publish(place, tmp_path, SUCCESSORS[2], name="another")
+    published(place, tmp_path, SUCCESSORS[2], name="another")
     with caplog.at_level(logging.ERROR):
         assert looks(watch) is None
     assert "neither its name nor the layout" in caplog.records[0].reason and "Publish it as" in caplog.records[0].reason
 
 
 def test_another_name_is_no_matter_where_the_states_mean_the_same(watch, place, tmp_path):
-    publish(place, tmp_path, SUCCESSORS[1], name="another")
+    published(place, tmp_path, SUCCESSORS[1], name="another")
     assert looks(watch) is not None
 
 
@@ -87,7 +85,7 @@ def test_a_file_that_was_only_touched_or_taken_away_changes_nothing(watch, place
 
 
 def test_when_told_to_it_looks_at_once(watch, place, tmp_path):
-    publish(place, tmp_path, SUCCESSORS[1])
+    published(place, tmp_path, SUCCESSORS[1])
     watch.now()
     watch.look()
     assert watch.take() is not None
