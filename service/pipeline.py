@@ -6,29 +6,24 @@ with one row for each record of the batch, so that a row number is a record ever
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from service.broker.base import Batch, Outgoing
-from service.messages import (
-    DeadLetterReason,
-    ForecastEncoder,
-    ReadingDecoder,
-    Readings,
-    Refused,
-    check_key,
-    dead_letter_headers,
-    forecast_headers,
-)
+from service.decoding import ReadingDecoder, Readings
+from service.encoding import ForecastEncoder
+from service.messages import DeadLetterReason, Refused, check_key, dead_letter_headers, forecast_headers
 from service.model import Model
 from service.policy import Counts, Fate, Policy, Result
 from service.series import SeriesTable
 from service.timestamps import format_time
-from service.waves import MAX_SERIES, Steps, in_waves, missing_steps, newest_before
+from service.waves import MAX_SERIES, Steps, in_waves, missing_steps, newest_before, stable_order, starts
 
 __all__ = ["Counts", "Fate", "Pipeline", "Policy", "Result"]
 
@@ -38,6 +33,7 @@ Mask = NDArray[np.bool_]
 # A stretch is held in memory as steps, so it has an end even where a batch has none (a replay of a file).
 _MAX_STRETCH = min(100_000, MAX_SERIES)
 _SWEEPS_PER_TTL = 8
+_ROWS_AT_ONCE = 2_048  # of a wave, in one call of the model: what it needs on the way is then small
 
 
 @dataclass(slots=True)
@@ -48,6 +44,7 @@ class _Work:
     readings: Readings
     partitions: NDArray[np.int32]  # [records]
     offsets: Int64  # [records]
+    slots: Int64  # [records] of its series, as the batch begins; -1 = it is new
     arrived: Int64  # [records] ms, the record's own time, or the reading's where it has none
     fate: NDArray[np.int8]  # [records]
     warm: Mask  # [records]
@@ -145,12 +142,13 @@ class Pipeline:
         """Values and keys; what is no reading becomes a dead letter here."""
         n = len(batch)
         readings = self._decoder.decode(batch.values)
-        timestamps = np.array(batch.timestamps, dtype=np.int64).reshape(n)
+        timestamps = np.array(batch.timestamps, dtype=np.int64)
         work = _Work(
             batch=batch,
             readings=readings,
-            partitions=np.array(batch.partitions, dtype=np.int32).reshape(n),
-            offsets=np.array(batch.offsets, dtype=np.int64).reshape(n),
+            partitions=np.array(batch.partitions, dtype=np.int32),
+            offsets=np.array(batch.offsets, dtype=np.int64),
+            slots=self.table.find_all(batch.keys),
             arrived=np.where(timestamps > 0, timestamps, readings.ts),
             fate=np.zeros(n, dtype=np.int8),
             warm=np.zeros(n, dtype=np.bool_),
@@ -160,21 +158,18 @@ class Pipeline:
             letters={},
             silent=np.zeros(n, dtype=np.bool_),
         )
-        for record, value in enumerate(batch.values):
-            if value is None:
-                work.fate[record] = Fate.TOMBSTONE
+        work.fate[readings.tombstones] = Fate.TOMBSTONE
         if self._policy.max_future_ms > 0:
             ahead = (timestamps > 0) & (readings.ts - timestamps > self._policy.max_future_ms)
             for record in np.flatnonzero(ahead).tolist():
                 work.refuse(record, _from_the_future(int(readings.ts[record]), int(timestamps[record])))
         for record, refusal in readings.refused.items():
             work.refuse(record, refusal)
-        for record, key in enumerate(batch.keys):
-            if key is None or key not in self.table:  # a known key is a good key
-                try:
-                    check_key(key)
-                except Refused as refusal:
-                    work.refuse(record, refusal)
+        for record in np.flatnonzero(work.slots < 0).tolist():  # a known key is a good key
+            try:
+                check_key(batch.keys[record])
+            except Refused as refusal:
+                work.refuse(record, refusal)
         if self._silent or self._held:
             self._mark_replayed(work)
         return work
@@ -187,20 +182,57 @@ class Pipeline:
             if rows.any() and int(work.offsets[rows].max()) >= until - 1:
                 del self._silent[partition]
         for partition, last in list(self._held.items()):
-            rows = np.flatnonzero((work.partitions == partition) & (work.offsets <= last))
-            for record in rows.tolist():
-                key = work.batch.keys[record]
-                slot = None if key is None else self.table.find(key)
-                if slot is not None and work.offsets[record] <= self.table.offsets[slot]:
-                    work.fate[record] = Fate.APPLIED
-                    work.silent[record] = True
-                    work.letters.pop(record, None)
+            rows = np.flatnonzero((work.partitions == partition) & (work.offsets <= last) & (work.slots >= 0))
+            rows = rows[work.offsets[rows] <= self.table.offsets[work.slots[rows]]]
+            work.fate[rows] = Fate.APPLIED
+            work.silent[rows] = True
+            for record in rows.tolist() if work.letters else ():
+                work.letters.pop(record, None)
             mine = work.offsets[work.partitions == partition]
             if len(mine) and int(mine.max()) >= last:
                 del self._held[partition]
 
     def _stretches(self, work: _Work) -> Iterator[_Stretch]:
-        """Find each reading's slot, and forget series where their time has come, between stretches.
+        """Find each reading's slot, and forget series where their time has come, between stretches."""
+        table = self.table
+        takes_part = (work.fate != Fate.DEAD) & (work.fate != Fate.APPLIED)
+        records = np.flatnonzero(takes_part)
+        slots, arrived = work.slots[records], work.arrived[records]
+        new = np.flatnonzero(slots < 0)
+        firsts: dict[bytes, int] = {}  # key of a new series -> its first record
+        for record in records[new].tolist():
+            firsts.setdefault(work.batch.keys[record], record)
+        if (
+            (len(work.readings.tombstones) and (work.fate[records] == Fate.TOMBSTONE).any())
+            or len(table) + len(firsts) > table.max_series
+            or self._may_expire(slots, arrived)
+        ):
+            yield from self._walk(work, records)
+            return
+        if len(new):
+            table.add_all(list(firsts), [work.batch.partitions[record] for record in firsts.values()])
+            slots[new] = table.find_all([work.batch.keys[record] for record in records[new].tolist()])
+        table.touch(slots)
+        table.seen_ms[slots] = arrived
+        for start in range(0, len(records), _MAX_STRETCH):
+            part = slice(start, start + _MAX_STRETCH)
+            yield _Stretch(records[part], slots[part])
+
+    def _may_expire(self, slots: Int64, arrived: Int64) -> bool:
+        """Could some series have been idle for too long before one of these readings? Rather once too often."""
+        ttl = self._policy.series_ttl_ms
+        if ttl <= 0 or not len(slots):
+            return False
+        known = slots >= 0
+        idle = (arrived - self.table.seen_ms[slots])[known]
+        new = arrived[~known]
+        # Between two readings of one series lies no more than between any two here.
+        return bool(
+            idle.max(initial=0) - idle.min(initial=0) > ttl or (len(new) and int(new.max()) - int(new.min()) > ttl)
+        )
+
+    def _walk(self, work: _Work, live: Int64) -> Iterator[_Stretch]:
+        """`_stretches` where series are to be forgotten on the way: record by record.
 
         A series with readings in the pending stretch may only be forgotten after these have been stepped.
         """
@@ -218,9 +250,9 @@ class Pipeline:
                 slots.clear()
                 pending.clear()
 
-        for record, key in enumerate(batch.keys):
-            if fates[record] in (Fate.DEAD, Fate.APPLIED) or key is None:
-                continue
+        for record in live.tolist():
+            key = batch.keys[record]
+            assert key is not None
             slot = table.find(key)
             if slot is not None:
                 reason = "tombstone" if fates[record] == Fate.TOMBSTONE else None
@@ -235,7 +267,7 @@ class Pipeline:
             if fates[record] == Fate.TOMBSTONE:
                 continue
             if slot is not None:
-                table.touch(key)
+                table.touch_one(slot)
             else:
                 if table.full:
                     if table.find(table.oldest()) in pending:
@@ -253,19 +285,18 @@ class Pipeline:
     def _order(self, work: _Work, stretch: _Stretch) -> Steps:
         """Event time: sort out late readings and duplicates, fill gaps, and lay the steps out in waves."""
         table, step_ms = self.table, self._model.spec.step_ms
-        by_series = np.argsort(stretch.slots, kind="stable")
+        by_series = stable_order(stretch.slots)
         records, slots = stretch.records[by_series], stretch.slots[by_series]  # [readings]
-        first = np.ones(len(slots), dtype=np.bool_)
-        first[1:] = slots[1:] != slots[:-1]
+        first = starts(slots)
         # Late readings and duplicates too: they take no step, but when a series was last seen is part of what is kept.
         table.touched(slots[first], work.offsets[records[first]])
         ts = work.readings.ts[records]
         previous = newest_before(slots, ts, table.last_ts[slots])
-        self._set_aside(work, records[ts < previous], previous[ts < previous], Fate.LATE)
-        self._set_aside(work, records[ts == previous], previous[ts == previous], Fate.DUPLICATE)
-
         following = ts > previous
-        records, slots, ts, previous = records[following], slots[following], ts[following], previous[following]
+        if not following.all():
+            self._set_aside(work, records[ts < previous], previous[ts < previous], Fate.LATE)
+            self._set_aside(work, records[ts == previous], previous[ts == previous], Fate.DUPLICATE)
+            records, slots, ts, previous = records[following], slots[following], ts[following], previous[following]
         gap = missing_steps(ts, previous, step_ms)
         restart = gap > self._policy.max_gap_steps
         silent = np.where(restart, 0, gap)
@@ -306,33 +337,38 @@ class Pipeline:
         """
         table, model, warmup = self.table, self._model, self._model.spec.warmup_steps
         x_of_steps = work.readings.x[steps.records]  # [steps, features]
-        x_of_steps[steps.silent] = np.nan
-        failures = 0
-        for start, end in zip(steps.waves[:-1].tolist(), steps.waves[1:].tolist(), strict=True):
-            wave = np.arange(start, end)
-            if failures:
-                wave = wave[work.fate[steps.records[wave]] != Fate.DEAD]
+        any_silent, any_restart, failures = bool(steps.silent.any()), bool(steps.restart.any()), False
+        if any_silent:
+            x_of_steps[steps.silent] = np.nan
+        for start, end in steps.calls(_ROWS_AT_ONCE):
+            wave: slice | Int64 = slice(start, end)
+            if failures:  # of readings that failed before, the rest is left out
+                wave = start + np.flatnonzero(work.fate[steps.records[wave]] != Fate.DEAD)
                 if not len(wave):
                     continue
-            slots, restart = steps.slots[wave], steps.restart[wave]
+            records, slots = steps.records[wave], steps.slots[wave]
             state = table.states[slots]  # [wave, state]
-            done = table.steps[slots]  # [wave]
-            state[restart], done[restart] = table.initial_state, 0
+            done = table.steps[slots] + 1  # [wave]
+            if any_restart:
+                restart = steps.restart[wave]
+                state[restart], done[restart] = table.initial_state, 1
 
             y, next_state, score = model.step(x_of_steps[wave], steps.ts[wave], state)
-            work.counts.waves.append(len(wave))
+            work.counts.waves.append(len(slots))
 
-            finite = _finite_rows(next_state) & _finite_rows(y)
-            table.states[slots] = np.where(finite[:, np.newaxis], next_state, table.initial_state)
-            table.steps[slots] = np.where(finite, done + 1, 0)
-            for record in steps.records[wave][~finite].tolist():
-                failures += 1
-                work.counts.resets["non_finite"] += 1
-                work.refuse(record, _non_finite())
-            spoken = finite & ~steps.silent[wave]
-            records = steps.records[wave][spoken]
-            work.y[records], work.score[records] = y[spoken], score[spoken]
-            work.warm[records] = done[spoken] + 1 >= warmup
+            if not _all_finite(next_state, y):
+                finite = _finite_rows(next_state) & _finite_rows(y)
+                next_state, done = np.where(finite[:, np.newaxis], next_state, table.initial_state), done * finite
+                for record in records[~finite].tolist():
+                    failures = True
+                    work.counts.resets["non_finite"] += 1
+                    work.refuse(record, _non_finite())
+            table.states[slots] = next_state
+            table.steps[slots] = done
+            if any_silent:
+                spoken = np.flatnonzero(~steps.silent[wave])
+                records, y, score, done = records[spoken], y[spoken], score[spoken], done[spoken]
+            work.y[records], work.score[records], work.warm[records] = y, score, done >= warmup
 
     def _forget_idle(self, work: _Work) -> None:
         """Free the slots of series that would be expired anyway if a reading of them came now.
@@ -341,9 +377,9 @@ class Pipeline:
         ahead while this one catches up. The look over the table happens a few times in each ttl.
         """
         ttl = self._policy.series_ttl_ms
-        if ttl <= 0 or not len(work.batch):
+        if ttl <= 0:
             return
-        timestamps = np.array(work.batch.timestamps)
+        timestamps = np.array(work.batch.timestamps, dtype=np.int64)
         for partition in np.unique(work.partitions).tolist():
             newest = max(int(timestamps[work.partitions == partition].max()), self._newest.get(partition, 0))
             self._newest[partition] = newest
@@ -356,16 +392,16 @@ class Pipeline:
         batch, counts = work.batch, work.counts
         output_topic, dead_letter_topic = self._topics
         answered = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
-        records = answered.tolist()
-        ts, score = work.readings.ts[answered], work.score[answered]
-        sources = [(batch.headers[r], f"{batch.topic}-{batch.partitions[r]}-{batch.offsets[r]}") for r in records]
+        rows = slice(None) if len(answered) == len(batch) else answered  # nearly always all, and then nothing is copied
+        ts, score, partitions = work.readings.ts[rows], work.score[rows], work.partitions[rows]
+        theirs = batch if len(answered) == len(batch) else batch.take(answered.tolist())
         forecasts = Outgoing(
             topic=output_topic,
-            partitions=[batch.partitions[r] for r in records],
-            keys=[batch.keys[r] for r in records],
-            values=[*self._encoder.encode(ts, work.warm[answered], work.y[answered], score)],
-            headers=[forecast_headers(headers, source) for headers, source in sources],
-            timestamps=[None] * len(records),
+            partitions=[*theirs.partitions],
+            keys=[*theirs.keys],
+            values=[*self._encoder.encode(ts, work.warm[rows], work.y[rows], score)],
+            headers=forecast_headers(theirs.headers, _sources(theirs)),
+            timestamps=[None] * len(answered),
         )
         dead_letters = Outgoing(topic=dead_letter_topic)
         for r, refusal in sorted(work.letters.items()):
@@ -390,7 +426,14 @@ class Pipeline:
         counts.tombstones = fates[Fate.TOMBSTONE]
         counts.replayed = int(work.silent.sum())
         counts.readings = len(batch) - counts.tombstones - counts.replayed
-        return Result(forecasts, dead_letters, counts, score, ts, work.partitions[answered], self._model.spec)
+        return Result(forecasts, dead_letters, counts, score, ts, partitions, self._model.spec)
+
+
+def _sources(batch: Batch) -> list[bytes]:
+    """`topic-partition-offset` of each record."""
+    before = {partition: f"{batch.topic}-{partition}-".encode() for partition in set(batch.partitions)}
+    offsets = msgspec.json.encode(batch.offsets)[1:-1].split(b",")
+    return list(map(bytes.__add__, map(before.__getitem__, batch.partitions), offsets))
 
 
 def _from_the_future(ts: int, timestamp: int) -> Refused:
@@ -403,6 +446,11 @@ def _non_finite() -> Refused:
         DeadLetterReason.NON_FINITE_STATE,
         "the model's state or forecast was not finite after this reading; its series starts again",
     )
+
+
+def _all_finite(*values: NDArray[np.float32]) -> bool:
+    """False where something is not finite, and perhaps where numbers are so large that their sum is not."""
+    return math.isfinite(sum(float(np.add.reduce(each, axis=None)) for each in values))
 
 
 def _finite_rows(values: NDArray[np.float32]) -> Mask:

@@ -10,16 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.messages import (
-    MAX_VALUE_BYTES,
-    DeadLetterReason,
-    ForecastEncoder,
-    ReadingDecoder,
-    Refused,
-    check_key,
-    forecast_headers,
-    short_floats,
-)
+from service.decimals import short_floats
+from service.decoding import MAX_VALUE_BYTES, ReadingDecoder
+from service.encoding import ForecastEncoder
+from service.messages import DeadLetterReason, Refused, check_key, forecast_headers
 from tests.models import counting_spec
 
 TS = 1_700_000_000_000
@@ -246,10 +240,12 @@ def test_a_classifier_answers_with_classes() -> None:
 
 
 def test_only_the_trace_of_a_reading_goes_on_to_its_forecast() -> None:
-    assert list(forecast_headers([("a", b"1"), ("traceparent", b"00-x")], "t-0-5")) == [
-        ("content-type", b"application/json"),
-        ("source", b"t-0-5"),
-        ("traceparent", b"00-x"),
+    theirs = [("a", b"1"), ("traceparent", b"00-x")], (), [("a", b"1")]
+    own = ("content-type", b"application/json")
+    assert [list(headers) for headers in forecast_headers(theirs, [b"t-0-5", b"t-0-6", b"t-0-7"])] == [
+        [own, ("source", b"t-0-5"), ("traceparent", b"00-x")],
+        [own, ("source", b"t-0-6")],
+        [own, ("source", b"t-0-7")],
     ]
 
 

@@ -50,7 +50,7 @@ def test_the_one_to_forget_is_the_least_recently_seen() -> None:
     series = table()
     for key in (b"a", b"b", b"c"):
         series.add(key, 0)
-    series.touch(b"a")
+    series.touch(series.find_all([b"a"]))
     assert series.oldest() == b"b"
     assert list(series) == [b"b", b"c", b"a"]
 
