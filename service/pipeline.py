@@ -9,62 +9,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from service.broker.base import Batch, Outgoing
-from service.decoding import ReadingDecoder, Readings
+from service.decoding import ReadingDecoder
 from service.encoding import ForecastEncoder
 from service.messages import DeadLetterReason, Refused, check_key, dead_letter_headers, forecast_headers
 from service.model import Model
-from service.policy import Counts, Fate, Policy, Result
+from service.policy import Counts, Fate, Policy, Result, Work
 from service.series import SeriesTable
+from service.stretches import Stretch, stretches
 from service.timestamps import format_time
-from service.waves import MAX_SERIES, Steps, in_waves, missing_steps, newest_before, stable_order, starts
+from service.waves import Steps, in_waves, missing_steps, newest_before, stable_order, starts
 
 __all__ = ["Counts", "Fate", "Pipeline", "Policy", "Result"]
 
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-# A stretch is held in memory as steps, so it has an end even where a batch has none (a replay of a file).
-_MAX_STRETCH = min(100_000, MAX_SERIES)
 _SWEEPS_PER_TTL = 8
 _ROWS_AT_ONCE = 2_048  # of a wave, in one call of the model: what it needs on the way is then small
-
-
-@dataclass(slots=True)
-class _Work:
-    """One batch on its way: columns with a row for each record."""
-
-    batch: Batch
-    readings: Readings
-    partitions: NDArray[np.int32]  # [records]
-    offsets: Int64  # [records]
-    slots: Int64  # [records] of its series, as the batch begins; -1 = it is new
-    arrived: Int64  # [records] ms, the record's own time, or the reading's where it has none
-    fate: NDArray[np.int8]  # [records]
-    warm: Mask  # [records]
-    y: NDArray[np.float32]  # [records, horizon, targets, quantiles], or [records, classes]
-    score: NDArray[np.float32]  # [records, diagnostics]
-    counts: Counts
-    letters: dict[int, Refused]  # record -> why it is a dead letter
-    silent: Mask  # [records] answered before the last commit: only the states move on
-
-    def refuse(self, record: int, refusal: Refused) -> None:
-        self.fate[record] = Fate.DEAD
-        self.letters[record] = refusal
-
-
-@dataclass(slots=True)
-class _Stretch:
-    """Readings between which no series is forgotten, so that their waves may run in any order across series."""
-
-    records: Int64  # [readings] rows of the batch
-    slots: Int64  # [readings]
 
 
 class Pipeline:
@@ -84,7 +51,7 @@ class Pipeline:
         self.table = table if table is not None else SeriesTable(model.initial_state, policy.max_series, spec.state)
         self._model = model
         self._policy = policy
-        self._topics = output_topic, dead_letter_topic
+        self._output_topic, self._dead_letter_topic = output_topic, dead_letter_topic
         self._timer = timer
         self._decoder = ReadingDecoder(spec.features)
         self._encoder = ForecastEncoder(spec)
@@ -138,12 +105,12 @@ class Pipeline:
             if partition in theirs:
                 mine[partition] = theirs[partition]
 
-    def _read(self, batch: Batch) -> _Work:
+    def _read(self, batch: Batch) -> Work:
         """Values and keys; what is no reading becomes a dead letter here."""
         n = len(batch)
         readings = self._decoder.decode(batch.values)
         timestamps = np.array(batch.timestamps, dtype=np.int64)
-        work = _Work(
+        work = Work(
             batch=batch,
             readings=readings,
             partitions=np.array(batch.partitions, dtype=np.int32),
@@ -174,7 +141,7 @@ class Pipeline:
             self._mark_replayed(work)
         return work
 
-    def _mark_replayed(self, work: _Work) -> None:
+    def _mark_replayed(self, work: Work) -> None:
         """After a restore: what was answered before is not answered again, what a state holds is not applied again."""
         for partition, until in list(self._silent.items()):
             rows = work.partitions == partition
@@ -192,97 +159,11 @@ class Pipeline:
             if len(mine) and int(mine.max()) >= last:
                 del self._held[partition]
 
-    def _stretches(self, work: _Work) -> Iterator[_Stretch]:
+    def _stretches(self, work: Work) -> Iterator[Stretch]:
         """Find each reading's slot, and forget series where their time has come, between stretches."""
-        table = self.table
-        takes_part = (work.fate != Fate.DEAD) & (work.fate != Fate.APPLIED)
-        records = np.flatnonzero(takes_part)
-        slots, arrived = work.slots[records], work.arrived[records]
-        new = np.flatnonzero(slots < 0)
-        firsts: dict[bytes, int] = {}  # key of a new series -> its first record
-        for record in records[new].tolist():
-            firsts.setdefault(work.batch.keys[record], record)
-        if (
-            (len(work.readings.tombstones) and (work.fate[records] == Fate.TOMBSTONE).any())
-            or len(table) + len(firsts) > table.max_series
-            or self._may_expire(slots, arrived)
-        ):
-            yield from self._walk(work, records)
-            return
-        if len(new):
-            table.add_all(list(firsts), [work.batch.partitions[record] for record in firsts.values()])
-            slots[new] = table.find_all([work.batch.keys[record] for record in records[new].tolist()])
-        table.touch(slots)
-        table.seen_ms[slots] = arrived
-        for start in range(0, len(records), _MAX_STRETCH):
-            part = slice(start, start + _MAX_STRETCH)
-            yield _Stretch(records[part], slots[part])
+        return stretches(self.table, self._policy, work)
 
-    def _may_expire(self, slots: Int64, arrived: Int64) -> bool:
-        """Could some series have been idle for too long before one of these readings? Rather once too often."""
-        ttl = self._policy.series_ttl_ms
-        if ttl <= 0 or not len(slots):
-            return False
-        known = slots >= 0
-        idle = (arrived - self.table.seen_ms[slots])[known]
-        new = arrived[~known]
-        # Between two readings of one series lies no more than between any two here.
-        return bool(
-            idle.max(initial=0) - idle.min(initial=0) > ttl or (len(new) and int(new.max()) - int(new.min()) > ttl)
-        )
-
-    def _walk(self, work: _Work, live: Int64) -> Iterator[_Stretch]:
-        """`_stretches` where series are to be forgotten on the way: record by record.
-
-        A series with readings in the pending stretch may only be forgotten after these have been stepped.
-        """
-        table, counts, ttl = self.table, work.counts, self._policy.series_ttl_ms
-        batch, fates, arrived = work.batch, work.fate.tolist(), work.arrived.tolist()
-        records: list[int] = []
-        slots: list[int] = []
-        pending: dict[int, int] = {}  # slot -> ms, when it was last seen
-
-        def finish() -> Iterator[_Stretch]:
-            if records:
-                table.seen_ms[list(pending)] = list(pending.values())
-                yield _Stretch(np.array(records, dtype=np.int64), np.array(slots, dtype=np.int64))
-                records.clear()
-                slots.clear()
-                pending.clear()
-
-        for record in live.tolist():
-            key = batch.keys[record]
-            assert key is not None
-            slot = table.find(key)
-            if slot is not None:
-                reason = "tombstone" if fates[record] == Fate.TOMBSTONE else None
-                if ttl > 0 and arrived[record] - pending.get(slot, int(table.seen_ms[slot])) > ttl:
-                    reason = reason or "expired"
-                if reason is not None:
-                    if slot in pending:
-                        yield from finish()
-                    table.forget(key)
-                    counts.resets[reason] += 1
-                    slot = None
-            if fates[record] == Fate.TOMBSTONE:
-                continue
-            if slot is not None:
-                table.touch_one(slot)
-            else:
-                if table.full:
-                    if table.find(table.oldest()) in pending:
-                        yield from finish()
-                    table.forget(table.oldest())
-                    counts.resets["evicted"] += 1
-                slot = table.add(key, batch.partitions[record])
-            records.append(record)
-            slots.append(slot)
-            pending[slot] = arrived[record]
-            if len(records) >= _MAX_STRETCH:
-                yield from finish()
-        yield from finish()
-
-    def _order(self, work: _Work, stretch: _Stretch) -> Steps:
+    def _order(self, work: Work, stretch: Stretch) -> Steps:
         """Event time: sort out late readings and duplicates, fill gaps, and lay the steps out in waves."""
         table, step_ms = self.table, self._model.spec.step_ms
         by_series = stable_order(stretch.slots)
@@ -310,7 +191,7 @@ class Pipeline:
         table.partitions[slots[last]] = work.partitions[records[last]]
         return in_waves(records, slots, ts, previous, silent, restart, step_ms)
 
-    def _set_aside(self, work: _Work, records: Int64, previous: Int64, fate: Fate) -> None:
+    def _set_aside(self, work: Work, records: Int64, previous: Int64, fate: Fate) -> None:
         """Late readings and duplicates: no step, and a dead letter only where it is asked for."""
         work.fate[records] = fate
         late = fate == Fate.LATE
@@ -328,7 +209,7 @@ class Pipeline:
         counts.resets["gap"] += int(np.count_nonzero(restart))
         counts.silent_steps += int(silent.sum())
 
-    def _step(self, work: _Work, steps: Steps) -> None:
+    def _step(self, work: Work, steps: Steps) -> None:
         """Every wave through the model, one call each; no two steps of one series are in the same wave.
 
         A reading's silent steps and its own succeed as one. Where the model answers any of them with something
@@ -370,7 +251,7 @@ class Pipeline:
                 records, y, score, done = records[spoken], y[spoken], score[spoken], done[spoken]
             work.y[records], work.score[records], work.warm[records] = y, score, done >= warmup
 
-    def _forget_idle(self, work: _Work) -> None:
+    def _forget_idle(self, work: Work) -> None:
         """Free the slots of series that would be expired anyway if a reading of them came now.
 
         Idle is measured against the newest record of the series' own partition: another partition may be hours
@@ -387,27 +268,36 @@ class Pipeline:
                 self._swept[partition] = newest
                 work.counts.resets["expired"] += self.table.forget_idle(partition, newest - ttl)
 
-    def _answer(self, work: _Work) -> Result:
+    def _answer(self, work: Work) -> Result:
         """Forecast records and dead letters, and the counts of what became of every record."""
         batch, counts = work.batch, work.counts
-        output_topic, dead_letter_topic = self._topics
         answered = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
         rows = slice(None) if len(answered) == len(batch) else answered  # nearly always all, and then nothing is copied
         ts, score, partitions = work.readings.ts[rows], work.score[rows], work.partitions[rows]
         theirs = batch if len(answered) == len(batch) else batch.take(answered.tolist())
         forecasts = Outgoing(
-            topic=output_topic,
+            topic=self._output_topic,
             partitions=[*theirs.partitions],
             keys=[*theirs.keys],
             values=[*self._encoder.encode(ts, work.warm[rows], work.y[rows], score)],
             headers=forecast_headers(theirs.headers, _sources(theirs)),
             timestamps=[None] * len(answered),
         )
-        dead_letters = Outgoing(topic=dead_letter_topic)
+        fates = np.bincount(work.fate[~work.silent], minlength=len(Fate)).tolist()
+        counts.forecasts, counts.duplicates, counts.late = fates[Fate.FORECAST], fates[Fate.DUPLICATE], fates[Fate.LATE]
+        counts.tombstones = fates[Fate.TOMBSTONE]
+        counts.replayed = int(work.silent.sum())
+        counts.readings = len(batch) - counts.tombstones - counts.replayed
+        return Result(forecasts, self._dead_letters(work), counts, score, ts, partitions, self._model.spec)
+
+    def _dead_letters(self, work: Work) -> Outgoing:
+        """Each record that was refused, as it was, with the reason; counts them."""
+        batch = work.batch
+        dead_letters = Outgoing(topic=self._dead_letter_topic)
         for r, refusal in sorted(work.letters.items()):
             if work.silent[r]:
                 continue
-            counts.dead_letters[refusal.reason] += 1
+            work.counts.dead_letters[refusal.reason] += 1
             dead_letters.append(
                 batch.keys[r],
                 batch.values[r],
@@ -421,12 +311,7 @@ class Pipeline:
                 ),
                 timestamp=batch.timestamps[r] if batch.timestamps[r] >= 0 else None,
             )
-        fates = np.bincount(work.fate[~work.silent], minlength=len(Fate)).tolist()
-        counts.forecasts, counts.duplicates, counts.late = fates[Fate.FORECAST], fates[Fate.DUPLICATE], fates[Fate.LATE]
-        counts.tombstones = fates[Fate.TOMBSTONE]
-        counts.replayed = int(work.silent.sum())
-        counts.readings = len(batch) - counts.tombstones - counts.replayed
-        return Result(forecasts, dead_letters, counts, score, ts, partitions, self._model.spec)
+        return dead_letters
 
 
 def _sources(batch: Batch) -> list[bytes]:
