@@ -69,7 +69,7 @@ def float_words(values: Float32) -> Words:
     part_words = max(part_words, -(-max(map(len, odd_texts), default=0) // 4) - whole_words)
     words = np.empty((len(values), whole_words + part_words), dtype=np.uint32)
     _write_whole(words[:, :whole_words], np.signbit(values), whole)
-    part = (number - whole * up) * (_POWERS[4 * part_words - 1] / up)
+    part = (number - whole * up) * _POWERS[exponent + (4 * part_words - 1 - _HIGHEST)]
     _write_part(words[:, whole_words:], part)
     if len(odd):
         room = 4 * words.shape[1]
@@ -108,13 +108,13 @@ def _write_whole(words: Words, negative: NDArray[np.bool_], number: Float64) -> 
     """A sign, and whole numbers without leading zeros, into all of `words`."""
     last = words.shape[1] - 1
     unit = 10.0 ** (4 * last)
-    group = np.floor(number / unit)
+    group = _quotient(number, unit) if last else number
     words[:, 0] = (_SIGNED_LAST if last == 0 else _SIGNED)[group.astype(np.intp) + 1000 * negative]
     begun = group > 0
     for column in range(1, last + 1):
         number = number - group * unit
         unit /= 1e4
-        group = np.floor(number / unit)
+        group = _quotient(number, unit) if column < last else number
         words[:, column] = (_LAST if column == last else _LEADING)[group.astype(np.intp) + 10_000 * ~begun]
         begun |= group > 0
 
@@ -123,12 +123,18 @@ def _write_part(words: Words, number: Float64) -> None:
     """The point and the digits behind it, 3 + 4 + …, without trailing zeros, into all of `words`."""
     unit = 10.0 ** (4 * (words.shape[1] - 1))
     for column in range(words.shape[1]):
-        group = np.floor(number / unit)
+        group = _quotient(number, unit) if unit > 1 else number
         number = number - group * unit
         index = group.astype(np.intp)
         index += (1000 if column == 0 else 10_000) * (number == 0)
         words[:, column] = (_TRAILING if column else _POINT)[index]
         unit /= 1e4
+
+
+def _quotient(number: Float64, unit: float) -> Float64:
+    """Whole numbers below 2**50, divided by a power of ten without a rest. Divisions are dear."""
+    # In the middle between two whole numbers no rounding of the product passes one of them.
+    return np.floor((number + 0.5) * (1.0 / unit))
 
 
 def _digits(count: int) -> NDArray[np.uint8]:

@@ -127,6 +127,11 @@ def test_numbers_beside_powers_of_ten_and_of_two_are_written_right() -> None:
         assert texts_of(values) == [msgspec.json.encode(value) for value in short_floats(values).tolist()]
 
 
+def test_six_digits_stay_six_where_a_float_holds_fewer_than_seven() -> None:
+    values = (np.arange(976_600, 1_000_000) / 1e9).astype(np.float32)
+    assert max(map(len, texts_of(values))) == len(b"0.000999999")
+
+
 def digits(value: float) -> str:
     return repr(abs(value)).split("e")[0].replace(".", "").strip("0")
 

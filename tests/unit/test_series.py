@@ -55,6 +55,19 @@ def test_the_one_to_forget_is_the_least_recently_seen() -> None:
     assert list(series) == [b"b", b"c", b"a"]
 
 
+def test_many_are_forgotten_in_the_order_in_which_they_were_last_seen() -> None:
+    series, numbers = table(200), np.random.default_rng(0).permutation(200).tolist()
+    for number in range(200):
+        series.add(b"%d" % number, 0)
+    series.touch(series.find_all([b"%d" % number for number in numbers]))
+    gone = []
+    for _ in range(200):
+        gone.append(series.oldest())
+        series.forget(gone[-1])
+        series.add(b"new %d" % len(gone), 0)
+    assert gone == [b"%d" % number for number in numbers]
+
+
 @given(st.integers(1, 40), st.lists(st.lists(st.integers(0, 60), max_size=30), max_size=12))
 def test_whoever_comes_the_least_recently_seen_go_first(max_series: int, seen: list[list[int]]) -> None:
     series, expected = table(max_series), dict[bytes, None]()
