@@ -19,7 +19,9 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -138,10 +140,11 @@ def main() -> None:
     parser.add_argument("--profile", choices=JOBS, help="cProfile of one model instead")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object of the medians")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        models = {name: Model.load(job.make(Path(folder) / name)) for name, job in JOBS.items()}
+    # In a process of its own: a worker has no torch in it, whose work leaves the heap in another state.
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as maker:
+        models = {name: Model.load(maker.submit(job.make, Path(folder) / name).result()) for name, job in JOBS.items()}
     gc.collect()
-    gc.freeze()  # torch, which made the models, is not in a worker: its objects are none of the collector's work
+    gc.freeze()  # nor are its objects any of the collector's work
     if args.profile:
         backlog = batches(JOBS[args.profile], args.readings, args.series, args.batch)
         with cProfile.Profile() as profile:
