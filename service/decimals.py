@@ -91,11 +91,13 @@ def _shortest(size: Float32, scaled: Float64, up: Float64) -> Float64:
     What is compared is what a reader of the text gets: `number` / `up`, rounded once.
     """
     number = np.rint(scaled)
+    fewer, read = np.empty_like(scaled), np.empty_like(scaled)
     for unit in (10.0, 100.0, 1000.0):
-        fewer = scaled / unit
+        np.divide(scaled, unit, out=fewer)
         np.rint(fewer, out=fewer)
         fewer *= unit
-        np.copyto(number, fewer, where=(fewer / up).astype(np.float32) == size)
+        np.divide(fewer, up, out=read)
+        np.copyto(number, fewer, where=read.astype(np.float32) == size)
     return number
 
 
@@ -109,32 +111,37 @@ def _write_whole(words: Words, negative: NDArray[np.bool_], number: Float64) -> 
     last = words.shape[1] - 1
     unit = 10.0 ** (4 * last)
     group = _quotient(number, unit) if last else number
-    words[:, 0] = (_SIGNED_LAST if last == 0 else _SIGNED)[group.astype(np.intp) + 1000 * negative]
+    words[:, 0] = (_SIGNED if last else _SIGNED_LAST).take(group.astype(np.intp) + 1000 * negative)
     begun = group > 0
     for column in range(1, last + 1):
         number = number - group * unit
         unit /= 1e4
         group = _quotient(number, unit) if column < last else number
-        words[:, column] = (_LAST if column == last else _LEADING)[group.astype(np.intp) + 10_000 * ~begun]
+        table = _LEADING if column < last else _LAST
+        words[:, column] = table.take(group.astype(np.intp) + 10_000 * ~begun)
         begun |= group > 0
 
 
 def _write_part(words: Words, number: Float64) -> None:
     """The point and the digits behind it, 3 + 4 + …, without trailing zeros, into all of `words`."""
-    unit = 10.0 ** (4 * (words.shape[1] - 1))
-    for column in range(words.shape[1]):
-        group = _quotient(number, unit) if unit > 1 else number
+    last = words.shape[1] - 1
+    unit = 10.0 ** (4 * last)
+    for column in range(last):
+        group = _quotient(number, unit)
         number = number - group * unit
         index = group.astype(np.intp)
-        index += (1000 if column == 0 else 10_000) * (number == 0)
-        words[:, column] = (_TRAILING if column else _POINT)[index]
+        index += (10_000 if column else 1000) * (number == 0)
+        words[:, column] = (_TRAILING if column else _POINT).take(index)
         unit /= 1e4
+    words[:, last] = _TRAILING[10_000:].take(number.astype(np.intp))  # there are 2 words at least
 
 
 def _quotient(number: Float64, unit: float) -> Float64:
     """Whole numbers below 2**50, divided by a power of ten without a rest. Divisions are dear."""
     # In the middle between two whole numbers no rounding of the product passes one of them.
-    return np.floor((number + 0.5) * (1.0 / unit))
+    group = number + 0.5
+    group *= 1.0 / unit
+    return np.floor(group, out=group)
 
 
 def _digits(count: int) -> NDArray[np.uint8]:
