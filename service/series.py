@@ -105,19 +105,29 @@ class SeriesTable:
 
     def add(self, key: bytes, partition: int) -> int:
         """A slot for a new series, in the initial state, seen just now. The table must not be full."""
-        return int(self.add_all([key], partition)[0])
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self._slots[key], self._keys[slot] = slot, key
+        self._begin(slot, partition)
+        self.touch_one(slot)
+        return slot
 
-    def add_all(self, keys: Sequence[bytes], partitions: int | Sequence[int]) -> NDArray[np.int64]:
+    def add_all(self, keys: Sequence[bytes], partitions: Sequence[int]) -> NDArray[np.int64]:
         """As `add` of one after the other, each key once; there must be room for all. Returns their slots [keys]."""
         slots = self._occupy(keys)
+        self._begin(slots, partitions)
+        self.touch(slots)
+        return slots
+
+    def _begin(self, slots: int | NDArray[np.int64], partitions: int | Sequence[int]) -> None:
+        """These are in the initial state, and have read nothing."""
         self.states[slots] = self.initial_state
         self.last_ts[slots] = NEVER
         self.steps[slots] = 0
         self.offsets[slots] = -1
         self.partitions[slots] = partitions
         self.dirty_since[slots] = -1
-        self.touch(slots)
-        return slots
 
     def _occupy(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """Free slots for new series."""
