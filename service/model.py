@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ _ERRORS_ONLY = 3  # onnxruntime's severity: its warnings speak to its developers
 class Model:
     """One checked model, ready to step. Not for use from several threads at once."""
 
-    __slots__ = ("_session", "initial_state", "sha256", "spec")
+    __slots__ = ("_buffers", "_session", "initial_state", "sha256", "spec")
 
     def __init__(self, spec: ModelSpec, session: ort.InferenceSession, sha256: str) -> None:
         self.spec = spec
@@ -46,6 +46,7 @@ class Model:
         self.initial_state: Float32 = np.array(spec.initial_state, dtype=np.float32)  # [state]
         self.initial_state.flags.writeable = False
         self._session = session
+        self._buffers: tuple[NDArray[Any], ...] = ()  # for batches that are to be filled up: x, ts, state
 
     @classmethod
     def load(
@@ -98,12 +99,22 @@ class Model:
         """
         rows = len(ts)
         if rows % _ROWS:
-            x, ts, state = (_filled_up(each, -rows % _ROWS) for each in (x, ts, state))
+            x, ts, state = self._filled_up(x, ts, state)
         try:
             y, next_state, score = self._session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise ModelError("the model failed in a step", got=_first_line(error), do=_EXPORT_AGAIN) from error
         return y[:rows], next_state[:rows], score[:rows]
+
+    def _filled_up(self, *inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """The inputs [batch, ...] with a few more rows, whatever these hold."""
+        rows = len(inputs[0])
+        wanted = rows + -rows % _ROWS
+        if not self._buffers or len(self._buffers[0]) < wanted:
+            self._buffers = tuple(np.zeros((wanted, *each.shape[1:]), dtype=each.dtype) for each in inputs)
+        for buffer, each in zip(self._buffers, inputs, strict=True):
+            buffer[:rows] = each
+            yield buffer[:wanted]
 
     def _check_tensors(self) -> None:
         """Names, types and shapes of the graph against the spec; only batch may be dynamic."""
@@ -209,11 +220,6 @@ def _check_names(what: str, names: Sequence[str]) -> None:
 def _require(holds: bool, what: str, got: object) -> None:
     if not holds:
         raise ModelError(what, got=got, do=_EXPORT_AGAIN)
-
-
-def _filled_up(rows: NDArray[Any], count: int) -> NDArray[Any]:
-    """[batch, ...] -> [batch + count, ...], the last row repeated."""
-    return np.concatenate((rows, np.repeat(rows[-1:], count, axis=0)))
 
 
 def _is_classifier(spec: ModelSpec) -> bool:

@@ -6,68 +6,32 @@ with one row for each record of the batch, so that a row number is a record ever
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from service.broker.base import Batch, Outgoing
-from service.messages import (
-    DeadLetterReason,
-    ForecastEncoder,
-    ReadingDecoder,
-    Readings,
-    Refused,
-    check_key,
-    dead_letter_headers,
-    forecast_headers,
-)
+from service.decoding import ReadingDecoder
+from service.encoding import ForecastEncoder
+from service.messages import DeadLetterReason, Refused, check_key, dead_letter_headers, forecast_headers
 from service.model import Model
-from service.policy import Counts, Fate, Policy, Result
+from service.policy import Counts, Fate, Policy, Result, Work
 from service.series import SeriesTable
+from service.stretches import Stretch, stretches
 from service.timestamps import format_time
-from service.waves import MAX_SERIES, Steps, in_waves, missing_steps, newest_before
+from service.waves import Steps, in_waves, missing_steps, newest_before, stable_order, starts
 
 __all__ = ["Counts", "Fate", "Pipeline", "Policy", "Result"]
 
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-# A stretch is held in memory as steps, so it has an end even where a batch has none (a replay of a file).
-_MAX_STRETCH = min(100_000, MAX_SERIES)
 _SWEEPS_PER_TTL = 8
-
-
-@dataclass(slots=True)
-class _Work:
-    """One batch on its way: columns with a row for each record."""
-
-    batch: Batch
-    readings: Readings
-    partitions: NDArray[np.int32]  # [records]
-    offsets: Int64  # [records]
-    arrived: Int64  # [records] ms, the record's own time, or the reading's where it has none
-    fate: NDArray[np.int8]  # [records]
-    warm: Mask  # [records]
-    y: NDArray[np.float32]  # [records, horizon, targets, quantiles], or [records, classes]
-    score: NDArray[np.float32]  # [records, diagnostics]
-    counts: Counts
-    letters: dict[int, Refused]  # record -> why it is a dead letter
-    silent: Mask  # [records] answered before the last commit: only the states move on
-
-    def refuse(self, record: int, refusal: Refused) -> None:
-        self.fate[record] = Fate.DEAD
-        self.letters[record] = refusal
-
-
-@dataclass(slots=True)
-class _Stretch:
-    """Readings between which no series is forgotten, so that their waves may run in any order across series."""
-
-    records: Int64  # [readings] rows of the batch
-    slots: Int64  # [readings]
+_ROWS_AT_ONCE = 2_048  # of a wave, in one call of the model: what it needs on the way is then small
 
 
 class Pipeline:
@@ -87,7 +51,7 @@ class Pipeline:
         self.table = table if table is not None else SeriesTable(model.initial_state, policy.max_series, spec.state)
         self._model = model
         self._policy = policy
-        self._topics = output_topic, dead_letter_topic
+        self._output_topic, self._dead_letter_topic = output_topic, dead_letter_topic
         self._timer = timer
         self._decoder = ReadingDecoder(spec.features)
         self._encoder = ForecastEncoder(spec)
@@ -141,16 +105,17 @@ class Pipeline:
             if partition in theirs:
                 mine[partition] = theirs[partition]
 
-    def _read(self, batch: Batch) -> _Work:
+    def _read(self, batch: Batch) -> Work:
         """Values and keys; what is no reading becomes a dead letter here."""
         n = len(batch)
         readings = self._decoder.decode(batch.values)
-        timestamps = np.array(batch.timestamps, dtype=np.int64).reshape(n)
-        work = _Work(
+        timestamps = np.array(batch.timestamps, dtype=np.int64)
+        work = Work(
             batch=batch,
             readings=readings,
-            partitions=np.array(batch.partitions, dtype=np.int32).reshape(n),
-            offsets=np.array(batch.offsets, dtype=np.int64).reshape(n),
+            partitions=np.array(batch.partitions, dtype=np.int32),
+            offsets=np.array(batch.offsets, dtype=np.int64),
+            slots=self.table.find_all(batch.keys),
             arrived=np.where(timestamps > 0, timestamps, readings.ts),
             fate=np.zeros(n, dtype=np.int8),
             warm=np.zeros(n, dtype=np.bool_),
@@ -160,26 +125,23 @@ class Pipeline:
             letters={},
             silent=np.zeros(n, dtype=np.bool_),
         )
-        for record, value in enumerate(batch.values):
-            if value is None:
-                work.fate[record] = Fate.TOMBSTONE
+        work.fate[readings.tombstones] = Fate.TOMBSTONE
         if self._policy.max_future_ms > 0:
             ahead = (timestamps > 0) & (readings.ts - timestamps > self._policy.max_future_ms)
             for record in np.flatnonzero(ahead).tolist():
                 work.refuse(record, _from_the_future(int(readings.ts[record]), int(timestamps[record])))
         for record, refusal in readings.refused.items():
             work.refuse(record, refusal)
-        for record, key in enumerate(batch.keys):
-            if key is None or key not in self.table:  # a known key is a good key
-                try:
-                    check_key(key)
-                except Refused as refusal:
-                    work.refuse(record, refusal)
+        for record in np.flatnonzero(work.slots < 0).tolist():  # a known key is a good key
+            try:
+                check_key(batch.keys[record])
+            except Refused as refusal:
+                work.refuse(record, refusal)
         if self._silent or self._held:
             self._mark_replayed(work)
         return work
 
-    def _mark_replayed(self, work: _Work) -> None:
+    def _mark_replayed(self, work: Work) -> None:
         """After a restore: what was answered before is not answered again, what a state holds is not applied again."""
         for partition, until in list(self._silent.items()):
             rows = work.partitions == partition
@@ -187,85 +149,35 @@ class Pipeline:
             if rows.any() and int(work.offsets[rows].max()) >= until - 1:
                 del self._silent[partition]
         for partition, last in list(self._held.items()):
-            rows = np.flatnonzero((work.partitions == partition) & (work.offsets <= last))
-            for record in rows.tolist():
-                key = work.batch.keys[record]
-                slot = None if key is None else self.table.find(key)
-                if slot is not None and work.offsets[record] <= self.table.offsets[slot]:
-                    work.fate[record] = Fate.APPLIED
-                    work.silent[record] = True
-                    work.letters.pop(record, None)
+            rows = np.flatnonzero((work.partitions == partition) & (work.offsets <= last) & (work.slots >= 0))
+            rows = rows[work.offsets[rows] <= self.table.offsets[work.slots[rows]]]
+            work.fate[rows] = Fate.APPLIED
+            work.silent[rows] = True
+            for record in rows.tolist() if work.letters else ():
+                work.letters.pop(record, None)
             mine = work.offsets[work.partitions == partition]
             if len(mine) and int(mine.max()) >= last:
                 del self._held[partition]
 
-    def _stretches(self, work: _Work) -> Iterator[_Stretch]:
-        """Find each reading's slot, and forget series where their time has come, between stretches.
+    def _stretches(self, work: Work) -> Iterator[Stretch]:
+        """Find each reading's slot, and forget series where their time has come, between stretches."""
+        return stretches(self.table, self._policy, work)
 
-        A series with readings in the pending stretch may only be forgotten after these have been stepped.
-        """
-        table, counts, ttl = self.table, work.counts, self._policy.series_ttl_ms
-        batch, fates, arrived = work.batch, work.fate.tolist(), work.arrived.tolist()
-        records: list[int] = []
-        slots: list[int] = []
-        pending: dict[int, int] = {}  # slot -> ms, when it was last seen
-
-        def finish() -> Iterator[_Stretch]:
-            if records:
-                table.seen_ms[list(pending)] = list(pending.values())
-                yield _Stretch(np.array(records, dtype=np.int64), np.array(slots, dtype=np.int64))
-                records.clear()
-                slots.clear()
-                pending.clear()
-
-        for record, key in enumerate(batch.keys):
-            if fates[record] in (Fate.DEAD, Fate.APPLIED) or key is None:
-                continue
-            slot = table.find(key)
-            if slot is not None:
-                reason = "tombstone" if fates[record] == Fate.TOMBSTONE else None
-                if ttl > 0 and arrived[record] - pending.get(slot, int(table.seen_ms[slot])) > ttl:
-                    reason = reason or "expired"
-                if reason is not None:
-                    if slot in pending:
-                        yield from finish()
-                    table.forget(key)
-                    counts.resets[reason] += 1
-                    slot = None
-            if fates[record] == Fate.TOMBSTONE:
-                continue
-            if slot is not None:
-                table.touch(key)
-            else:
-                if table.full:
-                    if table.find(table.oldest()) in pending:
-                        yield from finish()
-                    table.forget(table.oldest())
-                    counts.resets["evicted"] += 1
-                slot = table.add(key, batch.partitions[record])
-            records.append(record)
-            slots.append(slot)
-            pending[slot] = arrived[record]
-            if len(records) >= _MAX_STRETCH:
-                yield from finish()
-        yield from finish()
-
-    def _order(self, work: _Work, stretch: _Stretch) -> Steps:
+    def _order(self, work: Work, stretch: Stretch) -> Steps:
         """Event time: sort out late readings and duplicates, fill gaps, and lay the steps out in waves."""
         table, step_ms = self.table, self._model.spec.step_ms
-        by_series = np.argsort(stretch.slots, kind="stable")
+        by_series = stable_order(stretch.slots)
         records, slots = stretch.records[by_series], stretch.slots[by_series]  # [readings]
-        first = np.ones(len(slots), dtype=np.bool_)
-        first[1:] = slots[1:] != slots[:-1]
+        first = starts(slots)
         # Late readings and duplicates too: they take no step, but when a series was last seen is part of what is kept.
         table.touched(slots[first], work.offsets[records[first]])
         ts = work.readings.ts[records]
         previous = newest_before(slots, ts, table.last_ts[slots])
-        self._set_aside(work, records[ts < previous], previous[ts < previous], Fate.LATE)
-        self._set_aside(work, records[ts == previous], previous[ts == previous], Fate.DUPLICATE)
-
         following = ts > previous
-        records, slots, ts, previous = records[following], slots[following], ts[following], previous[following]
+        if not following.all():
+            self._set_aside(work, records[ts < previous], previous[ts < previous], Fate.LATE)
+            self._set_aside(work, records[ts == previous], previous[ts == previous], Fate.DUPLICATE)
+            records, slots, ts, previous = records[following], slots[following], ts[following], previous[following]
         gap = missing_steps(ts, previous, step_ms)
         restart = gap > self._policy.max_gap_steps
         silent = np.where(restart, 0, gap)
@@ -279,7 +191,7 @@ class Pipeline:
         table.partitions[slots[last]] = work.partitions[records[last]]
         return in_waves(records, slots, ts, previous, silent, restart, step_ms)
 
-    def _set_aside(self, work: _Work, records: Int64, previous: Int64, fate: Fate) -> None:
+    def _set_aside(self, work: Work, records: Int64, previous: Int64, fate: Fate) -> None:
         """Late readings and duplicates: no step, and a dead letter only where it is asked for."""
         work.fate[records] = fate
         late = fate == Fate.LATE
@@ -297,7 +209,7 @@ class Pipeline:
         counts.resets["gap"] += int(np.count_nonzero(restart))
         counts.silent_steps += int(silent.sum())
 
-    def _step(self, work: _Work, steps: Steps) -> None:
+    def _step(self, work: Work, steps: Steps) -> None:
         """Every wave through the model, one call each; no two steps of one series are in the same wave.
 
         A reading's silent steps and its own succeed as one. Where the model answers any of them with something
@@ -306,44 +218,49 @@ class Pipeline:
         """
         table, model, warmup = self.table, self._model, self._model.spec.warmup_steps
         x_of_steps = work.readings.x[steps.records]  # [steps, features]
-        x_of_steps[steps.silent] = np.nan
-        failures = 0
-        for start, end in zip(steps.waves[:-1].tolist(), steps.waves[1:].tolist(), strict=True):
-            wave = np.arange(start, end)
-            if failures:
-                wave = wave[work.fate[steps.records[wave]] != Fate.DEAD]
+        any_silent, any_restart, failures = bool(steps.silent.any()), bool(steps.restart.any()), False
+        if any_silent:
+            x_of_steps[steps.silent] = np.nan
+        for start, end in steps.calls(_ROWS_AT_ONCE):
+            wave: slice | Int64 = slice(start, end)
+            if failures:  # of readings that failed before, the rest is left out
+                wave = start + np.flatnonzero(work.fate[steps.records[wave]] != Fate.DEAD)
                 if not len(wave):
                     continue
-            slots, restart = steps.slots[wave], steps.restart[wave]
+            records, slots = steps.records[wave], steps.slots[wave]
             state = table.states[slots]  # [wave, state]
-            done = table.steps[slots]  # [wave]
-            state[restart], done[restart] = table.initial_state, 0
+            done = table.steps[slots] + 1  # [wave]
+            if any_restart:
+                restart = steps.restart[wave]
+                state[restart], done[restart] = table.initial_state, 1
 
             y, next_state, score = model.step(x_of_steps[wave], steps.ts[wave], state)
-            work.counts.waves.append(len(wave))
+            work.counts.waves.append(len(slots))
 
-            finite = _finite_rows(next_state) & _finite_rows(y)
-            table.states[slots] = np.where(finite[:, np.newaxis], next_state, table.initial_state)
-            table.steps[slots] = np.where(finite, done + 1, 0)
-            for record in steps.records[wave][~finite].tolist():
-                failures += 1
-                work.counts.resets["non_finite"] += 1
-                work.refuse(record, _non_finite())
-            spoken = finite & ~steps.silent[wave]
-            records = steps.records[wave][spoken]
-            work.y[records], work.score[records] = y[spoken], score[spoken]
-            work.warm[records] = done[spoken] + 1 >= warmup
+            if not _all_finite(next_state, y):
+                finite = _finite_rows(next_state) & _finite_rows(y)
+                next_state, done = np.where(finite[:, np.newaxis], next_state, table.initial_state), done * finite
+                for record in records[~finite].tolist():
+                    failures = True
+                    work.counts.resets["non_finite"] += 1
+                    work.refuse(record, _non_finite())
+            table.states[slots] = next_state
+            table.steps[slots] = done
+            if any_silent:
+                spoken = np.flatnonzero(~steps.silent[wave])
+                records, y, score, done = records[spoken], y[spoken], score[spoken], done[spoken]
+            work.y[records], work.score[records], work.warm[records] = y, score, done >= warmup
 
-    def _forget_idle(self, work: _Work) -> None:
+    def _forget_idle(self, work: Work) -> None:
         """Free the slots of series that would be expired anyway if a reading of them came now.
 
         Idle is measured against the newest record of the series' own partition: another partition may be hours
         ahead while this one catches up. The look over the table happens a few times in each ttl.
         """
         ttl = self._policy.series_ttl_ms
-        if ttl <= 0 or not len(work.batch):
+        if ttl <= 0:
             return
-        timestamps = np.array(work.batch.timestamps)
+        timestamps = np.array(work.batch.timestamps, dtype=np.int64)
         for partition in np.unique(work.partitions).tolist():
             newest = max(int(timestamps[work.partitions == partition].max()), self._newest.get(partition, 0))
             self._newest[partition] = newest
@@ -351,27 +268,36 @@ class Pipeline:
                 self._swept[partition] = newest
                 work.counts.resets["expired"] += self.table.forget_idle(partition, newest - ttl)
 
-    def _answer(self, work: _Work) -> Result:
+    def _answer(self, work: Work) -> Result:
         """Forecast records and dead letters, and the counts of what became of every record."""
         batch, counts = work.batch, work.counts
-        output_topic, dead_letter_topic = self._topics
         answered = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
-        records = answered.tolist()
-        ts, score = work.readings.ts[answered], work.score[answered]
-        sources = [(batch.headers[r], f"{batch.topic}-{batch.partitions[r]}-{batch.offsets[r]}") for r in records]
+        rows = slice(None) if len(answered) == len(batch) else answered  # nearly always all, and then nothing is copied
+        ts, score, partitions = work.readings.ts[rows], work.score[rows], work.partitions[rows]
+        theirs = batch if len(answered) == len(batch) else batch.take(answered.tolist())
         forecasts = Outgoing(
-            topic=output_topic,
-            partitions=[batch.partitions[r] for r in records],
-            keys=[batch.keys[r] for r in records],
-            values=[*self._encoder.encode(ts, work.warm[answered], work.y[answered], score)],
-            headers=[forecast_headers(headers, source) for headers, source in sources],
-            timestamps=[None] * len(records),
+            topic=self._output_topic,
+            partitions=[*theirs.partitions],
+            keys=[*theirs.keys],
+            values=[*self._encoder.encode(ts, work.warm[rows], work.y[rows], score)],
+            headers=forecast_headers(theirs.headers, _sources(theirs)),
+            timestamps=[None] * len(answered),
         )
-        dead_letters = Outgoing(topic=dead_letter_topic)
+        fates = np.bincount(work.fate[~work.silent], minlength=len(Fate)).tolist()
+        counts.forecasts, counts.duplicates, counts.late = fates[Fate.FORECAST], fates[Fate.DUPLICATE], fates[Fate.LATE]
+        counts.tombstones = fates[Fate.TOMBSTONE]
+        counts.replayed = int(work.silent.sum())
+        counts.readings = len(batch) - counts.tombstones - counts.replayed
+        return Result(forecasts, self._dead_letters(work), counts, score, ts, partitions, self._model.spec)
+
+    def _dead_letters(self, work: Work) -> Outgoing:
+        """Each record that was refused, as it was, with the reason; counts them."""
+        batch = work.batch
+        dead_letters = Outgoing(topic=self._dead_letter_topic)
         for r, refusal in sorted(work.letters.items()):
             if work.silent[r]:
                 continue
-            counts.dead_letters[refusal.reason] += 1
+            work.counts.dead_letters[refusal.reason] += 1
             dead_letters.append(
                 batch.keys[r],
                 batch.values[r],
@@ -385,12 +311,14 @@ class Pipeline:
                 ),
                 timestamp=batch.timestamps[r] if batch.timestamps[r] >= 0 else None,
             )
-        fates = np.bincount(work.fate[~work.silent], minlength=len(Fate)).tolist()
-        counts.forecasts, counts.duplicates, counts.late = fates[Fate.FORECAST], fates[Fate.DUPLICATE], fates[Fate.LATE]
-        counts.tombstones = fates[Fate.TOMBSTONE]
-        counts.replayed = int(work.silent.sum())
-        counts.readings = len(batch) - counts.tombstones - counts.replayed
-        return Result(forecasts, dead_letters, counts, score, ts, work.partitions[answered], self._model.spec)
+        return dead_letters
+
+
+def _sources(batch: Batch) -> list[bytes]:
+    """`topic-partition-offset` of each record."""
+    before = {partition: f"{batch.topic}-{partition}-".encode() for partition in set(batch.partitions)}
+    offsets = msgspec.json.encode(batch.offsets)[1:-1].split(b",")
+    return list(map(bytes.__add__, map(before.__getitem__, batch.partitions), offsets))
 
 
 def _from_the_future(ts: int, timestamp: int) -> Refused:
@@ -403,6 +331,11 @@ def _non_finite() -> Refused:
         DeadLetterReason.NON_FINITE_STATE,
         "the model's state or forecast was not finite after this reading; its series starts again",
     )
+
+
+def _all_finite(*values: NDArray[np.float32]) -> bool:
+    """False where something is not finite, and perhaps where numbers are so large that their sum is not."""
+    return math.isfinite(sum(float(np.add.reduce(each, axis=None)) for each in values))
 
 
 def _finite_rows(values: NDArray[np.float32]) -> Mask:

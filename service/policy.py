@@ -1,4 +1,4 @@
-"""How readings are dealt with that are not simply the next, and what a batch led to."""
+"""How readings are dealt with that are not simply the next; a batch on its way, and what it led to."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from service.broker.base import Outgoing
-from service.messages import DeadLetterReason
+from service.broker.base import Batch, Outgoing
+from service.decoding import Readings
+from service.messages import DeadLetterReason, Refused
 from service.spec import ModelSpec
 
 if TYPE_CHECKING:
     from service.settings import Settings
+
+Int64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 class Fate(IntEnum):
@@ -85,3 +89,27 @@ class Result:
     event_times: NDArray[np.int64]  # [forecasts] ms
     partitions: NDArray[np.int32]  # [forecasts]
     spec: ModelSpec  # of the model that made them
+
+
+@dataclass(slots=True)
+class Work:
+    """One batch on its way: columns with a row for each record."""
+
+    batch: Batch
+    readings: Readings
+    partitions: NDArray[np.int32]  # [records]
+    offsets: Int64  # [records]
+    slots: Int64  # [records] of its series, as the batch begins; -1 = it is new
+    arrived: Int64  # [records] ms, the record's own time, or the reading's where it has none
+    fate: NDArray[np.int8]  # [records]
+    warm: Mask  # [records]
+    y: NDArray[np.float32]  # [records, horizon, targets, quantiles], or [records, classes]
+    score: NDArray[np.float32]  # [records, diagnostics]
+    counts: Counts
+    letters: dict[int, Refused]  # record -> why it is a dead letter
+    silent: Mask  # [records] answered before the last commit: only the states move on
+
+    def refuse(self, record: int, refusal: Refused) -> None:
+        """It becomes a dead letter."""
+        self.fate[record] = Fate.DEAD
+        self.letters[record] = refusal

@@ -1,13 +1,13 @@
 """SeriesTable: each series' state and its place in event time, as columns.
 
-A series has a slot, the same row of every array. The keys are kept in the order in which their series were last
-seen, so that the one to forget is always the first.
+A series has a slot, the same row of every array. `seen` numbers the slots in the order in which their series were last
+seen; who is to be forgotten first is only looked for when the table is full.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from service.timestamps import MIN_TS_MS
 
 NEVER = MIN_TS_MS - 1  # the last ts of a series that has had no reading: earlier than any other
 _FIRST_CAPACITY = 64
+_LOOK_AHEAD = 1 / 16  # of all series: so many of the least recently seen are found at a time
 
 
 def named(state: NDArray[np.float32], slices: Iterable[StateSlice]) -> dict[str, Any]:
@@ -46,7 +47,10 @@ class SeriesTable:
         # [capacity] offset of the first reading that no flushed state holds, -1 = the changelog has all
         self.dirty_since = np.full(capacity, -1, dtype=np.int64)
         self.buried: list[tuple[bytes, int]] = []  # (key, partition) of series forgotten since the last flush
-        self._slots: OrderedDict[bytes, int] = OrderedDict()  # least recently seen first
+        self.seen = np.zeros(capacity, dtype=np.int64)  # [capacity] the higher, the later the series was last seen
+        self._turn = 0  # the highest of these, and more
+        self._going: list[tuple[int, int]] = []  # (slot, seen) of the least recently seen, these last, while they hold
+        self._slots: dict[bytes, int] = {}
         self._keys: list[bytes] = [b""] * capacity  # slot -> key
         self._free: list[int] = list(range(capacity - 1, -1, -1))
 
@@ -56,8 +60,9 @@ class SeriesTable:
     def __contains__(self, key: bytes) -> bool:
         return key in self._slots
 
-    def __iter__(self) -> Iterable[bytes]:
-        return iter(self._slots)
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys, least recently seen first."""
+        return iter(self._in_order(np.flatnonzero(self.partitions >= 0)))
 
     @property
     def full(self) -> bool:
@@ -68,28 +73,71 @@ class SeriesTable:
         """The slot of the series, None where it is not known."""
         return self._slots.get(key)
 
-    def touch(self, key: bytes) -> None:
+    def find_all(self, keys: Sequence[bytes | None]) -> NDArray[np.int64]:
+        """The slots of the series [keys], -1 where one is not known."""
+        return np.fromiter(map(self._slots.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))  # type: ignore[arg-type]
+
+    def touch(self, slots: NDArray[np.int64]) -> None:
+        """These series [n] have just been seen, the last of them last."""
+        self.seen[slots] = np.arange(self._turn, self._turn + len(slots))  # of a slot that comes twice, the last counts
+        self._turn += len(slots)
+
+    def touch_one(self, slot: int) -> None:
         """The series has just been seen; it becomes the last to be forgotten."""
-        self._slots.move_to_end(key)
+        self.seen[slot] = self._turn
+        self._turn += 1
 
     def oldest(self) -> bytes:
         """The least recently seen series. The table must not be empty."""
-        return next(iter(self._slots))
+        while True:
+            while self._going:
+                slot, seen = self._going[-1]
+                if self.seen[slot] == seen and self.partitions[slot] >= 0:
+                    return self._keys[slot]
+                self._going.pop()
+            # Whoever is seen from now on, or is new, comes after all of these.
+            slots = np.flatnonzero(self.partitions >= 0)
+            count = max(1, int(_LOOK_AHEAD * len(slots)))
+            if count < len(slots):
+                slots = slots[np.argpartition(self.seen[slots], count - 1)[:count]]
+            slots = slots[np.argsort(self.seen[slots])[::-1]]
+            self._going = list(zip(slots.tolist(), self.seen[slots].tolist(), strict=True))
 
     def add(self, key: bytes, partition: int) -> int:
-        """A slot for a new series, in the initial state. The table must not be full."""
+        """A slot for a new series, in the initial state, seen just now. The table must not be full."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        self.states[slot] = self.initial_state
-        self.last_ts[slot] = NEVER
-        self.steps[slot] = 0
-        self.offsets[slot] = -1
-        self.partitions[slot] = partition
-        self.dirty_since[slot] = -1
-        self._keys[slot] = key
-        self._slots[key] = slot
+        self._slots[key], self._keys[slot] = slot, key
+        self._begin(slot, partition)
+        self.touch_one(slot)
         return slot
+
+    def add_all(self, keys: Sequence[bytes], partitions: Sequence[int]) -> NDArray[np.int64]:
+        """As `add` of one after the other, each key once; there must be room for all. Returns their slots [keys]."""
+        slots = self._occupy(keys)
+        self._begin(slots, partitions)
+        self.touch(slots)
+        return slots
+
+    def _begin(self, slots: int | NDArray[np.int64], partitions: int | Sequence[int]) -> None:
+        """These are in the initial state, and have read nothing."""
+        self.states[slots] = self.initial_state
+        self.last_ts[slots] = NEVER
+        self.steps[slots] = 0
+        self.offsets[slots] = -1
+        self.partitions[slots] = partitions
+        self.dirty_since[slots] = -1
+
+    def _occupy(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Free slots for new series."""
+        if len(self._free) < len(keys):
+            self._grow(len(self._slots) + len(keys))
+        taken = [self._free.pop() for _ in keys]
+        self._slots.update(zip(keys, taken, strict=True))
+        for slot, key in zip(taken, keys, strict=True):
+            self._keys[slot] = key
+        return np.array(taken, dtype=np.int64)
 
     def restore(self, key: bytes, partition: int, snapshot: Snapshot) -> None:
         """A series as the changelog has it. Beyond `max_series` the first restored are let go."""
@@ -100,21 +148,13 @@ class SeriesTable:
         first = max(0, len(keys) - self.max_series)
         rows = slice(first, None)
         keys = keys[rows]
-        known = [key for key in keys if key in self._slots]
-        for key in known:
-            self.touch(key)
-        for _ in range(len(self._slots) + len(keys) - len(known) - self.max_series):
+        slots = self.find_all(keys)
+        known = slots >= 0
+        self.touch(slots[known])
+        for _ in range(len(self._slots) + int(np.count_nonzero(~known)) - self.max_series):
             self._drop(self.oldest())  # none of `keys`: these have just been touched
-        new = keys if not known else [key for key in keys if key not in self._slots]
-        if len(self._free) < len(new):
-            self._grow(len(self._slots) + len(new))
-        for key in new:
-            self._slots[key] = slot = self._free.pop()
-            self._keys[slot] = key
-        if known:  # among each other they are in the order of `keys`
-            for key in keys:
-                self.touch(key)
-        slots = np.fromiter(map(self._slots.__getitem__, keys), dtype=np.int64, count=len(keys))
+        slots[~known] = self._occupy([keys[i] for i in np.flatnonzero(~known).tolist()])
+        self.touch(slots)  # among each other they are in the order of `keys`
         self.states[slots] = snapshots.states[rows]
         self.last_ts[slots], self.steps[slots] = snapshots.last_ts[rows], snapshots.steps[rows]
         self.offsets[slots], self.seen_ms[slots] = snapshots.offsets[rows], snapshots.seen_ms[rows]
@@ -152,7 +192,11 @@ class SeriesTable:
 
     def of_partition(self, partition: int) -> list[bytes]:
         """The keys of its series, least recently seen first."""
-        return [key for key, slot in self._slots.items() if self.partitions[slot] == partition]
+        return self._in_order(np.flatnonzero(self.partitions == partition))
+
+    def _in_order(self, slots: NDArray[np.int64]) -> list[bytes]:
+        """The keys of these slots, least recently seen first."""
+        return [self._keys[slot] for slot in slots[np.argsort(self.seen[slots])].tolist()]
 
     def forget_partitions(self, partitions: Collection[int]) -> int:
         """Let go of every series of these partitions, which others have now; how many there were."""
@@ -191,7 +235,7 @@ class SeriesTable:
         """At least double the capacity, to `wanted` or more, up to `max_series`."""
         old = len(self._keys)
         new = min(max(2 * old, wanted), self.max_series)
-        for name in ("states", "last_ts", "steps", "offsets", "partitions", "seen_ms", "dirty_since"):
+        for name in ("states", "last_ts", "steps", "offsets", "partitions", "seen_ms", "dirty_since", "seen"):
             column = getattr(self, name)
             grown = np.zeros((new, *column.shape[1:]), dtype=column.dtype)
             grown[:old] = column

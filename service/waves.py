@@ -5,7 +5,9 @@ Readings come sorted by series, and within a series in the order of their arriva
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,20 @@ class Steps:
     silent: Mask  # [steps]
     restart: Mask  # [steps] from the initial state
     waves: Int64  # [waves + 1] bounds
+
+    def calls(self, most: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of what goes through the model in one call: a wave, or a part of it of `most` steps."""
+        for start, end in pairwise(self.waves.tolist()):
+            for begin in range(start, end, most):
+                yield begin, min(begin + most, end)
+
+
+def stable_order(keys: Int64) -> Int64:
+    """Where each of `keys` [n] would come from if they were sorted, equal ones in their order. 0 <= keys, n < 2**31."""
+    # A stable argsort, but numpy's fastest sort is of plain integers.
+    both = keys << 32 | np.arange(len(keys))
+    both.sort()
+    return both & 0xFFFF_FFFF
 
 
 def newest_before(slots: Int64, ts: Int64, last_ts: Int64) -> Int64:
@@ -87,7 +103,7 @@ def in_waves(
     first = starts(slots)
     series = np.cumsum(first) - 1  # [readings]
     wave = np.arange(len(of)) - begins[first][series][of]  # [steps]
-    order = np.argsort(wave, kind="stable")
+    order = stable_order(wave)
     bounds = np.concatenate(([0], np.cumsum(np.bincount(wave)))).astype(np.int64)
     of = of[order]
     is_silent = is_silent[order]

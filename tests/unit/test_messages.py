@@ -1,4 +1,4 @@
-"""The JSON on the wire: what is read as a reading, what is refused and why, how forecasts are written."""
+"""The JSON that comes in: what is read as a reading, what is refused and why; keys and headers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.messages import (
-    MAX_VALUE_BYTES,
-    DeadLetterReason,
-    ForecastEncoder,
-    ReadingDecoder,
-    Refused,
-    check_key,
-    forecast_headers,
-    short_floats,
-)
-from tests.models import counting_spec
+from service.decoding import MAX_VALUE_BYTES, ReadingDecoder
+from service.messages import DeadLetterReason, Refused, check_key, forecast_headers
 
 TS = 1_700_000_000_000
 FEATURES = ("value", "wind")
@@ -158,6 +149,39 @@ def test_no_bytes_raise(values: list[bytes | None]) -> None:
     assert len(readings.ts) == len(readings.x) == len(values)
 
 
+READINGS = [
+    b'{"ts": 1700000000000, "value": 1.5, "wind": 2}',
+    b'{"ts": 1700000060000, "value": null}',
+    b'{"ts": "2023-11-14T22:13:20Z", "value": 3, "wind": NaN}',
+    b'{"ts": 0}',
+]
+PIECES = [b"{", b"}", b"[", b"]", b",", b"},{", b"\n", b" ", b"null", b'"', b'"ts": 1', b'"ts": 1700000000000']
+hostile = st.one_of(
+    st.none(),
+    st.sampled_from(READINGS),
+    st.lists(st.sampled_from(READINGS + PIECES), max_size=4).map(b"".join),
+    st.sampled_from([value for value, _, _ in REFUSED if len(value) < 1000]),
+    st.just(b" " * (MAX_VALUE_BYTES + 1)),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(hostile, max_size=12))
+def test_no_value_changes_how_its_neighbours_are_read(values: list[bytes | None]) -> None:
+    decoder = ReadingDecoder(FEATURES)
+    together = decoder.decode(values)
+    alone = [decoder.decode([value]) for value in values]
+    assert together.ts.tolist() == [int(reading.ts[0]) for reading in alone]
+    np.testing.assert_array_equal(together.x, np.array([reading.x[0] for reading in alone]).reshape(-1, 2))
+    assert together.tombstones == [record for record, value in enumerate(values) if value is None]
+    found = {record: (refused.reason, refused.message) for record, refused in together.refused.items()}
+    assert found == {
+        record: (reading.refused[0].reason, reading.refused[0].message)
+        for record, reading in enumerate(alone)
+        if reading.refused
+    }
+
+
 texts = st.text(alphabet='aé"\\0125-:TZ \n', max_size=10)
 json_values = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), texts, st.lists(st.floats(), max_size=2), st.just({"a": [{}]})
@@ -200,79 +224,11 @@ def test_the_set_of_reasons_is_closed() -> None:
     }
 
 
-def encode(score: list[float], warm: bool = True, **changes: object) -> dict[str, object]:
-    y = np.arange(6, dtype=np.float32).reshape(1, 2, 1, 3) + np.float32(0.1)
-    encoder = ForecastEncoder(counting_spec(hash="ab" * 32, **changes))
-    ts = np.array([TS])
-    (value,) = encoder.encode(ts, np.array([warm]), y, np.array([score], dtype=np.float32))
-    return json.loads(value)
-
-
-def test_a_forecast_is_written_as_the_contract_says() -> None:
-    assert encode([2.0, 0.3]) == {
-        "ts": TS,
-        "step_ms": 60_000,
-        "model": "counting@abababababab",
-        "warm": True,
-        "targets": {"value": {"p10": [0.1, 3.1], "p50": [1.1, 4.1], "p90": [2.1, 5.1]}},
-        "score": {"missing": 2.0, "earlier": 0.3},
-    }
-
-
-def test_scores_that_there_are_none_of_are_left_out() -> None:
-    assert encode([math.nan, 0.3], warm=False)["score"] == {"earlier": 0.3}
-    assert encode([math.nan, math.inf])["score"] == {}
-
-
-def test_any_target_and_diagnostic_name_survives_the_json() -> None:
-    assert list(encode([1.0, 1.0], targets=['a "b"\n'])["targets"]) == ['a "b"\n']
-
-
-def test_each_target_gets_its_own_forecast() -> None:
-    encoder = ForecastEncoder(counting_spec(targets=["a", "b"], horizon=1, quantiles=[0.05, 0.975]))
-    y = np.array([[[[1, 2], [3, 4]]]], dtype=np.float32)
-    (value,) = encoder.encode(np.array([TS]), np.array([True]), y, np.zeros((1, 2), dtype=np.float32))
-    assert json.loads(value)["targets"] == {"a": {"p5": [1], "p97.5": [2]}, "b": {"p5": [3], "p97.5": [4]}}
-
-
-def test_a_classifier_answers_with_classes() -> None:
-    encoder = ForecastEncoder(counting_spec(kind="classifier", classes=["sit", "walk"], diagnostics=[]))
-    y = np.array([[0.25, 0.75]], dtype=np.float32)
-    (value,) = encoder.encode(np.array([TS]), np.array([True]), y, np.zeros((1, 0), dtype=np.float32))
-    found = json.loads(value)
-    assert found["classes"] == {"sit": 0.25, "walk": 0.75}
-    assert found["score"] == {}
-    assert "targets" not in found
-
-
 def test_only_the_trace_of_a_reading_goes_on_to_its_forecast() -> None:
-    assert list(forecast_headers([("a", b"1"), ("traceparent", b"00-x")], "t-0-5")) == [
-        ("content-type", b"application/json"),
-        ("source", b"t-0-5"),
-        ("traceparent", b"00-x"),
+    theirs = [("a", b"1"), ("traceparent", b"00-x")], (), [("a", b"1")]
+    own = ("content-type", b"application/json")
+    assert [list(headers) for headers in forecast_headers(theirs, [b"t-0-5", b"t-0-6", b"t-0-7"])] == [
+        [own, ("source", b"t-0-5"), ("traceparent", b"00-x")],
+        [own, ("source", b"t-0-6")],
+        [own, ("source", b"t-0-7")],
     ]
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(width=32, allow_nan=False), max_size=50))
-def test_floats_are_written_with_as_few_digits_as_keep_them(values: list[float]) -> None:
-    exact = np.array(values, dtype=np.float32)
-    short = short_floats(exact)
-    np.testing.assert_array_equal(short.astype(np.float32), exact)
-    for got, value in zip(short.tolist(), exact, strict=True):
-        if math.isfinite(got):
-            assert len(digits(got)) <= len(digits(float(str(value))))
-
-
-def digits(value: float) -> str:
-    return repr(abs(value)).split("e")[0].replace(".", "").strip("0")
-
-
-def test_nan_and_infinities_stay_what_they_are() -> None:
-    values = np.array([[math.nan, math.inf], [-math.inf, -0.0]], dtype=np.float32)
-    np.testing.assert_array_equal(short_floats(values), values.astype(np.float64))
-
-
-def test_real_sized_values_have_no_noise_digits() -> None:
-    values = np.array([20.1, -273.15, 1013.25, 0.001, 16777216, 1e-11, 1e19, 1e-40, 3.4e38], dtype=np.float32)
-    assert short_floats(values).tolist() == [20.1, -273.15, 1013.25, 0.001, 16777216, 1e-11, 1e19, 1e-40, 3.4e38]

@@ -50,9 +50,47 @@ def test_the_one_to_forget_is_the_least_recently_seen() -> None:
     series = table()
     for key in (b"a", b"b", b"c"):
         series.add(key, 0)
-    series.touch(b"a")
+    series.touch(series.find_all([b"a"]))
     assert series.oldest() == b"b"
     assert list(series) == [b"b", b"c", b"a"]
+
+
+def test_many_are_forgotten_in_the_order_in_which_they_were_last_seen() -> None:
+    series, numbers = table(200), np.random.default_rng(0).permutation(200).tolist()
+    for number in range(200):
+        series.add(b"%d" % number, 0)
+    series.touch(series.find_all([b"%d" % number for number in numbers]))
+    gone = []
+    for _ in range(200):
+        gone.append(series.oldest())
+        series.forget(gone[-1])
+        series.add(b"new %d" % len(gone), 0)
+    assert gone == [b"%d" % number for number in numbers]
+
+
+@given(st.integers(1, 40), st.lists(st.lists(st.integers(0, 60), max_size=30), max_size=12))
+def test_whoever_comes_the_least_recently_seen_go_first(max_series: int, seen: list[list[int]]) -> None:
+    series, expected = table(max_series), dict[bytes, None]()
+    for numbers in seen:
+        known = [key for key in (b"%d" % number for number in numbers) if key in expected]
+        series.touch(series.find_all(known))
+        for key in known:  # all at once, as a batch of readings of series that are known
+            expected[key] = expected.pop(key)
+        for key in (b"%d" % number for number in numbers):  # and one by one, where others have to go
+            if key in expected:
+                series.touch_one(series.find(key) or 0)
+                expected.pop(key)
+            elif len(expected) == max_series:
+                assert series.full
+                assert series.oldest() == next(iter(expected))
+                expected.pop(next(iter(expected)))
+                series.forget(series.oldest())
+                series.add(key, 0)
+            else:
+                series.add(key, 0)
+            expected[key] = None
+    assert list(series) == list(expected)
+    assert series.of_partition(0) == list(expected)
 
 
 class Model:

@@ -1,0 +1,146 @@
+"""The JSON that goes out: forecasts and their numbers, many at once, to the byte as a JSON writer writes each."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.decimals import float_words, short_floats
+from service.encoding import ForecastEncoder
+from tests.models import counting_spec
+
+TS = 1_700_000_000_000
+
+
+def encode(score: list[float], warm: bool = True, **changes: object) -> dict[str, object]:
+    y = np.arange(6, dtype=np.float32).reshape(1, 2, 1, 3) + np.float32(0.1)
+    encoder = ForecastEncoder(counting_spec(hash="ab" * 32, **changes))
+    ts = np.array([TS])
+    (value,) = encoder.encode(ts, np.array([warm]), y, np.array([score], dtype=np.float32))
+    return json.loads(value)
+
+
+def test_a_forecast_is_written_as_the_contract_says() -> None:
+    assert encode([2.0, 0.3]) == {
+        "ts": TS,
+        "step_ms": 60_000,
+        "model": "counting@abababababab",
+        "warm": True,
+        "targets": {"value": {"p10": [0.1, 3.1], "p50": [1.1, 4.1], "p90": [2.1, 5.1]}},
+        "score": {"missing": 2.0, "earlier": 0.3},
+    }
+
+
+def test_scores_that_there_are_none_of_are_left_out() -> None:
+    assert encode([math.nan, 0.3], warm=False)["score"] == {"earlier": 0.3}
+    assert encode([math.nan, math.inf])["score"] == {}
+
+
+def test_any_target_and_diagnostic_name_survives_the_json() -> None:
+    assert list(encode([1.0, 1.0], targets=['a "b"\n'])["targets"]) == ['a "b"\n']
+
+
+def test_each_target_gets_its_own_forecast() -> None:
+    encoder = ForecastEncoder(counting_spec(targets=["a", "b"], horizon=1, quantiles=[0.05, 0.975]))
+    y = np.array([[[[1, 2], [3, 4]]]], dtype=np.float32)
+    (value,) = encoder.encode(np.array([TS]), np.array([True]), y, np.zeros((1, 2), dtype=np.float32))
+    assert json.loads(value)["targets"] == {"a": {"p5": [1], "p97.5": [2]}, "b": {"p5": [3], "p97.5": [4]}}
+
+
+def test_a_classifier_answers_with_classes() -> None:
+    encoder = ForecastEncoder(counting_spec(kind="classifier", classes=["sit", "walk"], diagnostics=[]))
+    y = np.array([[0.25, 0.75]], dtype=np.float32)
+    (value,) = encoder.encode(np.array([TS]), np.array([True]), y, np.zeros((1, 0), dtype=np.float32))
+    found = json.loads(value)
+    assert found["classes"] == {"sit": 0.25, "walk": 0.75}
+    assert found["score"] == {}
+    assert "targets" not in found
+
+
+anything = st.floats(width=32, allow_nan=False, allow_infinity=False)
+usual = st.builds(
+    lambda digits, places: float(np.float32(digits / 10**places)), st.integers(-(10**9), 10**9), st.integers(0, 12)
+)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 4).flatmap(
+        lambda n: st.lists(st.lists(anything | usual, min_size=4, max_size=4), min_size=n, max_size=n)
+    ),
+    st.lists(st.lists(st.floats(width=32) | usual, min_size=2, max_size=2), min_size=4, max_size=4),
+    st.lists(st.booleans(), min_size=4, max_size=4),
+    st.sampled_from([TS, 0, -5, 7_258_118_400_000, -2_208_988_800_000]),
+)
+def test_forecasts_are_written_as_a_json_writer_would_one_by_one(
+    rows: list[list[float]], scores: list[list[float]], warm: list[bool], first: int
+) -> None:
+    spec = counting_spec(targets=['a "b"\n', "é"], horizon=2, quantiles=[0.5], name="m\x00")
+    n = len(rows)
+    y = np.array(rows, dtype=np.float32).reshape(n, 2, 2, 1)
+    score, ts = np.array(scores[:n], dtype=np.float32).reshape(n, 2), np.arange(first, first + n)
+    expected = []
+    for i in range(n):
+        targets = {name: {"p50": short_floats(y[i, :, t, 0]).tolist()} for t, name in enumerate(spec.targets)}
+        kept = {
+            d.name: s
+            for d, s in zip(spec.diagnostics, short_floats(score[i]).tolist(), strict=True)
+            if math.isfinite(s)
+        }
+        forecast = {"ts": int(ts[i]), "step_ms": 60_000, "model": spec.id, "warm": warm[i]}
+        expected.append(msgspec.json.encode(forecast | {"targets": targets, "score": kept}))
+    assert ForecastEncoder(spec).encode(ts, np.array(warm[:n], dtype=np.bool_), y, score) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False), max_size=50))
+def test_floats_are_written_with_as_few_digits_as_keep_them(values: list[float]) -> None:
+    exact = np.array(values, dtype=np.float32)
+    short = short_floats(exact)
+    np.testing.assert_array_equal(short.astype(np.float32), exact)
+    for got, value in zip(short.tolist(), exact, strict=True):
+        if math.isfinite(got):
+            assert len(digits(got)) <= len(digits(float(str(value))))
+
+
+def texts_of(values: np.ndarray) -> list[bytes]:
+    words = float_words(values)
+    return [row.tobytes().replace(b"\0", b"") for row in words]
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-4, 1e-3, 0.1, 1, 20, 1e3, 1e5, 1e7, 1e9, 1e12])
+def test_many_numbers_at_once_are_written_as_each_alone(size: float) -> None:
+    values = (np.random.default_rng(0).standard_normal(2_000) * size).astype(np.float32)
+    assert texts_of(values) == [msgspec.json.encode(value) for value in short_floats(values).tolist()]
+
+
+def test_numbers_beside_powers_of_ten_and_of_two_are_written_right() -> None:
+    powers = np.array([10.0**n for n in range(-38, 39)] + [2.0**n for n in range(-120, 120)], dtype=np.float32)
+    lower, upper = np.nextafter(powers, np.float32(0)), np.nextafter(powers, np.float32(3e38))
+    for values in (powers, -powers, lower, upper, np.arange(100_000, dtype=np.float32)):
+        assert texts_of(values) == [msgspec.json.encode(value) for value in short_floats(values).tolist()]
+
+
+def test_six_digits_stay_six_where_a_float_holds_fewer_than_seven() -> None:
+    values = (np.arange(976_600, 1_000_000) / 1e9).astype(np.float32)
+    assert max(map(len, texts_of(values))) == len(b"0.000999999")
+
+
+def digits(value: float) -> str:
+    return repr(abs(value)).split("e")[0].replace(".", "").strip("0")
+
+
+def test_nan_and_infinities_stay_what_they_are() -> None:
+    values = np.array([[math.nan, math.inf], [-math.inf, -0.0]], dtype=np.float32)
+    np.testing.assert_array_equal(short_floats(values), values.astype(np.float64))
+
+
+def test_real_sized_values_have_no_noise_digits() -> None:
+    values = np.array([20.1, -273.15, 1013.25, 0.001, 16777216, 1e-11, 1e19, 1e-40, 3.4e38], dtype=np.float32)
+    assert short_floats(values).tolist() == [20.1, -273.15, 1013.25, 0.001, 16777216, 1e-11, 1e19, 1e-40, 3.4e38]
