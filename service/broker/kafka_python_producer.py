@@ -13,7 +13,7 @@ from kafka import KafkaProducer, TopicPartition, errors
 
 from service.broker.base import Consumer, Outgoing, Producer
 from service.broker.kafka_python_calls import Server
-from service.broker.kafka_python_records import Records, hand_over, outstanding, wait_for_oldest
+from service.broker.kafka_python_batches import Records, hand_over, outstanding, wait_for_oldest
 from service.broker.partitioner import partition_for
 from service.errors import BrokerError
 
@@ -63,7 +63,7 @@ class KafkaPythonProducer(Producer):
         self._raise_failure()
 
     def _append(self, outgoing: Outgoing, chunk: slice, tps: list[TopicPartition]) -> None:
-        """Records of each partition together, in order; see `kafka_python_records` for why not one by one."""
+        """Records of each partition together, in order; see `kafka_python_batches` for why not one by one."""
         keys, values, headers = outgoing.keys[chunk], outgoing.values[chunk], outgoing.headers[chunk]
         partitions: list[Any] = outgoing.partitions[chunk]
         if None in partitions:

@@ -10,7 +10,7 @@ from kafka import TopicPartition, errors
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from service.broker.kafka_python_records import Records, fill, hand_over, outstanding, wait_for_oldest
+from service.broker.kafka_python_batches import Records, fill, hand_over, outstanding, wait_for_oldest
 
 TP = TopicPartition("forecasts", 3)
 HEADERS = st.lists(st.tuples(st.text(max_size=80), st.binary(max_size=200)), max_size=3).map(tuple)

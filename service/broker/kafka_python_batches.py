@@ -3,7 +3,7 @@
 The library takes records one by one: for each some hundred Python calls, a lock, a future. Here records become the
 bytes of Kafka's record batch (format v2, https://kafka.apache.org/documentation/#record) by columns, and are laid into
 the library's own batches, which it then numbers, signs, sends and repeats as if it had made them. What it takes of its
-private parts stands in this file; tests/unit/test_kafka_python_records.py holds it to the library's own bytes.
+private parts stands in this file; tests/unit/test_kafka_python_batches.py holds it to the library's own bytes.
 """
 
 from __future__ import annotations
