@@ -15,6 +15,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
+from typing import cast
+
+import numpy as np
 
 from service.broker.base import Batch, Broker, Consumer
 from service.changelog import layout_of
@@ -28,6 +32,7 @@ from service.swap import recent
 
 log = logging.getLogger("tidecast.restore")
 
+_AT_ONCE = 1_000  # series decoded and put into the table together: what it takes besides stays small
 _BATCH = 20_000  # records of one step: the more, the less each costs; at 264 numbers 20 MB
 
 
@@ -185,17 +190,17 @@ class Restore:
     def _apply(self, batch: Batch) -> None:
         """A batch's records into the table: of each series only the last, in the order in which these were written."""
         self._check_owners(batch)
-        last: dict[int, dict[bytes, bytes | None]] = {partition: {} for partition in self._reading}
-        for partition, key, value in zip(batch.partitions, batch.keys, batch.values, strict=True):
-            mine = last.get(partition)
-            if mine is not None and key is not None:
-                mine.pop(key, None)  # or it would keep its first place
-                mine[key] = value
-        for partition, records in last.items():
-            self._take(partition, records)
-        for partition, position in batch.next_offsets.items():
-            if partition in self._reading:
-                self._reading[partition].position = position
+        partitions = np.array(batch.partitions, dtype=np.int32)
+        for partition, reading in self._reading.items():
+            mine = (partitions == partition).tolist()
+            keys = list(compress(batch.keys, mine))
+            last = dict(zip(keys, compress(batch.values, mine), strict=True))
+            if len(last) < len(keys):
+                for key in keys:  # the place of a series is that of its last record
+                    last[key] = last.pop(key)
+            last.pop(None, None)
+            self._take(partition, cast(dict[bytes, bytes | None], last))
+            reading.position = batch.next_offsets.get(partition, reading.position)
 
     def _take(self, partition: int, records: Mapping[bytes, bytes | None]) -> None:
         """States, and tombstones (None), of one partition."""
@@ -215,8 +220,9 @@ class Restore:
             if value is None or key in others:
                 table.discard(key)
         ours = {key: value for key, value in states.items() if key not in others}
-        if ours:
-            table.restore_many([*ours], partition, codec.decode_many([*ours.values()]))
+        keys, values = [*ours], [*ours.values()]
+        for some in (slice(at, at + _AT_ONCE) for at in range(0, len(keys), _AT_ONCE)):
+            table.restore_many(keys[some], partition, codec.decode_many(values[some]))
         reading.series += len(table) - before
 
     def _check_owners(self, batch: Batch) -> None:

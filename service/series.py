@@ -38,7 +38,8 @@ class SeriesTable:
         self.max_series = max_series
         self.slices = tuple(slices)
         capacity = min(_FIRST_CAPACITY, max_series)
-        self.states = np.empty((capacity, len(initial_state)), dtype=np.float32)  # [capacity, state]
+        # [max_series, state], or [capacity, state] where the machine does not promise so much
+        self.states = _reserved(max_series, capacity, len(initial_state))
         self.last_ts = np.full(capacity, NEVER, dtype=np.int64)  # [capacity] ms, of the newest reading applied
         self.steps = np.zeros(capacity, dtype=np.int64)  # [capacity] since the initial state, silent ones too
         self.offsets = np.full(capacity, -1, dtype=np.int64)  # [capacity] of the last reading applied
@@ -133,7 +134,9 @@ class SeriesTable:
         """Free slots for new series."""
         if len(self._free) < len(keys):
             self._grow(len(self._slots) + len(keys))
-        taken = [self._free.pop() for _ in keys]
+        left = len(self._free) - len(keys)
+        taken = self._free[: left - 1 if left else None : -1]
+        del self._free[left:]
         self._slots.update(zip(keys, taken, strict=True))
         for slot, key in zip(taken, keys, strict=True):
             self._keys[slot] = key
@@ -232,11 +235,13 @@ class SeriesTable:
         return found if self._slots.get(key) == slot else None
 
     def _grow(self, wanted: int = 0) -> None:
-        """At least double the capacity, to `wanted` or more, up to `max_series`."""
+        """At least double the capacity, to `wanted` or more, up to `max_series`. The states mostly have their room."""
         old = len(self._keys)
         new = min(max(2 * old, wanted), self.max_series)
         for name in ("states", "last_ts", "steps", "offsets", "partitions", "seen_ms", "dirty_since", "seen"):
             column = getattr(self, name)
+            if len(column) >= new:
+                continue
             grown = np.zeros((new, *column.shape[1:]), dtype=column.dtype)
             grown[:old] = column
             setattr(self, name, grown)
@@ -244,3 +249,15 @@ class SeriesTable:
         self.dirty_since[old:] = -1
         self._keys.extend([b""] * (new - old))
         self._free.extend(range(new - 1, old - 1, -1))
+
+
+def _reserved(rows: int, fewer: int, columns: int) -> NDArray[np.float32]:
+    """[rows, columns] zeros, or [fewer, columns].
+
+    They take no memory before they are written to. A table that grew by moving all its states would need room for them
+    twice.
+    """
+    try:
+        return np.zeros((rows, columns), dtype=np.float32)
+    except (MemoryError, ValueError):
+        return np.zeros((fewer, columns), dtype=np.float32)

@@ -5,24 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.consumer.fetcher import IsolationLevel
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import ConsumerGroupMetadata
 
-from service.broker.base import Batch, Consumer, Headers, Membership, metadata_of
+from service.broker.base import Batch, Consumer, Membership, metadata_of
 from service.broker.kafka_python_calls import Server, poll
 from service.broker.kafka_python_group import Member
+from service.broker.kafka_python_records import FetchedRows, Row
 from service.errors import BrokerError, PutOut
 
 log = logging.getLogger("tidecast.broker")
 
-_offset, _timestamp, _key, _value, _headers = (
-    cast(Callable[[Any], Any], attrgetter(name)) for name in ("offset", "timestamp", "key", "value", "headers")
-)
 _CLOSE_TIMEOUT_MS = 5_000
 _ASK_SECONDS = 10.0
 
@@ -64,6 +61,7 @@ class KafkaPythonConsumer(Consumer):
             "metrics_enabled": False,
         }
         self._kafka: Any = server.call("connecting to consume", lambda: KafkaConsumer(**options))
+        self._kafka._fetcher.PartitionRecords = FetchedRows
         if group is not None:
             # This makes the library's OffsetFetch requests ask for stable offsets only (KIP-447): while a transaction
             # with offsets of a partition is open or being ended, it asks again. It does so for readers of committed
@@ -123,17 +121,16 @@ class KafkaPythonConsumer(Consumer):
                 found = self._member.poll(timeout_s, max_records, self._server.timeout_s)
             return Batch(self._topic) if found is None else self._batch(found)
 
-    def _batch(self, found: dict[TopicPartition, Any]) -> Batch:
+    def _batch(self, found: dict[TopicPartition, list[Row]]) -> Batch:
         batch = Batch(self._topic)
-        for tp, records in found.items():
-            batch.partitions += [tp.partition] * len(records)
-            batch.offsets += map(_offset, records)
-            batch.timestamps += map(_timestamp, records)
-            batch.keys += map(_key, records)
-            batch.values += map(_value, records)
-            batch.headers += map(_headers, records)
-        if any(batch.headers):
-            batch.headers = [_without_null(headers) if headers else headers for headers in batch.headers]
+        for tp, rows in found.items():
+            batch.partitions += [tp.partition] * len(rows)
+            offsets, timestamps, keys, values, headers = zip(*rows, strict=True)
+            batch.offsets += offsets
+            batch.timestamps += timestamps
+            batch.keys += keys
+            batch.values += values
+            batch.headers += headers
         # Positions pass what is never returned (transaction markers, compacted records). Without records, all
         # partitions are looked at: one of them may hold nothing else.
         for tp in found or self._kafka.assignment():
@@ -276,8 +273,3 @@ class KafkaPythonConsumer(Consumer):
 
     def _tp(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
-
-
-def _without_null(headers: Headers) -> Headers:
-    """Kafka allows a header without a value; the port does not."""
-    return [(name, b"" if value is None else value) for name, value in headers]
