@@ -10,13 +10,12 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from service.broker.base import Batch, Outgoing
 from service.decoding import ReadingDecoder
-from service.encoding import ForecastEncoder
+from service.encoding import ForecastEncoder, Sources
 from service.messages import DeadLetterReason, Refused, check_key, dead_letter_headers, forecast_headers
 from service.model import Model
 from service.policy import Counts, Fate, Policy, Result, Work
@@ -273,14 +272,15 @@ class Pipeline:
         batch, counts = work.batch, work.counts
         answered = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
         rows = slice(None) if len(answered) == len(batch) else answered  # nearly always all, and then nothing is copied
-        ts, score, partitions = work.readings.ts[rows], work.score[rows], work.partitions[rows]
+        ts, score = work.readings.ts[rows], work.score[rows]
+        sources = Sources(batch.topic, work.partitions[rows], work.offsets[rows])
         theirs = batch if len(answered) == len(batch) else batch.take(answered.tolist())
         forecasts = Outgoing(
             topic=self._output_topic,
             partitions=[*theirs.partitions],
             keys=[*theirs.keys],
-            values=[*self._encoder.encode(ts, work.warm[rows], work.y[rows], score)],
-            headers=forecast_headers(theirs.headers, _sources(theirs)),
+            values=[*self._encoder.encode(sources, ts, work.warm[rows], work.y[rows], score)],
+            headers=forecast_headers(theirs.headers),
             timestamps=[None] * len(answered),
         )
         fates = np.bincount(work.fate[~work.silent], minlength=len(Fate)).tolist()
@@ -288,7 +288,7 @@ class Pipeline:
         counts.tombstones = fates[Fate.TOMBSTONE]
         counts.replayed = int(work.silent.sum())
         counts.readings = len(batch) - counts.tombstones - counts.replayed
-        return Result(forecasts, self._dead_letters(work), counts, score, ts, partitions, self._model.spec)
+        return Result(forecasts, self._dead_letters(work), counts, score, ts, sources, self._model.spec)
 
     def _dead_letters(self, work: Work) -> Outgoing:
         """Each record that was refused, as it was, with the reason; counts them."""
@@ -312,13 +312,6 @@ class Pipeline:
                 timestamp=batch.timestamps[r] if batch.timestamps[r] >= 0 else None,
             )
         return dead_letters
-
-
-def _sources(batch: Batch) -> list[bytes]:
-    """`topic-partition-offset` of each record."""
-    before = {partition: f"{batch.topic}-{partition}-".encode() for partition in set(batch.partitions)}
-    offsets = msgspec.json.encode(batch.offsets)[1:-1].split(b",")
-    return list(map(bytes.__add__, map(before.__getitem__, batch.partitions), offsets))
 
 
 def _from_the_future(ts: int, timestamp: int) -> Refused:
