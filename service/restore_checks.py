@@ -88,7 +88,7 @@ def check_retained(settings: Settings, partition: int, first: int, start: int, c
             do="Raise the topic's retention. To go on with the states as they are: --accept-gap",
         )
     raise BrokerError(
-        f"{where} begins at offset {first}, but the readings from {committed} on were not answered yet: retention has "
-        f"eaten {first - committed} of them",
+        f"{where} begins at offset {first}, but the readings from {start} on were not answered yet: retention has "
+        f"eaten {first - start} of them",
         do="Raise the topic's retention. To go on without them: --accept-gap",
     )

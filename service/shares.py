@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 
-from service.broker.base import Broker, Consumer
+from service.broker.base import Batch, Broker, Consumer
 from service.commits import Commits
 from service.engines import Engines
-from service.errors import Unanswered
+from service.errors import BrokerError, Unanswered
 from service.metrics import Metrics
 from service.model import Model
 from service.pulse import Pulse
 from service.restore import Restore, Restored
+from service.restore_checks import check_retained
 from service.settings import Settings
 from service.swap import Swap
 
@@ -49,6 +50,7 @@ class Shares:
         self._restore = Restore(broker, settings, engines, clock)
         self._swap: Swap | None = None
         self._gauged = clock()
+        self._places: dict[int, int] = {}  # partition -> the offset that the next reading should have, or a later one
         self.consumer: Consumer
         self.assigned: set[int] = set()
         self.joined = False  # True once the group has answered, be it that there is nothing for us
@@ -102,6 +104,8 @@ class Shares:
     def _forget(self, partitions: Collection[int]) -> None:
         """Drop all that is known of partitions; what is in Kafka is what counts."""
         self._restore.drop(partitions)
+        for partition in partitions:
+            self._places.pop(partition, None)
         if self._swap is not None:
             self._swap.forget(partitions)
         self._commits.forget(partitions)
@@ -134,15 +138,45 @@ class Shares:
     def _go_on(self, partition: int, restored: Restored) -> None:
         if restored.committed is not None and restored.replay_from is not None:
             self._commits.restored(partition, restored.replay_from, restored.committed)
-            self.consumer.seek(partition, restored.replay_from)
+            self._read_from(partition, restored.replay_from)
             self._engines.replay(partition, restored.committed)
         elif self._settings.start == "latest":
             # The end becomes the group's offset, also after a crash.
             end = self.consumer.end_offsets([partition])
             self._commits.pending |= end
-            self.consumer.seek(partition, end[partition])
+            self._read_from(partition, end[partition])
         else:  # said even so: before a start over, more may have been read
-            self.consumer.seek(partition, self.consumer.beginning_offsets([partition])[partition])
+            self._read_from(partition, self.consumer.beginning_offsets([partition])[partition])
+
+    def _read_from(self, partition: int, offset: int) -> None:
+        self.consumer.seek(partition, offset)
+        self._places[partition] = offset
+
+    def check_unbroken(self, batch: Batch) -> None:
+        """See that retention has eaten nothing between what was read before and this batch.
+
+        Offsets that are passed over mean little by themselves: transactions and compaction leave gaps. But where
+        they are passed over and the log begins behind them, readings may be gone: who reads too slowly is told so.
+
+        Raises:
+            BrokerError: they are gone; what was read before is committed.
+            Unanswered: Kafka does not say where its logs begin.
+        """
+        firsts = dict(zip(reversed(batch.partitions), reversed(batch.offsets), strict=True))
+        passed = {p for p, end in batch.next_offsets.items() if firsts.get(p, end) > self._places.get(p, end)}
+        for partition, first in (self.consumer.beginning_offsets(passed) if passed else {}).items():
+            place = self._places[partition]
+            if first > place:
+                log.warning(
+                    "retention has eaten readings before they were read",
+                    extra={"partition": partition, "offsets": [place, first]},
+                )
+                try:
+                    check_retained(self._settings, partition, first, place, self._commits.committed.get(partition, -1))
+                except BrokerError:
+                    self._commits.commit_last(self.consumer, self.assigned)
+                    raise
+        self._places |= {p: end for p, end in batch.next_offsets.items() if p in self._places}
 
     def begin_swap(self, model: Model) -> None:
         """`model` is to follow the one in service; one at a time."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from service.broker.base import Batch, Broker, Consumer, Membership
@@ -152,6 +153,7 @@ class Worker:
                 batch = self._poll()
                 if self._shares.started_over():  # a revocation inside of the poll could not commit
                     continue
+                self._answered(partial(self._shares.check_unbroken, batch))
                 if batch.offsets:
                     self._emit(batch, self._process(batch))
                 self._commits.note(batch.next_offsets, self._shares.restoring)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from kafka import KafkaProducer, TopicPartition, errors
 
 from service.broker.base import Consumer, Outgoing, Producer
 from service.broker.kafka_python_calls import Server
+from service.broker.kafka_python_batches import Records, hand_over, outstanding, wait_for_oldest
 from service.broker.partitioner import partition_for
 from service.errors import BrokerError
 
-# Records handed over but not acknowledged, in bytes of their values. kafka-python itself has no limit.
+# Records handed over but not acknowledged, in bytes. kafka-python itself has no limit.
 _MAX_OUTSTANDING = 64 << 20
 _CHUNK = 4_096  # records between two looks at that limit
 
@@ -41,8 +43,6 @@ class KafkaPythonProducer(Producer):
         self._kafka: Any = server.call("connecting to produce", lambda: KafkaProducer(**options))
         self._tps: dict[str, list[TopicPartition]] = {}
         self._failure: tuple[str, BaseException] | None = None
-        self._outstanding: deque[tuple[Any, int]] = deque()  # of each chunk: its last record's future, and its bytes
-        self._outstanding_bytes = 0
 
     def produce(self, outgoing: Outgoing) -> None:
         """Hand over records in order. Waits only while 64 MiB are unacknowledged.
@@ -63,49 +63,31 @@ class KafkaPythonProducer(Producer):
         self._raise_failure()
 
     def _append(self, outgoing: Outgoing, chunk: slice, tps: list[TopicPartition]) -> None:
-        # KafkaProducer.send is passed by: what it does besides this (serialisers, type checks, log lines that nobody
-        # reads) costs a third of its throughput, and it refuses a record with neither key nor value, which Kafka
-        # takes and a dead letter may be.
-        append, wake = self._kafka._accumulator.append, self._kafka._sender.wakeup
-        failed = partial(self._failed, outgoing.topic)
+        """Records of each partition together, in order; see `kafka_python_batches` for why not one by one."""
+        keys, values, headers = outgoing.keys[chunk], outgoing.values[chunk], outgoing.headers[chunk]
         partitions: list[Any] = outgoing.partitions[chunk]
         if None in partitions:
             count, unkeyed = len(tps), random.randrange(len(tps))
             partitions = [
                 p if p is not None else unkeyed if key is None else partition_for(key, count)
-                for p, key in zip(partitions, outgoing.keys[chunk], strict=True)
+                for p, key in zip(partitions, keys, strict=True)
             ]
         self._before(tps, partitions)
-        size, future = 0, None
-        for key, value, partition, headers, timestamp in zip(
-            outgoing.keys[chunk],
-            outgoing.values[chunk],
-            partitions,
-            outgoing.headers[chunk],
-            outgoing.timestamps[chunk],
-            strict=True,
-        ):
-            future, is_full, is_new, _ = append(tps[partition], timestamp, key, value, headers)
-            future.add_errback(failed)
-            if is_full or is_new:
-                wake()
-            if value is not None:
-                size += len(value)
-        self._outstanding.append((future, size))
-        self._outstanding_bytes += size
+        now, times = int(time.time() * 1_000), outgoing.timestamps[chunk]
+        none_given = times.count(None) == len(times)
+        timestamps = np.array([now] * len(times) if none_given else [now if t is None else t for t in times])
+        records = Records(keys, values, headers, timestamps)
+        rows, failed = np.array(partitions), partial(self._failed, outgoing.topic)
+        for partition in np.unique(rows).tolist():
+            hand_over(self._kafka, tps[partition], records.take(np.flatnonzero(rows == partition)), failed)
 
     def _before(self, tps: list[TopicPartition], partitions: list[int]) -> None:
         """What must be done before records are appended to these partitions: nothing, without transactions."""
 
     def _make_room(self) -> None:
-        while self._outstanding:
-            future, size = self._outstanding[0]
-            if not future.is_done:
-                if self._outstanding_bytes <= _MAX_OUTSTANDING:
-                    return
-                future.get(timeout=self._server.timeout_s + 2)
-            self._outstanding.popleft()
-            self._outstanding_bytes -= size
+        while self._failure is None and outstanding(self._kafka) > _MAX_OUTSTANDING:
+            if not wait_for_oldest(self._kafka, self._server.timeout_s + 2):
+                raise errors.KafkaTimeoutError
 
     def _partitions_of(self, topic: str, highest: int) -> list[TopicPartition]:
         tps = self._tps.get(topic)
@@ -137,8 +119,6 @@ class KafkaPythonProducer(Producer):
         """
         with self._server.within(timeout_s).errors("delivering what was produced"):
             self._kafka.flush(timeout=timeout_s)
-        self._outstanding.clear()
-        self._outstanding_bytes = 0
         self._raise_failure()
 
     def begin(self) -> None:

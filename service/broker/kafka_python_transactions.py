@@ -163,8 +163,6 @@ class TransactionalProducer(KafkaPythonProducer):
 
     def _ended(self) -> None:
         self._open, self._commit, self._abort = False, None, None
-        self._outstanding.clear()
-        self._outstanding_bytes = 0
 
     def _before(self, tps: list[TopicPartition], partitions: list[int]) -> None:
         for partition in set(partitions):

@@ -1,5 +1,6 @@
 """States and offsets that do not fit each other: the worker refuses in one sentence, and what that names mends it."""
 
+import os
 import re
 import signal
 
@@ -69,6 +70,27 @@ def test_readings_that_retention_has_eaten_unread_are_not_passed_over_in_silence
     t.feed(10)
     t.delete_readings({0: 15 + 6})
     said = t.refused(model)
+    assert f"{t.readings}-0 begins at offset 21" in said and "retention has eaten 6 of them" in said
+    t.live(model, *accepting(said), until=3 * (15 - 2))
+    t.feed(1)
+    t.live(model, until=3 * (16 - 2))
+    assert t.answered() == {key: [*range(5), *range(7, 16)] for key in t.series}
+
+
+def test_a_worker_that_retention_overtakes_says_so_and_goes_on_without_those_readings_where_that_is_accepted(
+    counted, model
+):
+    t = counted(partitions=1)
+    t.feed(5)
+    with serving("--model", model, *t.flags) as worker:
+        t.read(t.forecasts, 15)
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        t.feed(10)
+        t.delete_readings({0: 15 + 6})
+        os.kill(worker.process.pid, signal.SIGCONT)
+        code, log = worker.end(signum=None)
+    said = log.splitlines()[-1]
+    assert code == 1 and "Traceback" not in log, log
     assert f"{t.readings}-0 begins at offset 21" in said and "retention has eaten 6 of them" in said
     t.live(model, *accepting(said), until=3 * (15 - 2))
     t.feed(1)
