@@ -25,9 +25,13 @@ START_MS = 1_700_000_000_000
 
 def readings(n: int, series: int, partitions: int) -> Iterator[tuple[int, bytes, bytes]]:
     """(partition, key, value) as the peers get them: one series after the other, 10 ms between two readings."""
-    for i in range(n):
-        value = b'{"ts": %d, "value": %.6f}' % (START_MS + i * 10, number(i))
-        yield i % series % partitions, b"sensor-%d" % (i % series), value
+    return (reading(i, series, partitions) for i in range(n))
+
+
+def reading(i: int, series: int, partitions: int) -> tuple[int, bytes, bytes]:
+    """The i-th of them."""
+    value = b'{"ts": %d, "value": %.6f}' % (START_MS + i * 10, number(i))
+    return i % series % partitions, b"sensor-%d" % (i % series), value
 
 
 def number(i: int) -> float:

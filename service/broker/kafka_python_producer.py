@@ -12,8 +12,8 @@ import numpy as np
 from kafka import KafkaProducer, TopicPartition, errors
 
 from service.broker.base import Consumer, Outgoing, Producer
-from service.broker.kafka_python_calls import Server
 from service.broker.kafka_python_batches import Records, hand_over, outstanding, wait_for_oldest
+from service.broker.kafka_python_calls import Server
 from service.broker.partitioner import partition_for
 from service.errors import BrokerError
 
