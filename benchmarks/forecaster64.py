@@ -10,14 +10,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from service.timestamps import format_time
-from training.config import Config, DataConfig, ModelConfig
-from training.data import load_dataset
-from training.export import build_graph, write
-from training.forecaster import Forecaster
-from training.prepare import fit_linear_path, fit_scalers
 
 HISTORY, HORIZON, QUANTILES = 48, 5, [0.1, 0.25, 0.5, 0.75, 0.9]
 START_MS, STEP_MS, ROWS = 1_700_000_000_000 // 3_600_000 * 3_600_000, 3_600_000, 600
@@ -25,9 +18,20 @@ START_MS, STEP_MS, ROWS = 1_700_000_000_000 // 3_600_000 * 3_600_000, 3_600_000,
 
 def readings(n: int, series: int, partitions: int) -> Iterator[tuple[int, bytes, bytes]]:
     """(partition, key, value): one series after the other, each an hour on from its last."""
-    for i in range(n):
-        value = b'{"ts": %d, "value": %.6f}' % (START_MS + i // series * STEP_MS, number(i // series, i % series))
-        yield i % series % partitions, b"sensor-%d" % (i % series), value
+    return (reading(i, series, partitions) for i in range(n))
+
+
+def reading(i: int, series: int, partitions: int, features: int = 1) -> tuple[int, bytes, bytes]:
+    """The i-th of them."""
+    x = number(i // series, i % series)
+    more = b"".join(b', "%s": %.6f' % (name.encode(), x + k) for k, name in enumerate(covariates(features)))
+    value = b'{"ts": %d, "value": %.6f%s}' % (START_MS + i // series * STEP_MS, x, more)
+    return i % series % partitions, b"sensor-%d" % (i % series), value
+
+
+def covariates(features: int) -> list[str]:
+    """The names of all features but "value"."""
+    return [f"covariate-{k}" for k in range(1, features)]
 
 
 def number(step: int, series: int = 0) -> float:
@@ -35,26 +39,38 @@ def number(step: int, series: int = 0) -> float:
     return 20 + 5 * math.sin(math.tau * step / 24 + series) + math.sin(step * 1.7 + 3 * series)
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, hidden: int = 64, history: int = HISTORY, horizon: int = HORIZON, features: int = 1) -> Path:
     """The model in `folder`; returns it."""
+    import torch  # which whoever only wants the readings does not need
+
+    from training.config import Config, DataConfig, ModelConfig
+    from training.data import load_dataset
+    from training.export import build_graph, write
+    from training.forecaster import Forecaster
+    from training.prepare import fit_linear_path, fit_scalers
+
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "wave.csv"
-    rows = [f"{format_time(START_MS + i * STEP_MS)},{number(i):.6f}" for i in range(ROWS)]
-    data.write_text("time,value\n" + "\n".join(rows) + "\n")
+    data, more = folder / "wave.csv", covariates(features)
+    rows = [
+        ",".join([format_time(START_MS + i * STEP_MS), *(f"{number(i, k):.6f}" for k in range(features))])
+        for i in range(ROWS)
+    ]
+    data.write_text("\n".join([",".join(["time", "value", *more]), *rows, ""]))
     config = Config(
         name="forecaster64",
         data=DataConfig(
             time="time",
             step="1h",
             targets=["value"],
+            covariates=more,
             train_until=format_time(START_MS + ROWS * 7 // 10 * STEP_MS),
             validate_until=format_time(START_MS + ROWS * 8 // 10 * STEP_MS),
         ),
         model=ModelConfig(
-            hidden=64,
-            horizon=HORIZON,
+            hidden=hidden,
+            horizon=horizon,
             quantiles=QUANTILES,
-            history=HISTORY,
+            history=history,
             calendar=["day"],
             scale="global",
             experts=0,

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from service.model import open_session
 from service.onnx_file import content_hash
 from service.spec import ModelSpec, SelfTest, StateSlice, TrainingData
-from training.export import seal
+
+if TYPE_CHECKING:
+    import onnx
 
 HIDDEN = 64
 START_MS = 1_700_000_000_000
@@ -24,9 +25,13 @@ START_MS = 1_700_000_000_000
 
 def readings(n: int, series: int, partitions: int) -> Iterator[tuple[int, bytes, bytes]]:
     """(partition, key, value) as the peers get them: one series after the other, 10 ms between two readings."""
-    for i in range(n):
-        value = b'{"ts": %d, "value": %.6f}' % (START_MS + i * 10, number(i))
-        yield i % series % partitions, b"sensor-%d" % (i % series), value
+    return (reading(i, series, partitions) for i in range(n))
+
+
+def reading(i: int, series: int, partitions: int) -> tuple[int, bytes, bytes]:
+    """The i-th of them."""
+    value = b'{"ts": %d, "value": %.6f}' % (START_MS + i * 10, number(i))
+    return i % series % partitions, b"sensor-%d" % (i % series), value
 
 
 def number(i: int) -> float:
@@ -34,26 +39,28 @@ def number(i: int) -> float:
     return i * 7919 % 10007 / 5003.5 - 1
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, hidden: int = HIDDEN) -> Path:
     """The model, kept to the contract, in `folder`; returns it."""
-    graph = _graph()
+    from training.export import seal  # with torch, which whoever only wants the readings does not need
+
+    graph = _graph(hidden)
     x = [[number(i)] for i in range(8)]
     ts = [START_MS + i * 10_000 for i in range(8)]
-    session, state = open_session(graph.SerializeToString()), np.zeros((1, 2 * HIDDEN), dtype=np.float32)
+    session, state = open_session(graph.SerializeToString()), np.zeros((1, 2 * hidden), dtype=np.float32)
     for row, t in zip(x, ts, strict=True):
         feed = {"x": np.array([row], dtype=np.float32), "ts": np.array([t], dtype=np.int64), "state": state}
         y, state, _ = session.run(("y", "next_state", "score"), feed)
     spec = ModelSpec(
-        name="lstm64",
+        name=f"lstm{hidden}",
         hash=content_hash(graph.SerializeToString()),
         features=["value"],
         targets=["value"],
         horizon=1,
         step_ms=0,
         quantiles=[0.5],
-        state_size=2 * HIDDEN,
-        state=[StateSlice("hidden", 0, (HIDDEN,)), StateSlice("cell", HIDDEN, (HIDDEN,))],
-        initial_state=[0.0] * (2 * HIDDEN),
+        state_size=2 * hidden,
+        state=[StateSlice("hidden", 0, (hidden,)), StateSlice("cell", hidden, (hidden,))],
+        initial_state=[0.0] * (2 * hidden),
         warmup_steps=0,
         diagnostics=[],
         training_data=TrainingData("0" * 64, START_MS, START_MS, 0),
@@ -65,19 +72,21 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def _graph() -> onnx.ModelProto:
-    rng, bound = np.random.default_rng(0), HIDDEN**-0.5
+def _graph(hidden: int) -> onnx.ModelProto:
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng, bound = np.random.default_rng(0), hidden**-0.5
 
     def weights(*shape: int) -> np.ndarray:
         return rng.uniform(-bound, bound, shape).astype(np.float32)
 
     constants = {
-        "w": weights(1, 4 * HIDDEN, 1),
-        "r": weights(1, 4 * HIDDEN, HIDDEN),
-        "b": weights(1, 8 * HIDDEN),
-        "out": weights(HIDDEN, 1),
+        "w": weights(1, 4 * hidden, 1),
+        "r": weights(1, 4 * hidden, hidden),
+        "b": weights(1, 8 * hidden),
+        "out": weights(hidden, 1),
         "bias": weights(1),
-        "halves": np.array([HIDDEN, HIDDEN], dtype=np.int64),
+        "halves": np.array([hidden, hidden], dtype=np.int64),
         "first": np.array([0], dtype=np.int64),
         "to_y": np.array([-1, 1, 1, 1], dtype=np.int64),
         "second": np.array([1], dtype=np.int64),  # an axis
@@ -87,7 +96,7 @@ def _graph() -> onnx.ModelProto:
         helper.make_node("Unsqueeze", ["x", "first"], ["sequence"]),  # [1, batch, 1]
         helper.make_node("Unsqueeze", ["h0", "first"], ["h1"]),
         helper.make_node("Unsqueeze", ["c0", "first"], ["c1"]),
-        helper.make_node("LSTM", ["sequence", "w", "r", "b", "", "h1", "c1"], ["", "h2", "c2"], hidden_size=HIDDEN),
+        helper.make_node("LSTM", ["sequence", "w", "r", "b", "", "h1", "c1"], ["", "h2", "c2"], hidden_size=hidden),
         helper.make_node("Squeeze", ["h2", "first"], ["h"]),
         helper.make_node("Squeeze", ["c2", "first"], ["c"]),
         helper.make_node("Concat", ["h", "c"], ["next_state"], axis=1),
@@ -101,9 +110,9 @@ def _graph() -> onnx.ModelProto:
 
     graph = helper.make_graph(
         nodes,
-        "lstm64",
-        [tensor("x", 1), tensor("ts", kind=TensorProto.INT64), tensor("state", 2 * HIDDEN)],
-        [tensor("y", 1, 1, 1), tensor("next_state", 2 * HIDDEN), tensor("score", 0)],
+        f"lstm{hidden}",
+        [tensor("x", 1), tensor("ts", kind=TensorProto.INT64), tensor("state", 2 * hidden)],
+        [tensor("y", 1, 1, 1), tensor("next_state", 2 * hidden), tensor("score", 0)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

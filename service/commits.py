@@ -164,7 +164,8 @@ class Commits:
 
     def _store(self, everything_of: Collection[int]) -> None:
         if not self.half_done:
-            self._delivery.store(self._engines.due(everything_of, self.replaying))
+            for states in self._engines.due(everything_of, self.replaying):
+                self._delivery.store(states)
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""

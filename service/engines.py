@@ -127,13 +127,12 @@ class Engines:
 
     # The changelog -------------------------------------------------------------------------------------------
 
-    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Outgoing:
+    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[Outgoing]:
         """The changelog records due, see `RollingFlush.due`."""
-        first, *others = [e.rolling.due(everything_of, self._others(e).union(without)) for e in self._all()]
-        for other in others:
-            first.extend(other)
-        self._written.update(p for p in set(first.partitions) if p is not None)
-        return first
+        for engine in self._all():
+            for records in engine.rolling.due(everything_of, self._others(engine).union(without)):
+                self._written.update(p for p in set(records.partitions) if p is not None)
+                yield records
 
     def anything_due(self) -> bool:
         """True where some series has moved on since its state was last written."""

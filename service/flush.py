@@ -9,7 +9,7 @@ longer, and a restore has more to replay.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from service.changelog import Codec
 from service.series import SeriesTable
 
 _LOOK_AHEAD = 1 / 8  # of what is dirty: so much is put in order at a time
+_AT_ONCE = 5_000  # states encoded together: each is there four times meanwhile
 GROUP_HEADER = "group"  # whose states these are: two groups on one changelog would mix theirs
 
 
@@ -42,8 +43,8 @@ class RollingFlush:
         self._flushed_at = clock()
         self._next = np.empty(0, dtype=np.int64)  # slots in the order of their turn; some may be clean by then
 
-    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Outgoing:
-        """Tombstones of the series forgotten, then the states due; they count as flushed from now on.
+    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[Outgoing]:
+        """Tombstones of the series forgotten, then the states due, some at a time; what was given counts as flushed.
 
         Of the partitions `everything_of`, all that no flushed state holds: others take over without a replay. Of the
         partitions `without`, nothing: they are in the midst of a replay, and what is committed for them stays.
@@ -54,23 +55,26 @@ class RollingFlush:
             if partition not in without:
                 out.append(key, None, partition=partition, headers=self._headers)
         table.buried = [(key, partition) for key, partition in table.buried if partition in without]
+        if len(out):
+            yield out
         slots = self._slots(everything_of, without)
-        if len(slots):
-            values = self._codec.encode(
-                table.offsets[slots],
-                table.last_ts[slots],
-                table.steps[slots],
-                table.seen_ms[slots],
-                table.states[slots],
-            )
-            n = len(slots)
-            out.keys += [table.key_of(slot) for slot in slots.tolist()]
-            out.values += values
-            out.partitions += table.partitions[slots].tolist()
-            out.headers += [self._headers] * n
-            out.timestamps += [None] * n
-            table.dirty_since[slots] = -1
-        return out
+        for at in range(0, len(slots), _AT_ONCE):
+            yield self._states(slots[at : at + _AT_ONCE])
+
+    def _states(self, slots: NDArray[np.int64]) -> Outgoing:
+        table, n = self._table, len(slots)
+        values = self._codec.encode(
+            table.offsets[slots], table.last_ts[slots], table.steps[slots], table.seen_ms[slots], table.states[slots]
+        )
+        table.dirty_since[slots] = -1
+        return Outgoing(
+            topic=self._topic,
+            partitions=table.partitions[slots].tolist(),
+            keys=[table.key_of(slot) for slot in slots.tolist()],
+            values=[*values],
+            headers=[self._headers] * n,
+            timestamps=[None] * n,
+        )
 
     def anything_due(self, without: Collection[int] = ()) -> bool:
         """True where some series has moved on since its state was last written, in other partitions than these."""

@@ -81,14 +81,6 @@ class Outgoing:
         self.headers.append(headers)
         self.timestamps.append(timestamp)
 
-    def extend(self, other: Outgoing) -> None:
-        """Add the records of another, of the same topic."""
-        self.partitions += other.partitions
-        self.keys += other.keys
-        self.values += other.values
-        self.headers += other.headers
-        self.timestamps += other.timestamps
-
 
 def metadata_of(offsets: Mapping[int, int], metadata: str | Mapping[int, str]) -> Mapping[int, str]:
     """The text to commit with each partition's offset; "" where a mapping has none."""

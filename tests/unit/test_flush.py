@@ -30,7 +30,7 @@ class Flushed:
         self.table.touched(np.array([self.slots[i] for i in series]), np.arange(offset, offset + len(series)))
 
     def due(self, everything_of: tuple[int, ...] = ()) -> list[int]:
-        return [int(key) for key in self.flush.due(everything_of).keys if key is not None]
+        return [int(key) for out in self.flush.due(everything_of) for key in out.keys if key is not None]
 
 
 @settings(deadline=None)
@@ -111,3 +111,12 @@ def test_a_series_that_was_forgotten_while_it_waited_is_not_written() -> None:
     world.table.buried.clear()
     world.now += 0.1
     assert world.due() == [2]
+
+
+def test_a_worker_that_hands_over_many_series_has_few_of_their_records_at_a_time() -> None:
+    world = Flushed([i % 2 for i in range(20_000)])
+    world.read(list(range(20_000)), 0)
+    sizes = [len(out) for out in world.flush.due((0, 1))]
+    assert sum(sizes) == 20_000
+    assert max(sizes) <= 5_000
+    assert world.due((0, 1)) == []
