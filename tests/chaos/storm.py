@@ -109,7 +109,7 @@ class Storm:
             "--http-port=0",
             "--dead-letter-limit=0",
             *known(changelog_topic="states", changelog_seconds=3, session_timeout_seconds=SESSION_SECONDS),
-            *known(model_watch_seconds=0.5),
+            *known(model_watch_seconds=0.5, client=self.scenario.client),
         ]
 
     def _blow(self) -> None:
