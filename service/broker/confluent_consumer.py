@@ -23,7 +23,11 @@ T = TypeVar("T")
 _CLOSE_SECONDS = 5.0
 _AGAIN_PAUSE_S = 0.005
 _NOT_STARTED = (KafkaError._STATE,)  # the library is only about to begin to read a partition
-_MOVED = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)  # or is new
+_MOVED = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+)  # or is new
 _BEGINNING, _END = -2, -1  # as times, in the question for an offset
 
 

@@ -75,10 +75,11 @@ class Member:
 
     def confirm(self, limit_s: float) -> None:
         """Ask Kafka whether our name is still our own; `replaced` tells."""
-        us = self._id if self.fenced else self._kafka.memberid() or self._id
-        if self._holder is not None and us is not None:
+        # A join that has begun may have given us another id.
+        us = {self._id, self._kafka.memberid()} - {None}
+        if self._holder is not None and us:
             holder = self._holder(limit_s)
-            self.replaced = self.replaced or holder not in (None, us)
+            self.replaced = self.replaced or (holder is not None and holder not in us)
 
     def end(self) -> None:
         """Give up all partitions, which may be another member's by now; the library's consumer is of no more use."""
