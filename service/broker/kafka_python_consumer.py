@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any, cast
 
@@ -13,7 +12,8 @@ from kafka.consumer.fetcher import IsolationLevel
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import ConsumerGroupMetadata
 
-from service.broker.base import Batch, Consumer, Headers, Membership, metadata_of
+from service.broker.base import Batch, Consumer, Membership, metadata_of
+from service.broker.calls import no_group, no_partition, without_null
 from service.broker.kafka_python_calls import Server, poll
 from service.broker.kafka_python_group import Member
 from service.errors import BrokerError, PutOut
@@ -39,7 +39,7 @@ class KafkaPythonConsumer(Consumer):
         isolation: str,
         membership: Membership,
     ) -> None:
-        self.server = self._server = replace(server, instance=membership.instance)
+        self.server = self._server = server.named(membership.instance)
         self._count = count
         self._group = group
         self._topic = ""
@@ -75,7 +75,7 @@ class KafkaPythonConsumer(Consumer):
     ) -> None:
         """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
         if self._group is None:
-            raise BrokerError("a consumer without a group cannot subscribe", do="Give it a group, or use assign.")
+            raise no_group("cannot subscribe")
         self._require(topic)
         self._topic = topic
 
@@ -103,7 +103,7 @@ class KafkaPythonConsumer(Consumer):
         """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
         count = self._require(topic)
         if wrong := [p for p in offsets if not 0 <= p < count]:
-            raise BrokerError(f"the topic {topic} has {count} partitions, there is no partition {wrong[0]}")
+            raise no_partition(topic, count, wrong[0])
         self._topic = topic
         self._positions = {}
         with self._server.errors(f"reading {topic}"):
@@ -133,7 +133,7 @@ class KafkaPythonConsumer(Consumer):
             batch.values += map(_value, records)
             batch.headers += map(_headers, records)
         if any(batch.headers):
-            batch.headers = [_without_null(headers) if headers else headers for headers in batch.headers]
+            batch.headers = [without_null(headers) if headers else headers for headers in batch.headers]
         # Positions pass what is never returned (transaction markers, compacted records). Without records, all
         # partitions are looked at: one of them may hold nothing else.
         for tp in found or self._kafka.assignment():
@@ -161,7 +161,7 @@ class KafkaPythonConsumer(Consumer):
         if not partitions:
             return {}
         if self._group is None:
-            raise BrokerError("a consumer without a group has nothing committed", do="Give it a group.")
+            raise no_group("has nothing committed")
         coordinator, tps = self._kafka._coordinator, {p: self._tp(p) for p in partitions}
         # Not for long: a coordinator that went away meanwhile is found again by polling, not by this call.
         soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
@@ -177,7 +177,10 @@ class KafkaPythonConsumer(Consumer):
 
         with soon.errors(f"asking for the committed offsets of {self._topic}"):
             found = self._kafka._net.run(ask)
-        return {p: (found[tp].offset, found[tp].metadata) if tp in found else None for p, tp in tps.items()}
+        # confluent-kafka ends its texts with a zero
+        return {
+            p: (found[tp].offset, found[tp].metadata.rstrip("\0")) if tp in found else None for p, tp in tps.items()
+        }
 
     def membership(self, topic: str, partitions: Collection[int]) -> ConsumerGroupMetadata:
         """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
@@ -187,7 +190,7 @@ class KafkaPythonConsumer(Consumer):
             FencedInstanceIdError: another process has its name, as a heartbeat was told.
         """
         if self._group is None:
-            raise BrokerError("a consumer without a group has nothing to commit to", do="Give it a group.")
+            raise no_group("has nothing to commit to")
         if self._member is not None:
             self._member.check()
         found = self._kafka.group_metadata()
@@ -276,8 +279,3 @@ class KafkaPythonConsumer(Consumer):
 
     def _tp(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
-
-
-def _without_null(headers: Headers) -> Headers:
-    """Kafka allows a header without a value; the port does not."""
-    return [(name, b"" if value is None else value) for name, value in headers]

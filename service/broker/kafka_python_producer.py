@@ -11,9 +11,9 @@ from typing import Any
 from kafka import KafkaProducer, TopicPartition, errors
 
 from service.broker.base import Consumer, Outgoing, Producer
+from service.broker.calls import no_id
 from service.broker.kafka_python_calls import Server
 from service.broker.partitioner import partition_for
-from service.errors import BrokerError
 
 # Records handed over but not acknowledged, in bytes of their values. kafka-python itself has no limit.
 _MAX_OUTSTANDING = 64 << 20
@@ -143,13 +143,13 @@ class KafkaPythonProducer(Producer):
 
     def begin(self) -> None:
         """Refused: this producer has no transactional id."""
-        raise _no_id()
+        raise no_id()
 
     def commit_transaction(
         self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
     ) -> None:
         """Refused: this producer has no transactional id."""
-        raise _no_id()
+        raise no_id()
 
     def abort(self, timeout_s: float) -> None:
         """Nothing to abort: this producer has no transactional id."""
@@ -160,7 +160,3 @@ class KafkaPythonProducer(Producer):
         with self._server.errors("closing the producer"):
             self._kafka._sender.join(2)
             self._kafka.close(timeout=0)
-
-
-def _no_id() -> BrokerError:
-    return BrokerError("a producer without a transactional id has no transactions", do="Give it a transactional id.")

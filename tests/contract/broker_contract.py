@@ -72,7 +72,7 @@ class BrokerContract:
     @pytest.fixture
     def topic(self, port):
         name = f"t-{uuid.uuid4().hex[:8]}"
-        assert port.create_topic(name, 4)
+        assert port.create_topic(name, 4, {"retention.ms": "-1"})  # its records are years old
         return name
 
     @pytest.fixture
