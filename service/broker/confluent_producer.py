@@ -107,9 +107,11 @@ class ConfluentProducer(Producer):
     def _partitions_of(self, topic: str, highest: int) -> int:
         count = self._counts.get(topic)
         if count is None or highest >= count:  # asked again where the topic may have grown
-            count = self._count(topic)
+            grown, count = count is not None, self._count(topic)
             if count is None:
                 raise self._server.tell(Trouble.NO_TOPIC, "", f"producing to {topic}")
+            if grown:  # the library itself would look again minutes later
+                self._kafka.list_topics(topic, timeout=self._server.timeout_s)
             self._counts[topic] = count
         if highest >= count:
             raise ValueError(f"there is no partition {highest}, only 0..{count - 1}")

@@ -177,7 +177,7 @@ class KafkaPythonConsumer(Consumer):
 
         with soon.errors(f"asking for the committed offsets of {self._topic}"):
             found = self._kafka._net.run(ask)
-        # confluent-kafka ends its texts with a zero
+        # confluent-kafka ends its texts with a zero.
         return {
             p: (found[tp].offset, found[tp].metadata.rstrip("\0")) if tp in found else None for p, tp in tps.items()
         }
