@@ -6,30 +6,24 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, TopicPartition
 from confluent_kafka import Consumer as Kafka
 
 from service.broker.base import Batch, Consumer, Membership, metadata_of
-from service.broker.calls import Trouble, no_group, no_partition, not_assigned, without_null
+from service.broker.calls import Trouble, no_group, no_partition, not_assigned
 from service.broker.confluent_calls import Server, consumer_options, topic_errors
 from service.broker.confluent_calls import log as library_log
 from service.broker.confluent_group import Member
-from service.errors import BrokerError, PutOut, Replaced
+from service.broker.confluent_offsets import BEGINNING, END, Asker, go, offsets_at
+from service.broker.confluent_records import Arrivals, batch_of, without
+from service.errors import BrokerError, PutOut, Replaced, Unanswered
 
 log = logging.getLogger("tidecast.broker")
-T = TypeVar("T")
 
 _CLOSE_SECONDS = 5.0
-_AGAIN_PAUSE_S = 0.005
-_NOT_STARTED = (KafkaError._STATE,)  # the library is only about to begin to read a partition
-_MOVED = (
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.FENCED_LEADER_EPOCH,
-)  # or is new
-_BEGINNING, _END = -2, -1  # as times, in the question for an offset
+_SOON_S = 2.0  # a Kafka that does not say by then who has our name is asked again later
 
 
 class ConfluentConsumer(Consumer):
@@ -68,11 +62,9 @@ class ConfluentConsumer(Consumer):
         self._starts: dict[int, int] = {}  # where reading of those began that came back within one call
         self._member: Member | None = None
         self._make_member: Callable[[], Member]
-        self._held: list[Any] = []  # records that arrived together with an error
+        self._arrivals = Arrivals(self._server)
         self._isolation = isolation
-        self._make_asker = asker
-        self._asker: Consumer | None = None
-        self._asked = ""  # its topic
+        self._asker = Asker(lambda: asker(group or ""))
         with server.errors("connecting to consume"):
             self._options = consumer_options(server, group, isolation, membership) | {"error_cb": self._hear}
             self._kafka: Any = Kafka(self._options)
@@ -105,11 +97,11 @@ class ConfluentConsumer(Consumer):
         self._topic = topic
         with self._server.errors(f"reading {topic}"):
             self._kafka.unassign()
-        ends = self.end_offsets([p for p, o in offsets.items() if o == _END])
-        starts = self.beginning_offsets([p for p, o in offsets.items() if o == _BEGINNING])
-        self._positions, self._held, self._assigned = {}, [], set(offsets)
-        self._paused.clear()
-        self._seeks.clear()
+        ends = self.end_offsets([p for p, o in offsets.items() if o == END])
+        starts = self.beginning_offsets([p for p, o in offsets.items() if o == BEGINNING])
+        self._assigned = set(offsets)
+        for known in (self._positions, self._seeks, self._paused, self._arrivals):
+            known.clear()
         self._to_assign = {**offsets} | ends | starts
 
     def _take(self, partitions: Collection[int]) -> None:
@@ -138,31 +130,33 @@ class ConfluentConsumer(Consumer):
         """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
         deadline = time.monotonic() + timeout_s
         member = self._member
-        self._check_name()
+        try:
+            self._check_name()
+        except Unanswered as error:  # the library has given up, so there is nothing else to do than to ask again
+            library_log.warning("%s", error.what)
+            return Batch(self._topic)
         if member is not None and member.fenced:
             self._begin_anew(member)
         try:
             return self._poll(deadline, max_records)
-        except Replaced:
-            if self._member is None:
-                raise
-            self._member.fenced = True
-            self._check_name()
+        except Replaced as error:
+            self.doubt(error)
             return Batch(self._topic)  # the next one begins anew
 
     def _begin_anew(self, member: Member) -> None:
-        """The library takes our own place in the group for another's, and does no more: a new consumer takes it."""
-        member.end()
-        for known in (self._positions, self._seeks, self._starts, self._paused, self._held):
+        """The library does no more, though nobody else has our place in the group: a new consumer takes it."""
+        for known in (self._positions, self._seeks, self._starts, self._paused, self._arrivals):
             known.clear()
         with self._server.errors(f"subscribing to {self._topic}"):
-            self._kafka = Kafka(self._options)
+            held, self._kafka = [self._kafka], Kafka(self._options)
             self._member = self._make_member()
-            self._member.error = member.error
+            self._member.follow(member)
+            member.end()
+            # The library lets go when nobody holds the object any more. That may take a moment.
+            self._server.within(_CLOSE_SECONDS).call("beginning anew", held.clear)
             self._member.subscribe(self._topic)
 
     def _poll(self, deadline: float, max_records: int) -> Batch:
-        ends: dict[int, int] = {}
         with self._server.errors(f"reading {self._topic}"):
             if self._to_assign:
                 self._kafka.assign([self._tp(p, offset) for p, offset in self._to_assign.items()])
@@ -170,72 +164,31 @@ class ConfluentConsumer(Consumer):
                     self._kafka.pause(list(map(self._tp, self._paused)))
                 self._to_assign = {}
             while True:
-                records = self._sorted(self._arrived(deadline, max_records), ends)
+                records, failure = self._arrivals.take(self._kafka, deadline, max_records)
+                if self._member is not None:
+                    records, failure = self._still_ours(self._member, records, failure)
+                if failure is not None:
+                    self._arrivals.hold(records)
+                    raise failure
                 # A member goes on waiting for records when partitions have come to their ends.
+                ends = self._arrivals.ends
                 if records or (ends and self._member is None) or time.monotonic() >= deadline:
-                    return self._batch(records, ends)
+                    self._arrivals.ends = {}
+                    return batch_of(self._topic, records, ends, self._positions)
 
-    def _arrived(self, deadline: float, max_records: int) -> list[Any]:
-        if self._held:
-            found, self._held = self._held[:max_records], self._held[max_records:]
-            return found
-        # `consume` is not asked to wait: it would wait until there are as many as it may give.
-        found = self._kafka.consume(max_records, 0)
-        if not found and (first := self._kafka.poll(max(0.0, deadline - time.monotonic()))) is not None:
-            found = [first]
-            if max_records > 1:
-                found += self._kafka.consume(max_records - 1, 0)
-        return found
-
-    def _sorted(self, messages: list[Any], ends: dict[int, int]) -> list[Any]:
-        """The records among what arrived; notes which partitions came to their ends, and raises what went wrong."""
-        records: list[Any] = messages
-        failure: BaseException | None = None
-        errors = [message.error() for message in messages]
-        if any(errors):
-            records = [message for message, error in zip(messages, errors, strict=True) if error is None]
-            for message, error in zip(messages, errors, strict=True):
-                if error is None:
-                    continue
-                if error.code() == KafkaError._PARTITION_EOF:
-                    ends[message.partition()] = message.offset()
-                elif self._server.trouble(error)[0] is not Trouble.SILENT:  # else the library goes on trying
-                    failure = KafkaException(error)
-        if self._member is None:
-            if failure is not None:
-                self._held = records + self._held
-                raise failure
-            return records
-        if gone := self._member.gone:
-            self._member.gone = set()
-            records = [record for record in records if record.partition() not in gone]
+    def _still_ours(
+        self, member: Member, records: list[Any], failure: BaseException | None
+    ) -> tuple[list[Any], BaseException | None]:
+        """Without what the callbacks of the same call have given away, and with the error of one that failed."""
+        if gone := member.gone:
+            member.gone = set()
+            records = without(records, gone)
+            self._arrivals.drop(gone)
             for partition in gone:
-                ends.pop(partition, None)
-                if (start := self._starts.pop(partition, None)) is not None and partition in self._member.owned:
-                    self._go(partition, start)
-        failure, self._member.error = self._member.error or failure, None
-        if failure is not None:
-            self._held = records + self._held
-            raise failure
-        return records
-
-    def _batch(self, records: list[Any], ends: Mapping[int, int]) -> Batch:
-        batch = Batch(self._topic)
-        if records:
-            batch.partitions = [record.partition() for record in records]
-            batch.offsets = [record.offset() for record in records]
-            batch.timestamps = [record.timestamp()[1] for record in records]
-            batch.keys = [record.key() for record in records]
-            batch.values = [record.value() for record in records]
-            batch.headers = [record.headers() or () for record in records]
-            if any(batch.headers):
-                batch.headers = [without_null(headers) if headers else headers for headers in batch.headers]
-        last = dict(zip(batch.partitions, batch.offsets, strict=True))
-        for partition in last.keys() | ends.keys():
-            position = max(last.get(partition, -1) + 1, ends.get(partition, 0))
-            if self._positions.get(partition) != position:
-                self._positions[partition] = batch.next_offsets[partition] = position
-        return batch
+                if (start := self._starts.pop(partition, None)) is not None and partition in member.owned:
+                    go(self._server, self._kafka, self._tp(partition, start))
+        failure, member.error = member.error or failure, None
+        return records, failure
 
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""
@@ -243,28 +196,14 @@ class ConfluentConsumer(Consumer):
         if partition not in (self._assigned if member is None else member.owned):
             raise not_assigned(self._topic, partition, offset)
         self._positions.pop(partition, None)
-        self._held = [record for record in self._held if record.partition() != partition]
+        self._arrivals.drop([partition])
         if partition in self._to_assign:
             self._to_assign[partition] = offset
         elif partition in self._paused or (member is not None and partition in member.new):
             self._seeks[partition] = offset  # until then the library would take no note of it
         else:
             with self._server.errors(f"going to offset {offset} of {self._topic}-{partition}"):
-                self._go(partition, offset)
-
-    def _go(self, partition: int, offset: int) -> None:
-        self._again(lambda: self._kafka.seek(self._tp(partition, offset)), _NOT_STARTED)
-
-    def _again(self, call: Callable[[], T], codes: Collection[int]) -> T:
-        """`call()`, again where the library raises one of these errors at once, instead of waiting."""
-        deadline = time.monotonic() + self._server.timeout_s
-        while True:
-            try:
-                return call()
-            except KafkaException as error:
-                if error.args[0].code() not in codes or time.monotonic() > deadline:
-                    raise
-            time.sleep(_AGAIN_PAUSE_S)
+                go(self._server, self._kafka, self._tp(partition, offset))
 
     def pause(self, partitions: Collection[int]) -> None:
         """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
@@ -280,7 +219,7 @@ class ConfluentConsumer(Consumer):
             if reading := self._being_read(partitions):
                 self._kafka.resume(list(map(self._tp, reading)))
                 for partition in self._seeks.keys() & reading:
-                    self._go(partition, self._seeks.pop(partition))
+                    go(self._server, self._kafka, self._tp(partition, self._seeks.pop(partition)))
 
     def _being_read(self, partitions: Collection[int]) -> set[int]:
         new = self._to_assign.keys() if self._member is None else self._member.new
@@ -301,11 +240,8 @@ class ConfluentConsumer(Consumer):
         try:
             with self._server.errors(doing):
                 topic_errors(self._kafka.commit(offsets=asked, asynchronous=False))
-        except Replaced:
-            if self._member is None:
-                raise
-            self._member.fenced = True
-            self._check_name(doing)
+        except Replaced as error:
+            self.doubt(error, doing)
 
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
         """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
@@ -316,15 +252,7 @@ class ConfluentConsumer(Consumer):
             return {}
         if self._group is None:
             raise no_group("has nothing committed")
-        # The library (2.16) reads past the end of a text that another client has committed, be it an empty one: it has
-        # lost the text's length, and only its own texts end in a zero. And to a reader of uncommitted records it tells
-        # what is not final.
-        if self._asker is None:
-            self._asker = self._make_asker(self._group)
-        if self._asked != self._topic:
-            self._asker.assign(self._topic, {})
-            self._asked = self._topic
-        return self._asker.committed(partitions)
+        return self._asker.committed(self._topic, partitions)
 
     def membership(self, topic: str, partitions: Collection[int]) -> Any:
         """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
@@ -344,19 +272,11 @@ class ConfluentConsumer(Consumer):
 
     def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """The first retained offset of each partition."""
-        return self._offsets(partitions, _BEGINNING)
+        return offsets_at(self._server, self._kafka, self._topic, partitions, BEGINNING)
 
     def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """The offset after the last record of each partition, as this consumer's isolation level sees it."""
-        return self._offsets(partitions, _END)
-
-    def _offsets(self, partitions: Collection[int], when: int) -> dict[int, int]:
-        if not partitions:
-            return {}
-        with self._server.errors(f"asking for the offsets of {self._topic}"):
-            asked, limit = [self._tp(p, when) for p in partitions], self._server.timeout_s
-            found = self._again(lambda: topic_errors(self._kafka.offsets_for_times(asked, limit)), _MOVED)
-        return {tp.partition: tp.offset for tp in found}
+        return offsets_at(self._server, self._kafka, self._topic, partitions, END)
 
     def lag(self) -> dict[int, int]:
         """Records between the position and the last known end, for each partition of which both are known."""
@@ -397,8 +317,7 @@ class ConfluentConsumer(Consumer):
 
     def _let_go(self) -> None:
         # A member whose name another has leaves without a word.
-        if self._asker is not None:
-            self._asker.close()
+        self._asker.close()
         if self._member is None or not (self._member.replaced or self._member.fenced):
             self._kafka.close()
 
@@ -408,12 +327,19 @@ class ConfluentConsumer(Consumer):
             self._member.fenced = True
         library_log.warning("%s", error.str())
 
+    def doubt(self, error: Replaced, committing: str = "") -> None:
+        """The library was told that another has our name: Replaced where that is so; where not, PutOut for a commit."""
+        if self._member is None:
+            raise error
+        self._member.fenced = True
+        self._check_name(committing)
+
     def _check_name(self, committing: str = "") -> None:
         """Where the library was told that another has our name: Replaced if that is so. Else no commit is possible."""
         if self._member is None or not (self._member.fenced or self._member.replaced):
             return
         if not self._member.replaced:
-            self._member.confirm(self._server.timeout_s)
+            self._member.confirm(min(_SOON_S, self._server.timeout_s))
         if self._member.replaced:
             raise self._replaced()
         if committing:

@@ -19,7 +19,7 @@ from service.broker.calls import REPLACE, TRANSACTION_TIMEOUT_MS, Trouble, no_of
 from service.broker.confluent_calls import Server
 from service.broker.confluent_consumer import ConfluentConsumer
 from service.broker.confluent_producer import ConfluentProducer
-from service.errors import BrokerError
+from service.errors import BrokerError, Replaced
 
 
 class TransactionalProducer(ConfluentProducer):
@@ -95,7 +95,11 @@ class TransactionalProducer(ConfluentProducer):
         with self._told(doing, server):
             group = member.membership(topic, offsets)
             found = [TopicPartition(topic, p, offset, text) for p, (offset, text) in offsets.items()]
-            self._kafka.send_offsets_to_transaction(found, group, timeout_s)
+            try:
+                with server.errors(doing):
+                    self._kafka.send_offsets_to_transaction(found, group, timeout_s)
+            except Replaced as error:
+                member.doubt(error, doing)
             if self._kafka.flush(max(0.0, deadline - time.monotonic())):
                 raise server.tell(Trouble.SILENT, "", doing)
             self._raise_failure()
