@@ -46,7 +46,12 @@ class Settings:
     bootstrap_servers: str = _setting(
         "127.0.0.1:9092", "host:port of the Kafka brokers, comma-separated", group="Kafka"
     )
-    client: str = _setting("kafka-python", "the Kafka client library to use", group="Kafka", choices=("kafka-python",))
+    client: str = _setting(
+        "kafka-python",
+        "the Kafka client library to use; confluent, the fast one, comes with tidecast[fast]",
+        group="Kafka",
+        choices=("kafka-python", "confluent"),
+    )
     input_topic: str = _setting("readings", "topic that readings are read from", group="Kafka")
     output_topic: str = _setting("forecasts", "topic that forecasts are written to", group="Kafka")
     dead_letter_topic: str = _setting("dead-letters", "topic for readings that cannot be used", group="Kafka")

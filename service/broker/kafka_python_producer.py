@@ -12,15 +12,14 @@ import numpy as np
 from kafka import KafkaProducer, TopicPartition, errors
 
 from service.broker.base import Consumer, Outgoing, Producer
+from service.broker.calls import no_id
 from service.broker.kafka_python_batches import Records, hand_over, outstanding, wait_for_oldest
 from service.broker.kafka_python_calls import Server
 from service.broker.partitioner import partition_for
-from service.errors import BrokerError
 
 # Records handed over but not acknowledged, in bytes. kafka-python itself has no limit.
 _MAX_OUTSTANDING = 64 << 20
 _CHUNK = 4_096  # records between two looks at that limit
-_LINGER_MS = 10
 
 
 class KafkaPythonProducer(Producer):
@@ -33,7 +32,8 @@ class KafkaPythonProducer(Producer):
             "acks": "all",
             "enable_idempotence": True,
             "allow_auto_create_topics": False,
-            "linger_ms": _LINGER_MS,
+            # Of a transaction nothing is seen before its end: there, to linger only makes for fewer requests.
+            "linger_ms": 10 if "transactional_id" in more else 0,
             "batch_size": 256 << 10,  # the default of 16 KiB costs 10 µs a record
             "max_request_size": 8 << 20,
             "max_block_ms": server.timeout_ms,
@@ -42,9 +42,6 @@ class KafkaPythonProducer(Producer):
             **more,
         }
         self._kafka: Any = server.call("connecting to produce", lambda: KafkaProducer(**options))
-        # Of a transaction nothing is seen before its end: there, to linger only makes for fewer requests.
-        self._prompt = "transactional_id" not in more
-        self._hurrying = False
         self._tps: dict[str, list[TopicPartition]] = {}
         self._failure: tuple[str, BaseException] | None = None
 
@@ -61,28 +58,10 @@ class KafkaPythonProducer(Producer):
         highest = max((p for p in set(outgoing.partitions) if p is not None), default=0)
         with self._server.errors(doing):
             tps = self._partitions_of(outgoing.topic, highest)
-            self._hurry(False)
-            try:
-                for start in range(0, len(outgoing), _CHUNK):
-                    self._append(outgoing, slice(start, start + _CHUNK), tps)
-                    self._make_room()
-            finally:
-                self._hurry(self._prompt)
+            for start in range(0, len(outgoing), _CHUNK):
+                self._append(outgoing, slice(start, start + _CHUNK), tps)
+                self._make_room()
         self._raise_failure()
-
-    def _hurry(self, now: bool) -> None:
-        """Whether the library sends all that it has, whatever it was told about lingering.
-
-        It does between two calls of `produce`: there is no more to come, and to wait would gain nothing. While records
-        are handed over it does not, or its thread would send the first of them by themselves.
-        """
-        flushes = self._kafka._accumulator._flushes_in_progress
-        if now and not self._hurrying:
-            flushes.increment()
-            self._kafka._sender.wakeup()
-        elif self._hurrying and not now:
-            flushes.decrement()
-        self._hurrying = now
 
     def _append(self, outgoing: Outgoing, chunk: slice, tps: list[TopicPartition]) -> None:
         """Records of each partition together, in order; see `kafka_python_batches` for why not one by one."""
@@ -145,13 +124,13 @@ class KafkaPythonProducer(Producer):
 
     def begin(self) -> None:
         """Refused: this producer has no transactional id."""
-        raise _no_id()
+        raise no_id()
 
     def commit_transaction(
         self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
     ) -> None:
         """Refused: this producer has no transactional id."""
-        raise _no_id()
+        raise no_id()
 
     def abort(self, timeout_s: float) -> None:
         """Nothing to abort: this producer has no transactional id."""
@@ -162,7 +141,3 @@ class KafkaPythonProducer(Producer):
         with self._server.errors("closing the producer"):
             self._kafka._sender.join(2)
             self._kafka.close(timeout=0)
-
-
-def _no_id() -> BrokerError:
-    return BrokerError("a producer without a transactional id has no transactions", do="Give it a transactional id.")

@@ -4,8 +4,8 @@ import uuid
 
 import pytest
 
+from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
-from service.broker.kafka_python import KafkaPythonBroker
 from tests.counted import Counted
 from tests.models import counting_model
 from tests.serving import Topics
@@ -27,11 +27,18 @@ def broker(embedded):
 
 
 @pytest.fixture(scope="session")
-def kafka(broker):
-    """The port to it."""
-    port = KafkaPythonBroker(broker, timeout_s=30)
-    yield port
-    port.close()
+def ports(broker):
+    """The port to it by the name of the client library."""
+    made = {client: connect(broker, client=client, timeout_s=30) for client in CLIENTS}
+    yield made
+    for port in made.values():
+        port.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(ports):
+    """The port to it through the default client."""
+    return ports["kafka-python"]
 
 
 @pytest.fixture
