@@ -224,18 +224,3 @@ def test_a_flood_of_records_is_delivered_whole(kafka, topic):
     consumer.assign(name, {0: -2, 1: -2})
     assert len(set(drain(consumer, 30_000, max_records=2_000).values)) == 30_000
     consumer.close()
-
-
-def test_a_forecast_is_sent_at_once_and_not_when_a_batch_is_full_or_has_waited(kafka, topic):
-    name = topic(partitions=1)
-    producer = kafka.producer()
-    producer._kafka._accumulator.config["linger_ms"] = 3_600_000
-    for i in range(2):  # the second follows one that was sent already
-        outgoing = Outgoing(name)
-        outgoing.append(b"k", b"%d" % i, partition=0)
-        producer.produce(outgoing)
-        consumer = kafka.consumer()
-        consumer.assign(name, {0: i})
-        assert drain(consumer, 1).values == [b"%d" % i]
-        consumer.close()
-    producer.close()
