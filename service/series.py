@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import repeat
+from operator import itemgetter, ne
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ from service.spec import StateSlice
 from service.timestamps import MIN_TS_MS
 
 NEVER = MIN_TS_MS - 1  # the last ts of a series that has had no reading: earlier than any other
+_FREE: Any = object()  # in the place of a free slot's key: equal to nothing that a record may have as its key
 _FIRST_CAPACITY = 64
+_MANY = 50_000  # series, from which on slots are guessed first
+_MANY_AT_ONCE = 32  # keys, likewise
+_CELLS = 8  # guesses for each series that there is room for: few share one
 _LOOK_AHEAD = 1 / 16  # of all series: so many of the least recently seen are found at a time
 
 
@@ -52,7 +57,8 @@ class SeriesTable:
         self._turn = 0  # the highest of these, and more
         self._going: list[tuple[int, int]] = []  # (slot, seen) of the least recently seen, these last, while they hold
         self._slots: dict[bytes, int] = {}
-        self._keys: list[bytes] = [b""] * capacity  # slot -> key
+        self._guesses = np.zeros(0, dtype=np.int32)  # [cells, a power of two] by the key's hash, a slot it may have
+        self._keys: list[bytes] = [_FREE] * capacity  # slot -> key
         self._free: list[int] = list(range(capacity - 1, -1, -1))
 
     def __len__(self) -> int:
@@ -76,6 +82,22 @@ class SeriesTable:
 
     def find_all(self, keys: Sequence[bytes | None]) -> NDArray[np.int64]:
         """The slots of the series [keys], -1 where one is not known."""
+        if len(self._slots) < _MANY or len(keys) < _MANY_AT_ONCE:
+            return self._looked_up(keys)
+        # A dict of many series is not in the processor's cache, and waits for memory four times at each key, one key
+        # after the other. Arrays, and a list, fetch for many keys at once. So: guess by the key's hash, and compare.
+        if len(self._guesses) < _CELLS * len(self._keys):
+            self._guesses = np.zeros(1 << (_CELLS * len(self._keys) - 1).bit_length(), dtype=np.int32)
+        cells = np.fromiter(map(hash, keys), dtype=np.int64, count=len(keys)) & (len(self._guesses) - 1)
+        slots: NDArray[np.int64] = self._guesses[cells].astype(np.int64)
+        guessed = itemgetter(*slots.tolist())(self._keys)
+        wrong = np.flatnonzero(np.fromiter(map(ne, keys, guessed), dtype=np.bool_, count=len(keys)))
+        if len(wrong):
+            slots[wrong] = found = self._looked_up([keys[i] for i in wrong.tolist()])
+            self._guesses[cells[wrong]] = found.clip(min=0)
+        return slots
+
+    def _looked_up(self, keys: Sequence[bytes | None]) -> NDArray[np.int64]:
         return np.fromiter(map(self._slots.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))  # type: ignore[arg-type]
 
     def touch(self, slots: NDArray[np.int64]) -> None:
@@ -151,7 +173,7 @@ class SeriesTable:
         first = max(0, len(keys) - self.max_series)
         rows = slice(first, None)
         keys = keys[rows]
-        slots = self.find_all(keys)
+        slots = self._looked_up(keys)
         known = slots >= 0
         self.touch(slots[known])
         for _ in range(len(self._slots) + int(np.count_nonzero(~known)) - self.max_series):
@@ -190,7 +212,7 @@ class SeriesTable:
         slot = self._slots.pop(key)
         self.partitions[slot] = -1
         self.dirty_since[slot] = -1
-        self._keys[slot] = b""
+        self._keys[slot] = _FREE
         self._free.append(slot)
 
     def of_partition(self, partition: int) -> list[bytes]:
@@ -247,7 +269,7 @@ class SeriesTable:
             setattr(self, name, grown)
         self.partitions[old:] = -1
         self.dirty_since[old:] = -1
-        self._keys.extend([b""] * (new - old))
+        self._keys.extend([_FREE] * (new - old))
         self._free.extend(range(new - 1, old - 1, -1))
 
 

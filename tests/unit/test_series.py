@@ -56,6 +56,28 @@ def test_the_one_to_forget_is_the_least_recently_seen() -> None:
     assert list(series) == [b"b", b"c", b"a"]
 
 
+asked = st.one_of(st.none(), st.just(b""), st.integers(0, 40).map(lambda i: b"%d" % i))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.lists(asked, min_size=2, max_size=40)), max_size=12))
+def test_among_so_many_that_slots_are_guessed_each_key_finds_its_own_series(
+    turns: list[tuple[bool, list[bytes | None]]],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.series._MANY", 0)
+        patch.setattr("service.series._MANY_AT_ONCE", 2)
+        patch.setattr("service.series._CELLS", 1)  # many share one
+        series = table()
+        for come, keys in turns:
+            for _ in range(2):  # the second time as the first has left it
+                assert series.find_all(keys).tolist() == [series._slots.get(key, -1) for key in keys]  # type: ignore[arg-type]
+            for key in keys:
+                if key and come and key not in series:
+                    series.add(key, 0)
+                elif key and not come:
+                    series.forget(key)
+
+
 def test_many_are_forgotten_in_the_order_in_which_they_were_last_seen() -> None:
     series, numbers = table(200), np.random.default_rng(0).permutation(200).tolist()
     for number in range(200):
