@@ -20,6 +20,7 @@ Float32 = NDArray[np.float32]
 Columns = NDArray[np.int64]
 
 _NONE: Columns = np.empty(0, dtype=np.int64)
+_NO_WORDS: Words = np.empty((0, 0), dtype=np.uint32)
 _NUMBERS_AT_ONCE = 8192  # so that what is worked on stays in the cache
 _json = msgspec.json.Encoder().encode
 
@@ -72,7 +73,9 @@ class ForecastEncoder:
         scored = np.isfinite(score)
         all_scored = bool(scored.all())
         y_words = float_words(y.reshape(-1))
-        score_words = float_words((score if all_scored else np.where(scored, score, np.float32(0))).ravel())
+        score_words = _NO_WORDS
+        if score.size:  # not every model scores itself, and a small batch costs what its calls of numpy do
+            score_words = float_words((score if all_scored else np.where(scored, score, np.float32(0))).ravel())
         kind = sources.topic, y_words.shape[1], score_words.shape[1]
         if kind not in self._layouts:
             self._layouts[kind] = _Layout.of(self._spec, *kind)
@@ -83,7 +86,8 @@ class ForecastEncoder:
         rows[:, layout.partition] = whole_words(sources.partitions, PARTITION_WORDS)
         rows[:, layout.offset] = whole_words(sources.offsets, OFFSET_WORDS)
         rows[:, layout.y] = y_words.reshape(n, -1)
-        rows[:, layout.score] = score_words.reshape(n, -1)
+        if score.size:
+            rows[:, layout.score] = score_words.reshape(n, -1)
         if not warm.all():
             rows[:, layout.warm] = np.where(warm[:, np.newaxis], rows[:1, layout.warm], _words(b"false"))
         if not all_scored:
