@@ -15,17 +15,12 @@ T = TypeVar("T")
 
 BEGINNING, END = -2, -1  # as times, in the question for an offset
 _AGAIN_PAUSE_S = 0.005
-_NOT_STARTED = (KafkaError._STATE,)  # the library is only about to begin to read a partition
 _MOVED = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
 )  # or is new
-
-
-def go(server: Server, kafka: Any, tp: TopicPartition) -> None:
-    """Have the library read on at an offset."""
-    _again(server, lambda: kafka.seek(tp), _NOT_STARTED)
 
 
 def offsets_at(server: Server, kafka: Any, topic: str, partitions: Collection[int], when: int) -> dict[int, int]:

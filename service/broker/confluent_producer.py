@@ -1,7 +1,7 @@
 """Producing through librdkafka.
 
-One `produce` call a record: the library's bulk call (2.16) is no faster, and takes neither headers nor timestamps.
-A header costs 0.5 µs, the rest of a record 0.7 µs.
+One `produce` call a record: the library's bulk call (2.16) is no faster, as it wants a dict for each, and takes no
+headers. A header costs half as much as the record itself.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
+from operator import length_hint
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -76,21 +78,27 @@ class ConfluentProducer(Producer):
                     p if p is not None else unkeyed if key is None else partition_for(key, count)
                     for p, key in zip(partitions, outgoing.keys, strict=True)
                 ]
-            stamps: Any = outgoing.timestamps
-            if None in stamps:
-                stamps = [stamp or 0 for stamp in stamps]
-            headers: Any = repeat(None)
-            if any(outgoing.headers):
-                headers = [h if not h or type(h) is list else list(h) for h in outgoing.headers]
-                headers = [h or None for h in headers]
-            produce = self._kafka.produce
-            for record in zip(outgoing.values, outgoing.keys, partitions, repeat(None), repeat(None), stamps, headers):
-                try:
-                    produce(topic, *record)
-                except BufferError:
-                    self._make_room(topic, record)
+            columns: list[Iterable[Any]] = [outgoing.values, outgoing.keys, partitions]
+            stamps, headers = outgoing.timestamps, any(outgoing.headers)
+            if headers or stamps.count(None) < len(stamps):
+                columns += [repeat(None), repeat(None), [stamp or 0 for stamp in stamps]]
+            if headers:
+                columns.append([list(each) if each else None for each in outgoing.headers])
+            self._hand_over(topic, columns, len(outgoing))
             self._kafka.poll(0)
         self._raise_failure()
+
+    def _hand_over(self, topic: str, columns: list[Iterable[Any]], n: int) -> None:
+        """Call the library for each of `n` records; the columns are its arguments."""
+        topics = repeat(topic, n)
+        calls = map(self._kafka.produce, topics, *columns)
+        while True:
+            try:
+                deque(calls, maxlen=0)  # no line of ours for each
+                return
+            except BufferError:  # the record was taken from the columns; those behind it were not
+                row = n - length_hint(topics) - 1
+                self._make_room(topic, tuple(c[row] if isinstance(c, list) else None for c in columns))
 
     def _make_room(self, topic: str, record: tuple[Any, ...]) -> None:
         deadline = time.monotonic() + self._server.timeout_s
