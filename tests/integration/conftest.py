@@ -41,6 +41,13 @@ def kafka(ports):
     return ports["kafka-python"]
 
 
+@pytest.fixture(params=CLIENTS)
+def client(request, monkeypatch):
+    """The client library of the workers that a test starts, one after the other."""
+    monkeypatch.setenv("TIDECAST_CLIENT", request.param)
+    return request.param
+
+
 @pytest.fixture
 def topic(kafka):
     """`topic(partitions=4, name="t", config=None)` makes a topic with a name that nobody else has, and returns it."""
