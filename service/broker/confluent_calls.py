@@ -15,6 +15,8 @@ from service.broker.calls import Trouble
 # Named as kafka-python names its network code: `service.logs` lets such lines through once in a while.
 log = logging.getLogger("kafka.net.librdkafka")
 
+_DESTROY_BROKER = -200  # "broker handle destroyed": it lost the connection with a question under way. Not in the stubs.
+
 _MEANING = {
     Trouble.NO_TOPIC: (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),
     Trouble.NOT_ALLOWED: (
@@ -33,6 +35,7 @@ _MEANING = {
         KafkaError._TIMED_OUT_QUEUE,
         KafkaError._MSG_TIMED_OUT,
         KafkaError._TRANSPORT,
+        _DESTROY_BROKER,
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._RESOLVE,
         KafkaError._WAIT_COORD,
@@ -78,7 +81,8 @@ class Server(calls.Server):
         """What an error of the library means."""
         inner = error.args[0] if isinstance(error, KafkaException) and error.args else error
         if isinstance(inner, KafkaError):
-            trouble = self.fatal if inner.code() == KafkaError._FATAL else _TROUBLES.get(inner.code(), Trouble.OTHER)
+            unknown = Trouble.SILENT if inner.retriable() else Trouble.OTHER
+            trouble = self.fatal if inner.code() == KafkaError._FATAL else _TROUBLES.get(inner.code(), unknown)
             return trouble, f"{inner.name()}: {inner.str()}"
         if isinstance(error, (BufferError, OSError)):
             return Trouble.SILENT, str(error)
