@@ -15,8 +15,6 @@ from service.broker.calls import Trouble
 # Named as kafka-python names its network code: `service.logs` lets such lines through once in a while.
 log = logging.getLogger("kafka.net.librdkafka")
 
-_DESTROY_BROKER = -200  # "broker handle destroyed": it lost the connection with a question under way. Not in the stubs.
-
 _MEANING = {
     Trouble.NO_TOPIC: (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),
     Trouble.NOT_ALLOWED: (
@@ -35,7 +33,7 @@ _MEANING = {
         KafkaError._TIMED_OUT_QUEUE,
         KafkaError._MSG_TIMED_OUT,
         KafkaError._TRANSPORT,
-        _DESTROY_BROKER,
+        KafkaError._DESTROY_BROKER,  # the connection was lost with the question under way
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._RESOLVE,
         KafkaError._WAIT_COORD,
@@ -45,6 +43,10 @@ _MEANING = {
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
     ),
 }
 _TROUBLES = {code: trouble for trouble, codes in _MEANING.items() for code in codes}
@@ -81,8 +83,7 @@ class Server(calls.Server):
         """What an error of the library means."""
         inner = error.args[0] if isinstance(error, KafkaException) and error.args else error
         if isinstance(inner, KafkaError):
-            unknown = Trouble.SILENT if inner.retriable() else Trouble.OTHER
-            trouble = self.fatal if inner.code() == KafkaError._FATAL else _TROUBLES.get(inner.code(), unknown)
+            trouble = self.fatal if inner.code() == KafkaError._FATAL else _TROUBLES.get(inner.code(), Trouble.OTHER)
             return trouble, f"{inner.name()}: {inner.str()}"
         if isinstance(error, (BufferError, OSError)):
             return Trouble.SILENT, str(error)
