@@ -42,6 +42,12 @@ def kafka(ports):
 
 
 @pytest.fixture
+def client():
+    """The client library of the workers that a test starts; a module that runs with each has a fixture of its own."""
+    return CLIENTS[0]
+
+
+@pytest.fixture
 def topic(kafka):
     """`topic(partitions=4, name="t", config=None)` makes a topic with a name that nobody else has, and returns it."""
 
@@ -54,11 +60,11 @@ def topic(kafka):
 
 
 @pytest.fixture
-def topics(broker):
+def topics(broker, client):
     made = []
 
     def make(partitions=1):
-        made.append(Topics(broker, partitions))
+        made.append(Topics(broker, partitions, client=client))
         return made[-1]
 
     yield make
@@ -73,12 +79,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def counted(broker):
+def counted(broker, client):
     """`counted(partitions=2, each=3)` makes the topics of one test, and knows what must come of their readings."""
     made = []
 
     def make(partitions=2, each=3):
-        made.append(Counted(broker, partitions, each))
+        made.append(Counted(broker, partitions, each, client=client))
         return made[-1]
 
     yield make

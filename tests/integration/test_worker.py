@@ -10,11 +10,16 @@ from collections import Counter
 import psutil
 import pytest
 
-from service.broker.connect import connect
+from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
 from service.messages import DeadLetterReason
 from tests.models import POISON_STATE, START_MS, STEP_MS, CountingReference, counting_model
 from tests.serving import Topics, serving
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
