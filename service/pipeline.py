@@ -31,7 +31,7 @@ Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 _SWEEPS_PER_TTL = 8
-_ROWS_AT_ONCE = 2_048  # of a wave, in one call of the model: what it needs on the way is then small
+_ROWS_AT_ONCE = 1_024  # of a wave, in one call of the model: what it needs on the way stays in the cache
 
 
 class Pipeline:
