@@ -31,7 +31,7 @@ __all__ = ["Counts", "Fate", "Pipeline", "Policy", "Result"]
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-_ROWS_AT_ONCE = 2_048  # of a wave, in one call of the model: what it needs on the way is then small
+_ROWS_AT_ONCE = 1_024  # of a wave, in one call of the model: what it needs on the way stays in the cache
 
 
 class Pipeline:
