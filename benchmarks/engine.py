@@ -1,11 +1,12 @@
 """The engine alone: bytes in, bytes out, the whole pipeline, no broker; what each stage costs, on one core.
 
     python benchmarks/engine.py [--series 1000] [--batch 5000] [--readings 200000] [--runs 3] [--few] [--json]
-    python benchmarks/engine.py --profile lstm64
+    python benchmarks/engine.py --profile lstm64 [--flame FILE]
 
 CPU time of this process (waiting for a core does not count). `--few` adds the catch-up case:
 a deep backlog of 1, 4 and 16 series, where little or nothing batches across series. `--profile` prints where Python
-spends the time of one model instead (cProfile: it makes Python calls look dearer than they are).
+spends the time of one model instead (cProfile: it makes Python calls look dearer than they are). With `--flame` that is
+sampled by pyinstrument (`pip install pyinstrument`), which costs little: a flame graph as HTML, or, in a .txt, a tree.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--few", action="store_true", help="a deep backlog of few series too")
     parser.add_argument("--profile", choices=JOBS, help="cProfile of one model instead")
+    parser.add_argument("--flame", type=Path, metavar="FILE", help="with --profile: by pyinstrument, into this file")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object of the medians")
     args = parser.parse_args()
     # In a process of its own: a worker has no torch in it, whose work leaves the heap in another state.
@@ -147,6 +149,14 @@ def main() -> None:
     gc.freeze()  # nor are its objects any of the collector's work
     if args.profile:
         backlog = batches(JOBS[args.profile], args.readings, args.series, args.batch)
+        if args.flame:
+            from pyinstrument import Profiler
+
+            with Profiler(interval=0.0005) as sampled:
+                run(models[args.profile], backlog, 1, stages=False)
+            tree = sampled.output_text(short_mode=True) if args.flame.suffix == ".txt" else sampled.output_html()
+            args.flame.write_text(tree)
+            return
         with cProfile.Profile() as profile:
             run(models[args.profile], backlog, 1, stages=False)
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
