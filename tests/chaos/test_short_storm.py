@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from service.broker.connect import CLIENTS
 from tests.chaos.scenario import LONG, Scenario
 from tests.chaos.storm import Storm
 from tests.models import counting_models
@@ -17,10 +18,12 @@ def blow(tmp_path, scenario):
     return outcome
 
 
-def test_kills_freezes_restarts_and_new_models_lose_double_and_mix_nothing(tmp_path):
+@pytest.mark.parametrize("client", CLIENTS)
+def test_kills_freezes_restarts_and_new_models_lose_double_and_mix_nothing(tmp_path, client):
     outcome = blow(
         tmp_path,
         Scenario(
+            client=client,
             partitions=4,
             series=50,
             rate=500.0,
