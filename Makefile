@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 UV_ENV := $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT))
 UV := $(UV_ENV) $(BIN)/python -m uv pip install --python $(BIN)/python --index-strategy unsafe-best-match
 DEMO_EXTRAS := demo
-DEV_EXTRAS := demo,tune,dev
+DEV_EXTRAS := demo,tune,fast,dev
 define install
 $(UV) --no-build-isolation -c requirements.txt $(1) || { echo "tidecast: uv could not; trying again with pip" >&2; \
   $(PIP) --no-build-isolation -c requirements.txt $(1); }
@@ -22,7 +22,7 @@ DEMO_SECONDS := $(if $(filter-out environment default,$(origin SECONDS)),--secon
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test chaos lint types unit integration format pins clean
+.PHONY: help demo setup test chaos bench lint types unit integration format pins clean
 
 help: ## Print this
 	@echo "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka."; echo
@@ -42,6 +42,10 @@ chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, each verified to the las
 	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10)
 	@$(BIN)/python -m tests.chaos.fuzz --records 100000
 	@$(BIN)/python -m tests.chaos.long_run
+
+BENCHMARKS := engine graph memory scaling training latency recovery end_to_end
+bench: $(VENV)/.dev ## All benchmarks, one after the other: about half an hour on a quiet machine (BENCHMARKS="engine latency")
+	@for each in $(BENCHMARKS); do echo; echo "## benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 lint: $(VENV)/.dev ## ruff: errors, style, format
 	@$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Readings a second, from Kafka to Kafka: one worker process drains a backlog, measured from outside, side by side.
 
-    python benchmarks/end_to_end.py [--series 1000] [--readings 300000] [--runs 3] [--only NAME ...] [--json]
+    python benchmarks/end_to_end.py [--series 1000] [--readings 1000000] [--runs 3] [--client NAME] [--only NAME ...]
+                                    [--json]
 
 The job of `../shared/bench-peers`: an LSTM of 64 units, 4 partitions, a real broker on the same machine. The contenders
 take turns; each gets topics and a group of its own. The clock runs from the first record in the output topic, by the
@@ -13,49 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import lstm64
 import numpy as np
 import psutil
-from worker_process import PATIENCE, ROOT, WorkerProcess, make_topics, send, spread
+from contenders import CONTENDERS, DELIVERIES, Contender, Job
+from worker_process import PATIENCE, make_topics, send, spread
 
 from service.broker.base import Broker
-from service.broker.connect import connect
+from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
 from service.model import Model
-from service.settings import flag
 
 PARTITIONS = 4
 QUIET_S = 2.0  # an output topic that has not grown for so long is complete
 LOOK_S = 0.05
-CLIENTS, DELIVERIES = ("kafka-python",), ("exactly-once", "at-least-once")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What there is to do."""
-
-    model: Path
-    readings: int
-    series: int
-    bootstrap_servers: str
-    topic: str
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to do it: `start` gives a process that reads and writes the topics of these settings."""
-
-    name: str  # with "_per_s", the key of its median in the JSON
-    start: Callable[[Job, dict[str, str], Path], subprocess.Popen[bytes]]
-    forecasts: bool = True  # False = it copies readings
 
 
 @dataclass
@@ -65,34 +43,6 @@ class Measured:
     per_s: list[float] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)  # of its own process, for each reading
     rss_mb: list[float] = field(default_factory=list)  # at the end
-
-
-def worker(client: str, delivery: str) -> Contender:
-    """This project."""
-
-    def start(job: Job, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        chosen = {**settings, "client": client, "delivery": delivery}
-        return WorkerProcess(job.model, job.bootstrap_servers, log, chosen).process
-
-    return Contender(f"{client}_{delivery}", start)
-
-
-def pass_through(client: str, delivery: str) -> Contender:
-    """The client alone."""
-
-    def start(job: Job, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        names = {name: settings[name] for name in ("input_topic", "output_topic", "group")}
-        more = {"bootstrap_servers": job.bootstrap_servers, "client": client, "delivery": delivery}
-        flags = [f"{flag(name)}={value}" for name, value in (names | more).items()]
-        with log.open("wb") as out:
-            return subprocess.Popen([sys.executable, "benchmarks/pass_through.py", *flags], stderr=out, cwd=ROOT)
-
-    return Contender(f"{client}_pass-through_{delivery}", start, forecasts=False)
-
-
-CONTENDERS = [
-    make(client, delivery) for client in CLIENTS for make in (worker, pass_through) for delivery in DELIVERIES
-]
 
 
 def run(contender: Contender, job: Job, broker: Broker, folder: Path, found: Measured) -> None:
@@ -173,15 +123,17 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=1_000)
-    parser.add_argument("--readings", type=int, default=300_000)
+    parser.add_argument("--readings", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--client", choices=CLIENTS, help="this client, and the peers; else all")
     parser.add_argument("--only", nargs="+", choices=[c.name for c in CONTENDERS], help="of the contenders, these")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object of the medians")
     args = parser.parse_args()
     contenders = [c for c in CONTENDERS if not args.only or c.name in args.only]
+    contenders = [c for c in contenders if args.client in (None, c.client) or c.client is None]
     found = {c.name: Measured() for c in contenders}
     with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name) / "kafka", heap_mb=1024) as kafka:
-        folder, broker = Path(name), connect(kafka.bootstrap_servers)
+        folder, broker = Path(name), connect(kafka.bootstrap_servers, client=args.client or CLIENTS[0])
         topic = make_topics(broker, "backlog", PARTITIONS)["input_topic"]
         send(broker, topic, lstm64.readings(args.readings, args.series, PARTITIONS))
         job = Job(lstm64.make(folder / "model"), args.readings, args.series, kafka.bootstrap_servers, topic)
@@ -195,12 +147,14 @@ def main() -> None:
     print("| contender | readings/s | own CPU, µs a reading | RSS, MB |\n|---|---|---|---|")
     for name, m in found.items():
         print(f"| {name} | {spread(m.per_s)} | {spread(m.cpu_us, '.1f')} | {max(m.rss_mb):.0f} |")
-    for client in CLIENTS:
-        for kind in (client, f"{client}_pass-through"):
-            pair = [found.get(f"{kind}_{delivery}") for delivery in DELIVERIES]
-            if all(pair):
-                ratios = [once / least for once, least in zip(*(m.per_s for m in pair if m), strict=True)]
-                print(f"\n{kind}: exactly-once at {spread(ratios, '.2f')} of at-least-once, run by run")
+    ours = [f"{client}_{delivery}" for client in CLIENTS for delivery in DELIVERIES]
+    pairs = [(name, name.replace("_", "_pass-through_")) for name in ours]
+    pairs += [(f"{client}_{DELIVERIES[0]}", f"{client}_{DELIVERIES[1]}") for client in CLIENTS]
+    pairs += [(name, c.name) for name in ours[::2] for c in contenders if c.client is None]
+    for name, other in pairs:
+        if name in found and other in found:
+            ratios = [mine / theirs for mine, theirs in zip(found[name].per_s, found[other].per_s, strict=True)]
+            print(f"\n{name} at {spread(ratios, '.2f')} of {other}, run by run")
     if args.json:
         print(json.dumps({f"{name}_per_s": round(statistics.median(m.per_s)) for name, m in found.items()}))
 

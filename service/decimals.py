@@ -7,6 +7,8 @@ need are NUL, and whoever has put all together takes them out. What comes out is
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,8 @@ Words = NDArray[np.uint32]  # [numbers, words]
 
 _POWERS = np.array([10.0**n for n in range(23)])  # exact
 _LOWEST, _HIGHEST = -5, 8  # exponents of ten that the tables write; other numbers, but for 0, are written singly
-TIME_WORDS = 4
+TIME_WORDS = OFFSET_WORDS = 4
+PARTITION_WORDS = 2
 _encode = msgspec.json.Encoder().encode
 
 
@@ -78,10 +81,10 @@ def float_words(values: Float32) -> Words:
     return words
 
 
-def time_words(ms: NDArray[np.int64]) -> Words:
-    """The text of times in ms [times] -> [times, TIME_WORDS]."""
-    words = np.empty((len(ms), TIME_WORDS), dtype=np.uint32)
-    _write_whole(words, ms < 0, np.abs(ms).astype(np.float64))
+def whole_words(numbers: NDArray[np.integer[Any]], count: int) -> Words:
+    """The text of whole numbers [numbers] -> [numbers, count]; so many words hold 4 * `count` - 1 digits."""
+    words = np.empty((len(numbers), count), dtype=np.uint32)
+    _write_whole(words, numbers < 0, np.abs(numbers).astype(np.float64))
     return words
 
 

@@ -85,7 +85,8 @@ class ReadingDecoder:
         with np.errstate(over="ignore"):
             for column, name in enumerate(self._fields):
                 x[:, column] = np.fromiter(map(attrgetter(name), rows), dtype=np.float64, count=len(rows))  # None: NaN
-        for record, column in np.argwhere(np.isinf(x)).tolist():
+        infinite = np.isinf(x)
+        for record, column in np.argwhere(infinite).tolist() if infinite.any() else ():
             got = getattr(rows[record], self._fields[column])
             message = f"{self._features[column]!r} is {got:g}, beyond what a 32-bit float holds"
             refused.setdefault(record, Refused(DeadLetterReason.VALUE_OUT_OF_RANGE, message))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from itertools import repeat
 
 from service.broker.base import Headers
 
 MAX_KEY_BYTES = 1024
-_CONTENT_TYPE = "content-type", b"application/json"
 
 
 class DeadLetterReason(StrEnum):
@@ -69,17 +67,11 @@ def dead_letter_headers(
     ]
 
 
-def forecast_headers(headers: Sequence[Headers], sources: Sequence[bytes]) -> list[Headers]:
-    """What forecasts carry: their type, the reading that each answers, and that reading's trace.
+def forecast_headers(headers: Sequence[Headers]) -> list[Headers]:
+    """What forecasts carry: the trace of the reading that each answers, and nothing else.
 
-    Args:
-        headers: of the readings.
-        sources: `topic-partition-offset` of each.
+    Each header costs as much as the model's step does, in the client and in the broker.
     """
-    found: list[Headers] = list(zip(repeat(_CONTENT_TYPE), zip(repeat("source"), sources)))
-    if any(headers):
-        found = [
-            (*own, *(header for header in theirs if header[0] == "traceparent")) if theirs else own
-            for own, theirs in zip(found, headers, strict=True)
-        ]
-    return found
+    if not any(headers):
+        return [()] * len(headers)
+    return [tuple(header for header in theirs if header[0] == "traceparent") for theirs in headers]

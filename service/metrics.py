@@ -264,12 +264,11 @@ class Metrics:
         self.duplicates.inc(counts.duplicates)
         self.late.inc(counts.late)
         self.silent_steps.inc(counts.silent_steps)
-        for reason, n in counts.dead_letters.items():
-            self.dead_letters.labels(reason).inc(n)
-        for action, n in counts.gaps.items():
-            self.gaps.labels(action).inc(n)
-        for reset, n in counts.resets.items():
-            self.resets.labels(reset).inc(n)
+        by_label = (self.dead_letters, counts.dead_letters), (self.gaps, counts.gaps), (self.resets, counts.resets)
+        for counter, found in by_label:
+            for label, n in found.items():
+                if n:  # nearly never; with small batches to ask for the label would be the loop's dearest call
+                    counter.labels(label).inc(n)
         for stage, seconds in counts.stage_seconds.items():
             self.stage_seconds.observe((seconds,), stage)
         self.batch_size.observe(counts.waves)

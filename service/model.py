@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,14 @@ from numpy.typing import NDArray
 
 from service.errors import ModelError
 from service.onnx_file import content_hash, read_metadata
-from service.spec import CONTRACT, METADATA_KEY, ModelSpec, quantile_name
+from service.spec import CONTRACT, METADATA_KEY, ModelSpec
+from service.spec_checks import EXPORT_AGAIN, check_spec, forecast_shape, is_classifier, require
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
 MODEL_FILE = "model.onnx"
 MAX_BYTES = 64 * 1024 * 1024
-_EXPORT_AGAIN = "Export the model again with this version of `tidecast train`"
 ort.disable_telemetry_events()  # what a plant measures is nobody else's business
 # onnxruntime works on a few rows at a time, and on what is left over in another way, with another last bit. In a batch
 # of a multiple of so many rows nothing is left over: so a series' forecasts do not depend on who shares its wave.
@@ -75,7 +73,7 @@ class Model:
             raise ModelError(
                 "the graph is not the one that the model's spec describes",
                 got=f"content hash {content_hash(data)[:12]}, the spec says {spec.hash[:12]}",
-                do=_EXPORT_AGAIN,
+                do=EXPORT_AGAIN,
             )
         model = cls(spec, open_session(data, intra_op_threads), digest)
         model._check_tensors()
@@ -103,7 +101,7 @@ class Model:
         try:
             y, next_state, score = self._session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise ModelError("the model failed in a step", got=_first_line(error), do=_EXPORT_AGAIN) from error
+            raise ModelError("the model failed in a step", got=_first_line(error), do=EXPORT_AGAIN) from error
         return y[:rows], next_state[:rows], score[:rows]
 
     def _filled_up(self, *inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -119,7 +117,7 @@ class Model:
     def _check_tensors(self) -> None:
         """Names, types and shapes of the graph against the spec; only batch may be dynamic."""
         spec = self.spec
-        forecast = [len(spec.classes)] if _is_classifier(spec) else _forecast_shape(spec)
+        forecast = [len(spec.classes)] if is_classifier(spec) else forecast_shape(spec)
         inputs = {
             "x": ("tensor(float)", [len(spec.features)]),
             "ts": ("tensor(int64)", []),
@@ -148,86 +146,10 @@ class Model:
             raise ModelError(
                 "the model fails its self-test on this machine",
                 got=f"a forecast {worst:.3g} away from the trainer's, allowed {allowed:.3g}",
-                do=f"{_EXPORT_AGAIN}; if it fails again, compare the onnxruntime versions",
+                do=f"{EXPORT_AGAIN}; if it fails again, compare the onnxruntime versions",
             )
         if not np.isfinite(state).all():
-            raise ModelError("the model's state is not finite after its self-test", do=_EXPORT_AGAIN)
-
-
-def check_spec(spec: ModelSpec) -> None:
-    """Refuse a spec that contradicts itself.
-
-    Raises:
-        ModelError: with the first fault found.
-    """
-    _require(bool(spec.name.strip()), "the spec's name is empty", spec.name)
-    _require(re.fullmatch("[0-9a-f]{64}", spec.hash) is not None, "the spec's hash is not a sha256", spec.hash)
-    _require(spec.kind in ("forecaster", "classifier"), "the spec's kind is not known", spec.kind)
-    _check_names("features", spec.features)
-    _require("ts" not in spec.features, 'a feature is called "ts", the name of the time of a reading', spec.features)
-    if _is_classifier(spec):
-        _check_names("classes", spec.classes)
-    else:
-        _check_names("targets", spec.targets)
-        _check_names("quantiles", [quantile_name(q) for q in spec.quantiles])
-        ascending = all(0 < q < 1 for q in spec.quantiles) and all(a < b for a, b in pairwise(spec.quantiles))
-        _require(ascending, "the quantiles do not ascend between 0 and 1", spec.quantiles)
-        _require(spec.horizon >= 1, "the horizon is not at least 1 step", spec.horizon)
-    if spec.diagnostics:
-        _check_names("diagnostics", [diagnostic.name for diagnostic in spec.diagnostics])
-    _require(spec.step_ms >= 0, "the step is negative (0 = irregular)", spec.step_ms)
-    _require(spec.warmup_steps >= 0, "the warm-up is negative", spec.warmup_steps)
-    _check_state(spec)
-    _check_self_test(spec)
-
-
-def _check_state(spec: ModelSpec) -> None:
-    _require(spec.state_size >= 1, "the state is empty", spec.state_size)
-    position = 0
-    for part in sorted(spec.state, key=lambda part: part.start):
-        size = math.prod(part.shape)
-        _require(size >= 1 and all(n >= 1 for n in part.shape), "a slice of the state is empty", part.name)
-        _require(
-            part.start == position,
-            f"the state's slices must follow each other without gap or overlap, {part.name!r} from {position}",
-            part.start,
-        )
-        position += size
-    _require(position == spec.state_size, f"the state's slices must cover all {spec.state_size} of it", position)
-    _check_names("state slices", [part.name for part in spec.state])
-    length = len(spec.initial_state)
-    _require(length == spec.state_size, f"the initial state must have length {spec.state_size}", length)
-    initial = np.array(spec.initial_state, dtype=np.float64)
-    _require(bool((np.abs(initial) <= np.finfo(np.float32).max).all()), "the initial state is not finite", None)
-
-
-def _check_self_test(spec: ModelSpec) -> None:
-    test, features = spec.self_test, len(spec.features)
-    size = len(spec.classes) if _is_classifier(spec) else math.prod(_forecast_shape(spec))
-    _require(len(test.ts) >= 1 and len(test.x) == len(test.ts), "the self-test has no reading for each time", None)
-    _require(all(len(row) == features for row in test.x), f"the self-test's readings must have {features} values", None)
-    _require(all(-(2**63) <= ts < 2**63 for ts in test.ts), "the self-test's times are not 64-bit", None)
-    _require(len(test.y) == size, f"the self-test's forecast must have {size} values", len(test.y))
-    _require(all(map(math.isfinite, [*test.y, test.rtol])), "the self-test's forecast is not finite", None)
-    _require(0 < test.rtol <= 0.1, "the self-test's tolerance must lie in (0, 0.1]", test.rtol)
-
-
-def _check_names(what: str, names: Sequence[str]) -> None:
-    _require(len(names) >= 1, f"the spec has no {what}", list(names))
-    _require(len(set(names)) == len(names), f"the spec's {what} are not unique", list(names))
-
-
-def _require(holds: bool, what: str, got: object) -> None:
-    if not holds:
-        raise ModelError(what, got=got, do=_EXPORT_AGAIN)
-
-
-def _is_classifier(spec: ModelSpec) -> bool:
-    return spec.kind == "classifier"
-
-
-def _forecast_shape(spec: ModelSpec) -> list[int]:
-    return [spec.horizon, len(spec.targets), len(spec.quantiles)]
+            raise ModelError("the model's state is not finite after its self-test", do=EXPORT_AGAIN)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
@@ -270,7 +192,7 @@ def _read_spec(metadata: dict[str, str]) -> ModelSpec:
         return msgspec.json.decode(text, type=ModelSpec)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ModelError(
-            f"the model's {METADATA_KEY!r} cannot be read", got=_first_line(error), do=_EXPORT_AGAIN
+            f"the model's {METADATA_KEY!r} cannot be read", got=_first_line(error), do=EXPORT_AGAIN
         ) from None
 
 
@@ -293,20 +215,20 @@ def open_session(data: bytes, intra_op_threads: int = 1) -> ort.InferenceSession
     try:
         return ort.InferenceSession(data, sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        raise ModelError("onnxruntime refuses the model", got=_first_line(error), do=_EXPORT_AGAIN) from None
+        raise ModelError("onnxruntime refuses the model", got=_first_line(error), do=EXPORT_AGAIN) from None
 
 
 def _compare(side: str, expected: dict[str, tuple[str, list[int]]], found: Sequence[ort.NodeArg]) -> None:
     names = sorted(tensor.name for tensor in found)
-    _require(names == sorted(expected), f"the graph's {side}s must be {', '.join(expected)}", names)
+    require(names == sorted(expected), f"the graph's {side}s must be {', '.join(expected)}", names)
     for tensor in found:
         kind, static = expected[tensor.name]
         shape = list(tensor.shape)
         text = f"the graph's {side} {tensor.name!r}"
-        _require(tensor.type == kind, f"{text} must be a {kind}", tensor.type)
-        _require(len(shape) == 1 + len(static), f"{text} must have {1 + len(static)} axes", shape)
-        _require(not isinstance(shape[0], int), f"{text} must have a dynamic first axis, batch", shape)
-        _require(shape[1:] == static, f"{text} must have the shape {['batch', *static]}", shape)
+        require(tensor.type == kind, f"{text} must be a {kind}", tensor.type)
+        require(len(shape) == 1 + len(static), f"{text} must have {1 + len(static)} axes", shape)
+        require(not isinstance(shape[0], int), f"{text} must have a dynamic first axis, batch", shape)
+        require(shape[1:] == static, f"{text} must have the shape {['batch', *static]}", shape)
 
 
 def _first_line(error: BaseException) -> str:

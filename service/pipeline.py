@@ -10,16 +10,17 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from service.broker.base import Batch, Outgoing
 from service.decoding import ReadingDecoder
-from service.encoding import ForecastEncoder
+from service.encoding import ForecastEncoder, Sources
+from service.idle import Idle
 from service.messages import DeadLetterReason, Refused, check_key, dead_letter_headers, forecast_headers
 from service.model import Model
 from service.policy import Counts, Fate, Policy, Result, Work
+from service.replays import Replays
 from service.series import SeriesTable
 from service.stretches import Stretch, stretches
 from service.timestamps import format_time
@@ -30,7 +31,6 @@ __all__ = ["Counts", "Fate", "Pipeline", "Policy", "Result"]
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-_SWEEPS_PER_TTL = 8
 _ROWS_AT_ONCE = 1_024  # of a wave, in one call of the model: what it needs on the way stays in the cache
 
 
@@ -57,10 +57,8 @@ class Pipeline:
         self._encoder = ForecastEncoder(spec)
         forecast = (spec.horizon, len(spec.targets), len(spec.quantiles))
         self._forecast_shape = (len(spec.classes),) if spec.kind == "classifier" else forecast
-        self._newest: dict[int, int] = {}  # partition -> ms, the newest record seen
-        self._swept: dict[int, int] = {}  # partition -> ms, that `_newest` at the last look for idle series
-        self._silent: dict[int, int] = {}  # partition -> offset up to which all is answered already
-        self._held: dict[int, int] = {}  # partition -> the last offset that a restored state holds
+        self._idle = Idle(self.table, policy.series_ttl_ms)
+        self._replays = Replays(self.table)
 
     def process(self, batch: Batch) -> Result:
         """Answer a batch: each reading with a forecast, unless it is late, a duplicate, or a dead letter.
@@ -75,7 +73,7 @@ class Pipeline:
         read = self._timer()
         for stretch in self._stretches(work):  # nearly always one
             self._step(work, self._order(work, stretch))
-        self._forget_idle(work)
+        self._idle.forget(work)
         stepped = self._timer()
         result = self._answer(work)
         work.counts.stage_seconds = {
@@ -88,22 +86,17 @@ class Pipeline:
     def revoke(self, partitions: Collection[int]) -> None:
         """Forget the series of partitions that another worker has now."""
         self.table.forget_partitions(partitions)
-        for partition in partitions:
-            for known in (self._newest, self._swept, self._silent, self._held):
-                known.pop(partition, None)
+        self._idle.revoke(partitions)
+        self._replays.forget(partitions)
 
     def replay(self, partition: int, until: int) -> None:
         """The partition's states were restored; readings before `until` were answered by an earlier process."""
-        mine = self.table.partitions == partition
-        self._silent[partition] = until
-        self._held[partition] = int(self.table.offsets[mine].max(initial=-1))
+        self._replays.begin(partition, until)
 
     def take_over(self, partition: int, older: Pipeline) -> None:
         """The partition is this one's from the next record on, where `older` stands now; its series are here."""
-        self._silent.pop(partition, None)
-        for mine, theirs in ((self._newest, older._newest), (self._swept, older._swept)):
-            if partition in theirs:
-                mine[partition] = theirs[partition]
+        self._replays.answer_all(partition)
+        self._idle.take_over(partition, older._idle)
 
     def _read(self, batch: Batch) -> Work:
         """Values and keys; what is no reading becomes a dead letter here."""
@@ -137,27 +130,8 @@ class Pipeline:
                 check_key(batch.keys[record])
             except Refused as refusal:
                 work.refuse(record, refusal)
-        if self._silent or self._held:
-            self._mark_replayed(work)
+        self._replays.mark(work)
         return work
-
-    def _mark_replayed(self, work: Work) -> None:
-        """After a restore: what was answered before is not answered again, what a state holds is not applied again."""
-        for partition, until in list(self._silent.items()):
-            rows = work.partitions == partition
-            work.silent |= rows & (work.offsets < until)
-            if rows.any() and int(work.offsets[rows].max()) >= until - 1:
-                del self._silent[partition]
-        for partition, last in list(self._held.items()):
-            rows = np.flatnonzero((work.partitions == partition) & (work.offsets <= last) & (work.slots >= 0))
-            rows = rows[work.offsets[rows] <= self.table.offsets[work.slots[rows]]]
-            work.fate[rows] = Fate.APPLIED
-            work.silent[rows] = True
-            for record in rows.tolist() if work.letters else ():
-                work.letters.pop(record, None)
-            mine = work.offsets[work.partitions == partition]
-            if len(mine) and int(mine.max()) >= last:
-                del self._held[partition]
 
     def _stretches(self, work: Work) -> Iterator[Stretch]:
         """Find each reading's slot, and forget series where their time has come, between stretches."""
@@ -251,36 +225,20 @@ class Pipeline:
                 records, y, score, done = records[spoken], y[spoken], score[spoken], done[spoken]
             work.y[records], work.score[records], work.warm[records] = y, score, done >= warmup
 
-    def _forget_idle(self, work: Work) -> None:
-        """Free the slots of series that would be expired anyway if a reading of them came now.
-
-        Idle is measured against the newest record of the series' own partition: another partition may be hours
-        ahead while this one catches up. The look over the table happens a few times in each ttl.
-        """
-        ttl = self._policy.series_ttl_ms
-        if ttl <= 0:
-            return
-        timestamps = np.array(work.batch.timestamps, dtype=np.int64)
-        for partition in np.unique(work.partitions).tolist():
-            newest = max(int(timestamps[work.partitions == partition].max()), self._newest.get(partition, 0))
-            self._newest[partition] = newest
-            if newest - self._swept.setdefault(partition, newest) >= ttl // _SWEEPS_PER_TTL:
-                self._swept[partition] = newest
-                work.counts.resets["expired"] += self.table.forget_idle(partition, newest - ttl)
-
     def _answer(self, work: Work) -> Result:
         """Forecast records and dead letters, and the counts of what became of every record."""
         batch, counts = work.batch, work.counts
         answered = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
         rows = slice(None) if len(answered) == len(batch) else answered  # nearly always all, and then nothing is copied
-        ts, score, partitions = work.readings.ts[rows], work.score[rows], work.partitions[rows]
+        ts, score = work.readings.ts[rows], work.score[rows]
+        sources = Sources(batch.topic, work.partitions[rows], work.offsets[rows])
         theirs = batch if len(answered) == len(batch) else batch.take(answered.tolist())
         forecasts = Outgoing(
             topic=self._output_topic,
             partitions=[*theirs.partitions],
             keys=[*theirs.keys],
-            values=[*self._encoder.encode(ts, work.warm[rows], work.y[rows], score)],
-            headers=forecast_headers(theirs.headers, _sources(theirs)),
+            values=[*self._encoder.encode(sources, ts, work.warm[rows], work.y[rows], score)],
+            headers=forecast_headers(theirs.headers),
             timestamps=[None] * len(answered),
         )
         fates = np.bincount(work.fate[~work.silent], minlength=len(Fate)).tolist()
@@ -288,7 +246,7 @@ class Pipeline:
         counts.tombstones = fates[Fate.TOMBSTONE]
         counts.replayed = int(work.silent.sum())
         counts.readings = len(batch) - counts.tombstones - counts.replayed
-        return Result(forecasts, self._dead_letters(work), counts, score, ts, partitions, self._model.spec)
+        return Result(forecasts, self._dead_letters(work), counts, score, ts, sources, self._model.spec)
 
     def _dead_letters(self, work: Work) -> Outgoing:
         """Each record that was refused, as it was, with the reason; counts them."""
@@ -312,13 +270,6 @@ class Pipeline:
                 timestamp=batch.timestamps[r] if batch.timestamps[r] >= 0 else None,
             )
         return dead_letters
-
-
-def _sources(batch: Batch) -> list[bytes]:
-    """`topic-partition-offset` of each record."""
-    before = {partition: f"{batch.topic}-{partition}-".encode() for partition in set(batch.partitions)}
-    offsets = msgspec.json.encode(batch.offsets)[1:-1].split(b",")
-    return list(map(bytes.__add__, map(before.__getitem__, batch.partitions), offsets))
 
 
 def _from_the_future(ts: int, timestamp: int) -> Refused:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.broker.base import Batch, Outgoing
 from service.decoding import Readings
+from service.encoding import Sources
 from service.messages import DeadLetterReason, Refused
 from service.spec import ModelSpec
 
@@ -87,7 +88,7 @@ class Result:
     counts: Counts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
     event_times: NDArray[np.int64]  # [forecasts] ms
-    partitions: NDArray[np.int32]  # [forecasts]
+    sources: Sources  # the readings that are answered
     spec: ModelSpec  # of the model that made them
 
 

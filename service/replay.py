@@ -42,14 +42,14 @@ def replay(pipeline: Pipeline, windows: Iterable[Table], tally: Tally) -> Iterat
             result = pipeline.process(_batch(window.take(rows), rows, offset))
             tally.add(result)
             forecasts = result.forecasts
-            for key, value, headers in zip(forecasts.keys, forecasts.values, forecasts.headers, strict=True):
+            rows_answered = (result.sources.offsets - offset).tolist()  # an offset is the reading's number in the file
+            for key, value, row in zip(forecasts.keys, forecasts.values, rows_answered, strict=True):
                 if key is None or value is None:
                     raise AssertionError("a forecast has a key and a value")
                 prefix = prefixes.get(key)
                 if prefix is None:
                     prefix = prefixes[key] = b'{"series":' + _encode(key.decode()) + b","
-                source = int(dict(headers)["source"].rpartition(b"-")[2])  # the reading's number in the file
-                lines[source - offset] = prefix + value[1:] + b"\n"
+                lines[row] = prefix + value[1:] + b"\n"
         tally.series.update(window.series)
         offset += len(window)
         yield [line for line in lines if line]

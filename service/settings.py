@@ -46,7 +46,12 @@ class Settings:
     bootstrap_servers: str = _setting(
         "127.0.0.1:9092", "host:port of the Kafka brokers, comma-separated", group="Kafka"
     )
-    client: str = _setting("kafka-python", "the Kafka client library to use", group="Kafka", choices=("kafka-python",))
+    client: str = _setting(
+        "kafka-python",
+        "the Kafka client library to use; confluent, the fast one, comes with tidecast[fast]",
+        group="Kafka",
+        choices=("kafka-python", "confluent"),
+    )
     input_topic: str = _setting("readings", "topic that readings are read from", group="Kafka")
     output_topic: str = _setting("forecasts", "topic that forecasts are written to", group="Kafka")
     dead_letter_topic: str = _setting("dead-letters", "topic for readings that cannot be used", group="Kafka")
@@ -85,7 +90,7 @@ class Settings:
         20.0, "a worker that Kafka has not heard of for so long loses its partitions, s", group="Kafka", low=6
     )
     max_poll_records: int = _setting(
-        2000, "readings taken from Kafka in one go, and so the largest batch", group="Kafka", low=1, high=1_000_000
+        8000, "readings taken from Kafka in one go, and so the largest batch", group="Kafka", low=1, high=1_000_000
     )
     broker_timeout_seconds: float = _setting(
         60.0, "how long to wait for a broker that does not answer before giving up, s", group="Kafka", low=1

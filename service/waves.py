@@ -60,6 +60,8 @@ def newest_before(slots: Int64, ts: Int64, last_ts: Int64) -> Int64:
         [readings] ms, NEVER before the first reading of a new series.
     """
     first = starts(slots)
+    if first.all():
+        return last_ts
     # A running maximum over all, with each series lifted above the one before, is a running maximum within each.
     lift = (np.cumsum(first) - 1) * _SPAN - NEVER
     newest = np.maximum.accumulate(np.where(first, np.maximum(ts, last_ts), ts) + lift) - lift
@@ -95,12 +97,14 @@ def in_waves(
 
     The first step of every series makes the first wave, the second the second, and so on.
     """
+    first = starts(slots)
+    if first.all() and not silent.any():  # one wave, as it stands: so are nearly all small batches
+        return Steps(records, slots, ts, silent > 0, restart, np.array([0, len(records)]))
     runs = silent + 1
     of = np.repeat(np.arange(len(records)), runs)  # [steps] the reading that each belongs to
     begins = np.cumsum(runs) - runs  # [readings] its first step
     nth = np.arange(len(of)) - begins[of]  # [steps] 0, 1, … within the reading
     is_silent = nth < silent[of]
-    first = starts(slots)
     series = np.cumsum(first) - 1  # [readings]
     wave = np.arange(len(of)) - begins[first][series][of]  # [steps]
     order = stable_order(wave)

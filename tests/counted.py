@@ -20,8 +20,8 @@ CODEC = Codec(counting_spec())
 class Counted(Topics):
     """Topics with `each` series in every partition; all of them get a reading at every step."""
 
-    def __init__(self, bootstrap_servers, partitions=2, each=3):
-        super().__init__(bootstrap_servers, partitions)
+    def __init__(self, bootstrap_servers, partitions=2, each=3, **more):
+        super().__init__(bootstrap_servers, partitions, **more)
         self.series = {b"s%d-%d" % (p, i): p for p in range(partitions) for i in range(each)}
         self.steps = 0
 

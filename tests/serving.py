@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from service.broker.base import Outgoing
-from service.broker.connect import connect
+from service.broker.connect import CLIENTS, connect
 from service.topics import CHANGELOG_CONFIG
 
 PATIENCE = 60.0  # for what must happen; nothing is asserted about how fast it does
@@ -23,8 +23,8 @@ PATIENCE = 60.0  # for what must happen; nothing is asserted about how fast it d
 class Topics:
     """Topics of one test's own, and what it puts into and takes out of them."""
 
-    def __init__(self, bootstrap_servers, partitions=1):
-        self.bootstrap_servers, self.count = bootstrap_servers, partitions
+    def __init__(self, bootstrap_servers, partitions=1, *, client=CLIENTS[0]):
+        self.bootstrap_servers, self.count, self.client = bootstrap_servers, partitions, client
         name = uuid.uuid4().hex[:8]
         kinds = ("readings", "forecasts", "dead", "states")
         self.readings, self.forecasts, self.dead, self.states = (f"{kind}-{name}" for kind in kinds)
@@ -45,6 +45,7 @@ class Topics:
             f"--dead-letter-topic={self.dead}",
             f"--changelog-topic={self.states}",
             f"--group={self.group}",
+            f"--client={self.client}",
             "--http-port=0",
         ]
 

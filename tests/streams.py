@@ -94,10 +94,10 @@ def fates(results: list[Result]) -> dict[int, tuple[str, object]]:
     """offset -> forecast or dead letter; fails where a record has two of them."""
     found: dict[int, tuple[str, object]] = {}
     for result in results:
-        for value, headers in zip(result.forecasts.values, result.forecasts.headers, strict=True):
+        for value in result.forecasts.values:
             parsed: dict[str, Any] = json.loads(value or b"")
             rows = [parsed["targets"]["value"][f"p{q * 100:g}"] for q in QUANTILES]
-            offset = int(dict(headers)["source"].split(b"-")[-1])
+            offset = int(parsed["source"].split("-")[-1])
             assert offset not in found
             found[offset] = "forecast", (np.array(rows).T.tolist(), parsed["warm"])
         for headers in result.dead_letters.headers:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.timestamps import format_duration
+from training.calendar import FINEST_SLOT_MS, PERIODS
 from training.config import Config
 from training.data import Dataset, Stretch
-from training.forecaster import FINEST_SLOT_MS, PERIODS
 from training.linear import Scaled, ahead, carried_forward, fit_ridge
 from training.measures import mae, mean
 

@@ -233,7 +233,7 @@ def calibrate(model: Forecaster, data: Prepared, config: Config) -> None:
 def _factors(model: Forecaster, data: Prepared, config: Config, since: int, until: int) -> Tensor:
     """[horizon, targets, quantiles], 1 where too few rows say anything about a tail."""
     scaled, linear, truth = _ensemble(model, data, config, since, until)  # [rows, horizon, targets, quantiles]
-    scaled = model.judge.balance(scaled, linear, model.judge.prior.expand(len(scaled), -1, -1, -1))
+    scaled = balanced(model, scaled, linear)
     middle = scaled[..., model.judge.center]
     factors = torch.ones_like(model.judge.calibration)
     for k, level in enumerate(model.quantiles):
@@ -245,6 +245,12 @@ def _factors(model: Forecaster, data: Prepared, config: Config, since: int, unti
         trusted = torch.isfinite(ratio).sum(dim=0) >= 50
         factors[..., k] = torch.where(trusted, factor, torch.ones(()))
     return factors
+
+
+def balanced(model: Forecaster, out: Tensor, linear: Tensor) -> Tensor:
+    """Quantiles [rows, horizon, targets, quantiles] as of a series that has said nothing yet: between the two paths."""
+    share = model.judge.share(model.judge.prior.reshape(-1, 1)).reshape(linear.shape[1:])
+    return out + ((1 - share) * (linear - out[..., model.judge.center]))[..., None]
 
 
 def weigh_paths(model: Forecaster, data: Prepared, config: Config) -> None:
@@ -260,4 +266,4 @@ def _ensemble(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`outputs` of all members together."""
     parts = [outputs(model, m, data, since, until) for m in range(config.fit.members)]
-    return model.average([out for out, _, _ in parts]), parts[0][1], parts[0][2]
+    return torch.stack([out for out, _, _ in parts]).mean(dim=0), parts[0][1], parts[0][2]

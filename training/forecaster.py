@@ -4,10 +4,14 @@
 
 One step reads top to bottom: `observe` (scale, fill what is missing, lags, calendar, the linear forecast), the
 recurrent cell, `head` (quantiles that cannot cross), `conclude` (score the earlier forecasts, weigh the two paths,
-calibrate), pack. The
+calibrate), `pack`. The
 linear forecast is a mixture of `training.experts`, solved in closed form; the recurrent path learns what it leaves
 over. A missing value is replaced by the linear forecast that was made for it one step earlier, so that a window can be
 trained on in one pass (`window`) and still equal the folded step.
+
+Inside, the batch is the last axis, and leads and targets are rows, by lead: what is said of a row then meets the whole
+batch at once, and taking rows apart costs nothing. Only what is multiplied by a matrix of weights (past values, the
+cell's input and state) has the batch first, so that the order of its sums is the same for every batch.
 """
 
 from __future__ import annotations
@@ -17,42 +21,50 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from service.spec import Diagnostic, StateSlice
+from training.calendar import Calendar
 from training.config import Config
 from training.experts import Experts, error_of
-from training.judge import Due, Judge
+from training.judge import Due, Fan, Judge
 from training.recurrent import Head, Recurrent
 from training.units import Units
 
-DAY_MS, WEEK_MS, YEAR_MS = 86_400_000, 604_800_000, 31_556_952_000
-PERIODS = {"day": DAY_MS, "week": WEEK_MS, "year": YEAR_MS}
-FINEST_SLOT_MS = 1_800_000  # slots of half an hour at the least: finer ones have too few rows each
 CLOCK = 1 << 22  # a time in ms as two float32 that are each exact
+SOFTPLUS_FROM = 80.0  # beyond it exp would leave float32
 
 
 class Memory(NamedTuple):
-    """What `observe` remembers, unpacked."""
+    """What `observe` remembers, unpacked. The queues hold their oldest entry after a step, but not before one."""
 
-    values: Tensor  # [batch, history + hindsight, targets] scaled, filled, newest last
-    covariates: Tensor  # [batch, 1 + hindsight, covariates] scaled, last known, newest last
-    expected: Tensor  # [batch, targets] the linear forecast of the next value
-    seen: Tensor  # [batch, targets] 1 once a value was observed
-    age: Tensor  # [batch, 1] steps so far, saturating
-    clock: Tensor  # [batch, 2] the last event time, only where readings are irregular
-    expert_errors: Tensor  # [batch, experts, targets] running mean error of each linear expert
+    values: Tensor  # [batch, (history + hindsight) * targets] scaled, filled, newest last
+    covariates: Tensor  # [(1 + hindsight) * covariates, batch] scaled, last known, newest last
+    expected: Tensor  # [targets, batch] the linear forecast of the next value
+    seen: Tensor  # [targets, batch] 1 once a value was observed
+    age: Tensor  # [1, batch] steps so far
+    clock: Tensor  # [2, batch] the last event time, only where readings are irregular
+    expert_errors: Tensor  # [experts * targets, batch] running mean error of each linear expert
 
 
 class View(NamedTuple):
-    """What `observe` hands on."""
+    """What `observe` hands on, [rows, batch] each; None = 0 and 1, where all series share one scale."""
 
-    inputs: Tensor  # [batch, inputs] of the recurrent cell, not yet normalised
-    linear: Tensor  # [batch, horizon * targets] scaled
-    observed: Tensor  # [batch, targets] bool
-    clipped: Tensor  # [batch, targets] bool
-    center: Tensor  # [batch, targets] scaled; with `scale`, the series' local units
-    scale: Tensor  # [batch, targets]
+    inputs: Tensor  # [inputs, batch] of the recurrent cell, not yet normalised
+    linear: Tensor  # [horizon * targets, batch] in local units
+    naive: Tensor  # [scored * targets, batch] scaled: the values as many steps ago as a scored lead is long
+    observed: Tensor  # [targets, batch] bool
+    clipped: Tensor  # [targets, batch] bool
+    center: Tensor | None  # [targets, batch] scaled; with `scale`, the series' local units
+    scale: Tensor | None  # [targets, batch]
+
+
+class Seen(NamedTuple):
+    """What `observe` saw of whole stretches, [n, steps, rows] each; the rows as in `View`."""
+
+    inputs: Tensor
+    linear: Tensor
+    center: Tensor
+    scale: Tensor
 
 
 class Forecaster(nn.Module):
@@ -69,15 +81,20 @@ class Forecaster(nn.Module):
         self.d, self.c, self.h = len(self.targets), len(self.covariates), model.horizon
         self.quantiles, self.q = list(model.quantiles), len(model.quantiles)
         self.history, self.lags, self.step_ms = config.history, config.lag_steps, config.step_ms
-        self.calendar = list(model.calendar)
         self.members_count = config.fit.members
         self.settled_after = min(self.history, 48)  # steps until local units mean something
         self.leads = sorted({1, *(max(1, round(self.h * f)) for f in (0.25, 0.5, 0.75)), self.h})
 
         self.units = Units(self.d, self.d + self.c, model.transform, local=model.scale == "local")
         self.judge = Judge(config)
-        slots = {name: (PERIODS[name], self.slot_ms(name), self.slot_count(name)) for name in self.slotted}
-        self.experts = Experts(1 + (model.experts or 0), self.h, self.d, self.c, self.history, slots)
+        experts = 1 + (model.experts or 0)
+        self.calendar = Calendar(
+            [name for name in ("day", "week", "year") if name in model.calendar],
+            self.step_ms,
+            Experts.looks_back(experts, self.h),
+        )
+        picks = [1, *(lag - 1 for lag in self.lags), *self.judge.scored]  # the value before, lags, naive forecasts
+        self.experts = Experts(experts, self.h, self.d, self.c, self.history, picks, self.calendar)
         self.hindsight = self.experts.hindsight
         self.register_buffer("spread", torch.ones(self.h, self.d, 1))  # of what the linear path leaves over
         width = self.input_width
@@ -87,7 +104,7 @@ class Forecaster(nn.Module):
         self.cells = nn.ModuleList(
             Recurrent(model.cell, width, model.hidden, model.layers, model.dropout) for _ in range(self.members_count)
         )
-        outputs = self.h * self.d * self.q
+        outputs = self.q * self.h * self.d
         self.heads = nn.ModuleList(
             Head(model.hidden + width, model.hidden, outputs, model.dropout) for _ in range(self.members_count)
         )
@@ -98,28 +115,18 @@ class Forecaster(nn.Module):
     # ------------------------------------------------------------------ shapes and layout
 
     @property
-    def slotted(self) -> list[str]:
-        """The calendar periods that have a learned value for each slot (the year has only waves)."""
-        return [name for name in self.calendar if name != "year"]
-
-    def slot_ms(self, name: str) -> int:
-        """Length of one slot of a period."""
-        return max(min(self.step_ms, PERIODS[name]), FINEST_SLOT_MS)
-
-    def slot_count(self, name: str) -> int:
-        """Slots in a period."""
-        return -(-PERIODS[name] // self.slot_ms(name))
-
-    @property
     def input_width(self) -> int:
         """Inputs of the recurrent cell: see `observe`."""
-
         per_target = 4 + len(self.leads) + len(self.lags)
-        return per_target * self.d + 2 * self.c + 2 * len(self.calendar) + (1 if self.step_ms == 0 else 0)
+        return per_target * self.d + 2 * self.c + 2 * len(self.calendar.names) + (1 if self.step_ms == 0 else 0)
 
     def _layout(self) -> list[StateSlice]:
-        parts: list[tuple[str, tuple[int, ...]]] = [
-            ("values", (self.history + self.hindsight, self.d)),
+        """First what has the batch first inside (see `pack`), then the rows."""
+        parts: list[tuple[str, tuple[int, ...]]] = [("values", (self.history + self.hindsight, self.d))]
+        for m, cell in enumerate(self.cells):
+            assert isinstance(cell, Recurrent)
+            parts.append((f"hidden_{m}", cell.state_shape))
+        parts += [
             ("covariates", (1 + self.hindsight, self.c)),
             ("expected", (self.d,)),
             ("seen", (self.d,)),
@@ -127,9 +134,6 @@ class Forecaster(nn.Module):
             ("clock", (2 if self.step_ms == 0 else 0,)),
             ("expert_errors", (self.experts.count if self.hindsight else 0, self.d)),
         ]
-        for m, cell in enumerate(self.cells):
-            assert isinstance(cell, Recurrent)
-            parts.append((f"hidden_{m}", cell.state_shape))
         parts += self.judge.layout
         slices, start = [], 0
         for name, shape in parts:
@@ -151,167 +155,245 @@ class Forecaster(nn.Module):
                 state[part.start : part.start + size] = prior.flatten()
         return state
 
-    def unpack(self, state: Tensor) -> dict[str, Tensor]:
-        """name -> [batch, *shape]."""
-        flat = {s.name: state[:, s.start : s.start + math.prod(s.shape)] for s in self.slices}
-        return {s.name: flat[s.name].reshape(state.shape[0], *s.shape) for s in self.slices}
+    def unpack(self, state: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The state [batch, state] by names, and of each queue what stays of it, without its oldest entry.
+
+        Past values and the cell's state are [batch, size], all others [size, batch]. Of the judge's queues the first
+        of the two is the oldest entry alone: it is due.
+        """
+        wide = 1 + self.members_count
+        first, rest = self._pieces(self.slices[:wide]), self._pieces(self.slices[wide:])
+        size = sum(size for _, size in rest)
+        *rows, small = state.split_with_sizes([*(size for _, size in first), size], dim=1)
+        columns = small.T.split_with_sizes([size for _, size in rest])
+        empty = {s.name: small[:, :0].T for s in self.slices if 0 in s.shape}
+        found: list[dict[str, Tensor]] = [{}, {}]
+        for (piece, _), part in zip([*first, *rest], [*rows, *columns], strict=True):
+            found[piece.endswith("+")][piece.removesuffix("+")] = part
+        return {**empty, **found[0]}, {**empty, **found[1]}
+
+    def _pieces(self, slices: list[StateSlice]) -> list[tuple[str, int]]:
+        """What the slices are cut into, with sizes: of a queue the oldest entry and "+" the others."""
+        out = []
+        for s in slices:
+            size = math.prod(s.shape)
+            queue = s.name in ("values", "covariates") or s.name.startswith("pending_")
+            entry = size // s.shape[0] if queue and s.shape[0] else size
+            out += [(name, part) for name, part in ((s.name, entry), (s.name + "+", size - entry)) if part]
+        return out
+
+    def memory(self, oldest: dict[str, Tensor], kept: dict[str, Tensor]) -> Memory:
+        """What `observe` goes on from, out of `unpack`."""
+        # With no hindsight there is one set of covariates, the last known: not a queue.
+        queues = {"values": kept["values"], "covariates": (kept if self.hindsight else oldest)["covariates"]}
+        return Memory(**{name: queues.get(name, oldest[name]) for name in Memory._fields})
+
+    def pack(self, after: Memory, hidden: list[Tensor], judged: list[Tensor]) -> Tensor:
+        """The state [batch, state], by `slices`; hidden [batch, .] of each member, the judge's parts [., batch]."""
+        columns = torch.cat([part for part in (*after[1:], *judged) if len(part)])
+        return torch.cat([after.values, *hidden, columns.T], dim=1)
 
     # ------------------------------------------------------------------ the path of a reading
 
     def forward(self, x: Tensor, ts: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step. x [batch, features] raw, ts [batch] ms, state [batch, state]: y, next_state, score."""
-        parts = self.unpack(state)
-        memory = Memory(*(parts[name] for name in Memory._fields))
+        oldest, kept = self.unpack(state)
+        memory = self.memory(oldest, kept)
         view, after = self.observe(x, ts, memory)
-        hidden, outs = [], []
-        inputs = self.normalise(view.inputs)
+        hidden, fans = [], []
+        inputs = self.normalise(view.inputs).T
         for m, (cell, head) in enumerate(zip(self.cells, self.heads, strict=True)):
-            top, following = cell(inputs, parts[f"hidden_{m}"])
+            top, following = cell(inputs, oldest[f"hidden_{m}"])
             hidden.append(following)
-            outs.append(self.head(head, top, inputs, view.linear))
-        y, judged, score = self.conclude(x, view, memory, after, parts, self.average(outs))
-        flat = [part.flatten(1) for part in (*after, *hidden, *judged)]
-        return y, torch.cat([part for part in flat if part.shape[1] > 0], dim=1), score
+            fans.append(self.head(head, top, inputs))
+        y, judged, score = self.conclude(x, view, memory, after, oldest, kept, self.average(fans))
+        return y, self.pack(after, hidden, judged), score
 
     def conclude(
-        self, x: Tensor, view: View, before: Memory, after: Memory, parts: dict[str, Tensor], outs: Tensor
+        self,
+        x: Tensor,
+        view: View,
+        before: Memory,
+        after: Memory,
+        oldest: dict[str, Tensor],
+        kept: dict[str, Tensor],
+        fan: Fan,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """From the paths' quantiles in local units to y in raw ones: (y, the judge's slices after, score)."""
-        steps = {h: before.values[:, self.history + self.hindsight - h] for h in self.judge.scored}
-        now = after.values[:, -1]
-        due = Due(x, view.observed, view.clipped, now, view.scale, steps, before.age, before.seen)
-        score, widening, errors = self.judge(self.units, due, parts)
-        linear = view.linear.reshape(-1, self.h, self.d)
-        said = self.judge.calibrate(self.judge.balance(outs, linear, errors), widening)
-        center, scale = view.center[:, None], view.scale[:, None]
-        scaled = said * scale[..., None] + center[..., None]  # [batch, horizon, targets, quantiles]
-        recurrent = outs[..., self.judge.center] * scale + center  # [batch, horizon, targets]
-        queues = self.judge.enqueue(parts, scaled, linear * scale + center, recurrent)
-        return self.units.unscale(scaled), [widening, errors, *queues], score
+        """From the recurrent path's quantiles about the linear one to y: (y, the judge's slices after, score)."""
+        now = after.values[:, -self.d :].T
+        due = Due(x.T[: self.d], view.observed, view.clipped, now, view.scale, view.naive, before.age, before.seen)
+        score, widening, errors = self.judge(self.units, due, oldest)
+        middle = view.linear + self.judge.share(errors) * fan.middle
+        said = self.judge.quantile_rows(Fan(middle, self.judge.stretched(fan.reach, widening)))
+        linear, recurrent = view.linear, view.linear + fan.middle
+        if view.center is not None and view.scale is not None:
+            center, scale = view.center.repeat(self.h, 1), view.scale.repeat(self.h, 1)
+            said, linear, recurrent = (part * scale + center for part in (said, linear, recurrent))
+        raw = self.units.unscale(said)  # [quantiles, horizon * targets, batch]
+        fresh = self.judge.enqueued(raw, linear, recurrent)
+        queues = [part for h, new in zip(self.judge.scored, fresh, strict=True)
+                  for part in (kept.get(f"pending_{h}"), new) if part is not None]  # fmt: skip
+        y = raw.transpose(0, 1).flatten(0, 1).T.reshape(-1, self.h, self.d, self.q)
+        return y, [widening, errors, *queues], score
 
     def observe(self, x: Tensor, ts: Tensor, memory: Memory) -> tuple[View, Memory]:
-        """Scale, fill, lags, calendar, linear forecast; nothing in it is trained by gradient."""
-        there = ~torch.isnan(x)  # [batch, features]
-        z, clipped = self.units.scale(x)
-        z = torch.where(there, z, torch.cat([memory.expected, memory.covariates[:, -1]], dim=1))
-        now, covariates = z[:, : self.d], torch.cat([memory.covariates[:, 1:], z[:, None, self.d :]], dim=1)
-        observed = there[:, : self.d]
-        first = (observed & (memory.seen == 0))[:, None]  # [batch, 1, targets]: the past is as this first value
-        shifted = torch.cat([memory.values[:, 1:], now[:, None]], dim=1)
-        values = torch.where(first, now[:, None].expand_as(shifted), shifted)  # [batch, history + hindsight, targets]
+        """Scale, fill, lags, calendar, linear forecast; nothing in it is trained by gradient.
 
-        center, scale = self.units.locate(values[:, self.hindsight :])  # [batch, targets]
-        past = (values[:, self.hindsight :] - center[:, None]) / scale[:, None]
-        newest = past[:, -1]
-        errors = self.review(values, covariates, ts, memory)
-        leads = self.experts.mix(self.experts(past, covariates[:, -1], ts), errors)  # [batch, horizon, targets]
-        waves = []
-        for name in self.calendar:
-            phase = torch.remainder(ts, PERIODS[name])  # [batch] int64: exact
-            angle = phase.to(torch.float32) * (2 * math.pi / PERIODS[name])
-            waves += [torch.sin(angle)[:, None], torch.cos(angle)[:, None]]
-        error = torch.where(observed & (memory.seen > 0), (now - memory.expected) / scale, torch.zeros_like(now))
-        parts = [newest, observed.to(z.dtype), error, newest - past[:, -2]]
-        parts += [leads[:, lead - 1] - newest for lead in self.leads]
-        parts += [past[:, self.history - lag] - newest for lag in self.lags]  # that lag before the next step
-        parts += [covariates[:, -1], there[:, self.d :].to(z.dtype), *waves]
+        x [batch, features], ts [batch]; `memory` without the oldest entries of its queues.
+        """
+        d, c = self.d, self.c
+        raw = x.T  # [features, batch]
+        there = ~torch.isnan(raw)
+        z, inside = self.units.scale(raw)
+        known = torch.cat([memory.expected, memory.covariates[-c:]]) if c else memory.expected
+        z = torch.where(there, z, known)
+        now, observed, was_there = z[:d], there[:d], there.to(z.dtype)
+        seen = torch.maximum(memory.seen, was_there[:d])
+        values = self._filled(torch.cat([memory.values, now.T], dim=1), now, seen > memory.seen)
+        covariates = torch.cat([memory.covariates, z[d:]]) if self.hindsight else z[d:]
+
+        past, back, center, scale = self._in_local_units(values)
+        scored = self.judge.scored
+        products = self.experts(past, back)
+        lags, naive = products.picked.split_with_sizes([(1 + len(self.lags)) * d, len(scored) * d])
+
+        waves, slots, slots_then = self.calendar(ts)
+        errors = memory.expert_errors.reshape(-1, d, x.shape[0]) if self.hindsight else memory.expert_errors
+        if self.hindsight:
+            said = self.experts.finish(
+                products.then, covariates[:c], slots_then
+            )  # [experts, hindsight, targets, batch]
+            error = error_of(said, torch.unflatten(products.since, 0, (-1, d)))
+            errors = self.experts.review(errors, error, memory.age)
+        forecasts = self.experts.finish(products.now, covariates[len(covariates) - c :], slots)
+        leads = self.experts.mix(forecasts, errors).flatten(0, 1)  # [horizon * targets, batch]
+
+        newest, error, expected = now, (now - memory.expected) * memory.seen, leads[:d]  # 0 where nothing was expected
+        if center is not None and scale is not None:
+            newest, error, expected = (now - center) / scale, error / scale, expected * scale + center
+            naive = naive * self._each(scale, len(scored)) + self._each(center, len(scored))
+        rows = [(lead - 1) * d + t for lead in self.leads for t in range(d)]
+        some = leads if len(rows) == len(leads) else leads.index_select(0, torch.tensor(rows))
+        ahead = torch.cat([lags, some]) - self._each(newest, 1 + len(self.lags) + len(self.leads))
+        parts = [newest, was_there[:d], error, ahead, *waves]
+        parts += [covariates[len(covariates) - c :], was_there[d:]] if c else []
         clock = memory.clock
         if self.step_ms == 0:
-            clock, since = self._tick(ts, memory)
-            parts.append(since)
+            clock, passed = self._tick(ts, memory)
+            parts.append(passed)
+        low, high = self.units.low[:d, None], self.units.high[:d, None]
         after = Memory(
             values=values,
             covariates=covariates,
-            expected=torch.clamp(
-                leads[:, 0] * scale + center, min=self.units.low[: self.d], max=self.units.high[: self.d]
-            ),
-            seen=torch.maximum(memory.seen, observed.to(z.dtype)),
-            age=torch.clamp(memory.age + 1, max=1e6),
+            expected=torch.clamp(expected, min=low, max=high),
+            seen=seen,
+            age=memory.age + 1,  # a float32: stays where it cannot grow
             clock=clock,
-            expert_errors=errors,
+            expert_errors=errors.flatten(0, 1) if self.hindsight else errors,
         )
-        return View(torch.cat(parts, dim=1), leads.flatten(1), observed, clipped[:, : self.d], center, scale), after
+        return View(torch.cat(parts), leads, naive, observed, there[:d] ^ inside[:d], center, scale), after
 
-    def review(self, values: Tensor, covariates: Tensor, ts: Tensor, memory: Memory) -> Tensor:
-        """The experts' running errors, with what each would have said `hindsight` steps ago about what came since."""
+    def _filled(self, values: Tensor, now: Tensor, first: Tensor) -> Tensor:
+        """Past values [batch, steps * targets]; where now [targets, batch] is the first ever, the past is as this."""
+        if self.d == 1:
+            return torch.where(first.T, now.T, values)
+        apart = torch.unflatten(values, 1, (-1, self.d))
+        return torch.where(first.T[:, None], now.T[:, None], apart).flatten(1)
+
+    def _in_local_units(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Past values in the series' local units of now and of `hindsight` steps ago, and those of now."""
+        if not self.units.local:
+            return values, values, None, None
+        apart = torch.unflatten(values, 1, (-1, self.d))
+        center, scale = self.units.locate(apart[:, self.hindsight :])
+        past = ((apart - center[:, None]) / scale[:, None]).flatten(1)
         if not self.hindsight:
-            return memory.expert_errors
-        then, since = values[:, : self.history], values[:, self.history :]
-        center, scale = self.units.locate(then)
-        past, truth = (then - center[:, None]) / scale[:, None], (since - center[:, None]) / scale[:, None]
-        said = self.experts(past, covariates[:, 0], ts - self.hindsight * self.step_ms)[:, :, : self.hindsight]
-        return self.experts.review(memory.expert_errors, error_of(said, truth), memory.age)
+            return past, past, center.T, scale.T
+        center_then, scale_then = self.units.locate(apart[:, : self.history])
+        return past, ((apart - center_then[:, None]) / scale_then[:, None]).flatten(1), center.T, scale.T
+
+    def _each(self, rows: Tensor, count: int) -> Tensor:
+        """Rows of the targets for `count` times the targets."""
+        return rows if self.d == 1 else rows.repeat(count, 1)
 
     def _tick(self, ts: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """The clock after this reading, and log seconds since the one before [batch, 1]."""
+        """The clock after this reading, and log seconds since the one before [1, batch]."""
         lower = torch.remainder(ts, CLOCK)
         upper = (ts - lower).to(torch.float32) / CLOCK  # a multiple of a power of two: exact
-        clock = torch.stack([upper, lower.to(torch.float32)], dim=1)  # [batch, 2]
-        passed = (clock[:, :1] - memory.clock[:, :1]) * CLOCK + (clock[:, 1:] - memory.clock[:, 1:])
+        clock = torch.stack([upper, lower.to(torch.float32)])  # [2, batch]
+        passed = (clock[:1] - memory.clock[:1]) * CLOCK + (clock[1:] - memory.clock[1:])
         return clock, torch.log1p(torch.clamp(passed, min=0.0) / 1000.0) * torch.clamp(memory.age, max=1.0)
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Inputs of the cell at zero mean and unit variance on training rows; clamped, as it extrapolates badly."""
-        return torch.clamp((inputs - self.input_mean) / self.input_std, min=-8.0, max=8.0)
+        """Inputs [inputs, batch] of the cell at zero mean and unit variance on training rows.
 
-    def head(self, head: nn.Module, top: Tensor, inputs: Tensor, linear: Tensor) -> Tensor:
-        """Quantiles around the linear forecast [..., horizon, targets, quantiles], scaled; they cannot cross."""
-        raw = head(torch.cat([self.dropout(top), inputs], dim=-1))
-        raw = raw.reshape(*raw.shape[:-1], self.h, self.d, self.q)
-        middle = linear.reshape(*linear.shape[:-1], self.h, self.d, 1)
-        centre = raw[..., self.judge.center : self.judge.center + 1] + 0.5  # the bias starts at -0.5
-        columns = [centre]
-        for k in range(self.judge.center + 1, self.q):
-            columns.append(columns[-1] + F.softplus(raw[..., k : k + 1]))
-        for k in range(self.judge.center - 1, -1, -1):
-            columns.insert(0, columns[0] - F.softplus(raw[..., k : k + 1]))
-        return middle + self.spread * torch.cat(columns, dim=-1)
+        Clamped, as the cell extrapolates badly.
+        """
+        return torch.clamp((inputs - self.input_mean[:, None]) / self.input_std[:, None], min=-8.0, max=8.0)
 
-    def average(self, outs: list[Tensor]) -> Tensor:
+    def head(self, head: nn.Module, top: Tensor, inputs: Tensor) -> Fan:
+        """Quantiles about the linear forecast, in local units, [rows, ...]; top [..., hidden], inputs [..., inputs]."""
+        raw = head(torch.cat([self.dropout(top), inputs], dim=-1)).movedim(-1, 0)
+        raw = torch.unflatten(raw, 0, (self.q, -1))
+        spread = self.spread.reshape(-1, *[1] * (raw.dim() - 2))
+        widths = torch.log(1 + torch.exp(torch.clamp(raw[1:], max=SOFTPLUS_FROM)))  # softplus, by fast functions
+        return Fan((raw[0] + 0.5) * spread, self.judge.outwards(widths, torch.add) * spread)  # the bias starts at -0.5
+
+    def average(self, fans: list[Fan]) -> Fan:
         """The members' quantiles, averaged level by level."""
-        return outs[0] if len(outs) == 1 else torch.stack(outs).mean(dim=0)
+        return fans[0] if len(fans) == 1 else Fan(*(torch.stack(part).mean(dim=0) for part in zip(*fans, strict=True)))
 
     # ------------------------------------------------------------------ the same, over windows
 
-    def prepare(self, x: Tensor, ts: Tensor) -> View:
-        """Fold `observe` over whole stretches, once: x [n, steps, features], ts [n, steps].
-
-        Returns what it sees, with steps as the second axis: inputs are not normalised yet.
-        """
-        parts = self.unpack(self.initial_state().expand(x.shape[0], -1))
-        memory = Memory(*(parts[name] for name in Memory._fields))
+    def prepare(self, x: Tensor, ts: Tensor) -> Seen:
+        """Fold `observe` over whole stretches, once: x [n, steps, features], ts [n, steps]."""
+        memory = self.memory(*self.unpack(self.initial_state().expand(x.shape[0], -1)))
         views = []
         with torch.no_grad():
             for t in range(x.shape[1]):
-                view, memory = self.observe(x[:, t], ts[:, t], memory)
-                views.append(view)
-        return View(*(torch.stack(column, dim=1) for column in zip(*views, strict=True)))
+                view, after = self.observe(x[:, t], ts[:, t], memory)
+                queues = {
+                    "values": after.values[:, self.d :],
+                    "covariates": after.covariates[self.hindsight and self.c :],
+                }
+                memory = after._replace(**queues)
+                center = torch.zeros(self.d, x.shape[0]) if view.center is None else view.center
+                scale = torch.ones(self.d, x.shape[0]) if view.scale is None else view.scale
+                views.append((view.inputs, view.linear, center, scale))
+        return Seen(*(torch.stack(column).permute(2, 0, 1) for column in zip(*views, strict=True)))
 
     def roll(self, member: int, inputs: Tensor, linear: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One member over a window in one pass: normalised inputs [n, steps, inputs], hidden [n, *state_shape] or None.
 
-        Returns scaled quantiles [n, steps, horizon, targets, quantiles], not calibrated, and the hidden state after.
+        linear [n, steps, horizon * targets]. Returns scaled quantiles [n, steps, horizon, targets, quantiles], not
+        calibrated, and the hidden state after.
         """
+        fan, hidden = self._rolled(member, inputs, hidden)
+        rows = self.judge.quantile_rows(fan._replace(middle=fan.middle + linear.movedim(-1, 0)))
+        return torch.unflatten(rows.movedim((0, 1), (-1, -2)), -2, (self.h, self.d)), hidden
+
+    def _rolled(self, member: int, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Fan, Tensor]:
         cell = self.cells[member]
         assert isinstance(cell, Recurrent)
         tops, hidden = cell.roll(inputs, hidden)
-        return self.head(self.heads[member], tops, inputs, linear), hidden
+        return self.head(self.heads[member], tops, inputs), hidden
 
     def window(self, x: Tensor, ts: Tensor) -> Tensor:
         """Forecasts y [n, steps, horizon, targets, quantiles], raw units, of whole stretches from the initial state.
 
         The recurrent cell takes the window in one pass; only what feeds on the forecasts themselves goes step by step.
         """
-        view = self.prepare(x, ts)
-        inputs = self.normalise(view.inputs)
-        outs = self.average([self.roll(m, inputs, view.linear)[0] for m in range(self.members_count)])
-        parts = self.unpack(self.initial_state().expand(x.shape[0], -1))
-        memory = Memory(*(parts[name] for name in Memory._fields))
-        names = [name for name, _ in self.judge.layout]
+        inputs = self.prepare(x, ts).inputs
+        inputs = self.normalise(inputs.flatten(0, 1).T).T.reshape(inputs.shape)
+        fan = self.average([self._rolled(m, inputs)[0] for m in range(self.members_count)])
+        state = self.initial_state().expand(x.shape[0], -1)
         ys = []
         for t in range(x.shape[1]):
-            now, after = self.observe(x[:, t], ts[:, t], memory)
-            y, judged, _ = self.conclude(x[:, t], now, memory, after, parts, outs[:, t])
-            memory, parts = after, dict(zip(names, judged, strict=True))
+            oldest, kept = self.unpack(state)
+            before = self.memory(oldest, kept)
+            view, after = self.observe(x[:, t], ts[:, t], before)
+            now = Fan(*(part[..., t] for part in fan))
+            y, judged, _ = self.conclude(x[:, t], view, before, after, oldest, kept, now)
+            state = self.pack(after, [oldest[f"hidden_{m}"] for m in range(self.members_count)], judged)
             ys.append(y)
         return torch.stack(ys, dim=1)

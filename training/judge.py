@@ -8,6 +8,7 @@ that a series on which one of them fails goes on with the other.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from service.spec import Diagnostic
 from training.config import Config
-from training.experts import NOTHING, PRIOR_STEPS, WORST
+from training.experts import NOTHING, PRIOR_STEPS, WORST, times
 from training.units import Units
 
 EDGE = 0.1  # of an interval's width, over which a hit becomes a miss
@@ -25,20 +26,27 @@ WIDEST_LOG = 1.5  # of logarithms: there an interval is a factor, and twenty tim
 FORGETTING = 0.01  # of the two paths' running errors, a step
 DECISIVENESS = 40.0  # how sharply the better path is preferred
 LINEAR, RECURRENT = 0, 1  # the paths
-QUEUED = 5  # columns of a queue: the median, the interval's ends, and the medians of the two paths
+QUEUED = 5  # rows of a queue: the median and the interval's ends, raw, and the medians of the two paths, scaled
 
 
 class Due(NamedTuple):
     """What has come true at this step."""
 
-    x: Tensor  # [batch, features] raw
-    observed: Tensor  # [batch, targets] bool
-    clipped: Tensor  # [batch, targets] bool
-    now: Tensor  # [batch, targets] scaled
-    scale: Tensor  # [batch, targets] of the local units
-    naive: dict[int, Tensor]  # scored lead -> [batch, targets] scaled: the value that many steps before
-    age: Tensor  # [batch, 1] steps before this one
-    seen: Tensor  # [batch, targets] 1 where a value was observed before
+    x: Tensor  # [targets, batch] raw, NaN = missing
+    observed: Tensor  # [targets, batch] bool
+    clipped: Tensor  # [targets, batch] bool
+    now: Tensor  # [targets, batch] scaled
+    scale: Tensor | None  # [targets, batch] of the local units; None = 1
+    naive: Tensor  # [scored * targets, batch] scaled: the values as many steps before as a lead is long
+    age: Tensor  # [1, batch] steps before this one
+    seen: Tensor  # [targets, batch] 1 where a value was observed before
+
+
+class Fan(NamedTuple):
+    """Quantiles of each lead and target as one and what lies on its two sides."""
+
+    middle: Tensor  # [horizon * targets, ...] the quantile nearest to the median
+    reach: Tensor  # [quantiles - 1, horizon * targets, ...] distances from it, by `Judge.order`
 
 
 class Judge(nn.Module):
@@ -50,20 +58,25 @@ class Judge(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.targets, self.d = config.targets, len(config.targets)
+        self.targets, self.d, self.h = config.targets, len(config.targets), config.model.horizon
         self.scored, self.adaptation = config.score_horizons, config.model.interval_adaptation
-        self.quantiles = config.model.quantiles
-        self.center = min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5))
+        self.quantiles, self.q = config.model.quantiles, len(config.model.quantiles)
+        self.center = min(range(self.q), key=lambda i: abs(self.quantiles[i] - 0.5))
+        # The quantiles from the centre outwards: below and above in turn, then what is left of the longer side.
+        away = range(1, self.q)
+        rings = [[k for k in (self.center - i, self.center + i) if 0 <= k < self.q] for i in away]
+        self.order = [self.center, *(k for ring in rings for k in ring)]
+        self.rings = [ring for ring in rings if ring]
         self.level = round(self.quantiles[-1] - self.quantiles[0], 6)
         self.widest = WIDEST_LOG if config.model.transform == "log" else WIDEST
-        self.register_buffer("calibration", torch.ones(config.model.horizon, self.d, len(self.quantiles)))
+        self.register_buffer("calibration", torch.ones(config.model.horizon, self.d, self.q))
         self.register_buffer("between", _between(self.scored, config.model.horizon))
         self.register_buffer("prior", torch.ones(len(self.scored), 2, self.d))
 
     @property
     def layout(self) -> list[tuple[str, tuple[int, ...]]]:
         """Its slices of the state, in order."""
-        queues = [(f"pending_{h}", (h, self.d, QUEUED)) for h in self.scored]
+        queues = [(f"pending_{h}", (h, QUEUED, self.d)) for h in self.scored]
         return [("widening", (len(self.scored), self.d)), ("path_errors", (len(self.scored), 2, self.d)), *queues]
 
     @property
@@ -80,79 +93,107 @@ class Judge(nn.Module):
         return out + [Diagnostic(f"clipped_{t}", "clipped", t, 0) for t in self.targets]
 
     def forward(self, units: Units, due: Due, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(score [batch, columns], widening after, path errors after) of one step.
+        """(score [batch, columns], widening after, path errors after, [rows, batch] each) of one step.
+
+        `parts`: the judge's slices of the state, [rows, batch] each; of the queues only the oldest forecasts.
 
         Adaptive conformal inference (Gibbs and Candès 2021): a miss widens, a hit narrows a little, so that in the long
         run the widest interval holds what it says, whatever the series does.
         """
-        truth = torch.where(due.observed, due.x[:, : self.d], torch.zeros_like(due.now))  # [batch, targets] raw
-        nothing = torch.full_like(truth, float("nan"))
-        least = NARROWEST_SPAN * units.small()
-        columns, moves, errors = [], [], []
-        for i, h in enumerate(self.scored):
-            queued = parts[f"pending_{h}"][:, 0]  # [batch, targets, QUEUED] scaled
-            middle, lower, upper = units.unscale(queued[..., :3]).unbind(dim=-1)
-            naive = units.unscale(due.naive[h][..., None])[..., 0]
-            error = torch.abs(truth - middle)
-            scored = due.observed & (due.age >= h) & (due.seen > 0)
-            inside = ((truth >= lower) & (truth <= upper)).to(truth.dtype)
-            surprise = error / torch.clamp((upper - lower) / 2, min=least)
-            for column in (error, torch.abs(truth - naive), inside, surprise):
-                columns.append(torch.where(scored, column, nothing))
-            # Not the yes or no of `inside`: rounding must not decide it one way in torch and the other in onnxruntime.
-            edge = torch.clamp(EDGE * (upper - lower), min=least)
-            held = torch.clamp(torch.minimum(truth - lower, upper - truth) / edge + 0.5, min=0.0, max=1.0)
-            moves.append(torch.where(scored, self.level - held, torch.zeros_like(held)))
+        count, d = len(self.scored), self.d
+        queued = torch.cat([parts[f"pending_{h}"] for h in self.scored]).reshape(count, QUEUED, d, -1)
+        middle, lower, upper, paths = queued.split_with_sizes([1, 1, 1, 2], dim=1)  # [scored, ., targets, batch]
+        naive = units.unscale(due.naive).reshape(count, 1, d, -1)
+        leads = torch.tensor(self.scored, dtype=torch.float32)[:, None, None, None]
+        scored = (due.age >= leads) & (due.observed & (due.seen > 0))  # [scored, 1, targets, batch]
+        nothing = torch.full((), float("nan"))
 
-            missed = torch.abs(due.now[:, None] - queued[..., 3:].transpose(1, 2)) / due.scale[:, None]
-            known = torch.clamp(due.age - h, min=0.0)[:, :, None]  # errors so far
-            rate = torch.clamp(1 / (known + PRIOR_STEPS), min=FORGETTING)
-            old = parts["path_errors"][:, i]  # [batch, paths, targets]
-            errors.append(torch.where(scored[:, None], old + rate * (missed.clamp(max=WORST) - old), old))
-        by_target = torch.stack(columns, dim=2).reshape(-1, self.d, len(self.scored), 4)
-        clipped = torch.where(due.clipped, torch.ones_like(truth), nothing)  # said only where it happened
-        score = torch.cat([by_target.permute(0, 2, 1, 3).flatten(1), clipped], dim=1)
-        moved = parts["widening"] + self.adaptation * torch.stack(moves, dim=1)  # [batch, scored, targets]
-        return score, torch.clamp(moved, min=NARROWEST, max=self.widest), torch.stack(errors, dim=1)
+        error = torch.abs(due.x - torch.cat([middle, naive], dim=1))
+        width, inside = upper - lower, torch.minimum(due.x - lower, upper - due.x)  # how far inside the interval
+        least = (NARROWEST_SPAN * units.small())[:, None]
+        surprise = error[:, :1] / torch.maximum(width * 0.5, least)
+        columns = torch.cat([error, (inside >= 0).to(error.dtype), surprise], dim=1)
+        columns = torch.where(scored, columns, nothing).transpose(1, 2).flatten(0, 2)
+        clipped = torch.where(due.clipped, torch.ones(()), nothing)  # said only where it happened
+        score = torch.cat([columns, clipped]).T
 
-    def balance(self, outs: Tensor, linear: Tensor, errors: Tensor) -> Tensor:
-        """Quantiles moved towards the linear path as far as that did better of late.
+        # Not the yes or no of `inside`: rounding must not decide it one way in torch and the other in onnxruntime.
+        widening = parts["widening"]
+        if self.adaptation > 0:
+            edge = torch.maximum(width * (EDGE / self.adaptation), least / self.adaptation)
+            middling = self.adaptation * (self.level - 0.5)
+            move = torch.clamp(
+                middling - inside / edge, min=self.adaptation * (self.level - 1), max=self.adaptation * self.level
+            )
+            moved = widening + torch.where(scored, move, torch.zeros(())).flatten(0, 2)
+            widening = torch.clamp(moved, min=NARROWEST, max=self.widest)
 
-        outs [batch, horizon, targets, quantiles], linear [batch, horizon, targets], errors [batch, scored, 2, targets].
+        missed = torch.abs(due.now - paths)  # [scored, 2, targets, batch]
+        missed = (missed if due.scale is None else missed / due.scale).clamp(max=WORST)
+        known = (due.age + (PRIOR_STEPS - leads)).clamp(max=1 / FORGETTING)  # errors so far, and what the prior counts
+        old = parts["path_errors"].reshape(count, 2, d, -1)
+        errors = old + torch.where(scored, (missed - old) / known, torch.zeros(()))
+        return score, widening, errors.flatten(0, 2)
+
+    def share(self, errors: Tensor) -> Tensor:
+        """How far each lead goes with the recurrent path: [horizon * targets, batch] in (0, 1), 0 = linear alone.
+
+        errors [scored * 2 * targets, batch], the two paths' running errors.
         """
-        share = (errors[:, :, LINEAR] - errors[:, :, RECURRENT]) / (errors.amin(dim=2) + NOTHING)
-        weight = torch.matmul(self.between, torch.sigmoid(DECISIVENESS * share))  # [batch, horizon, targets]
-        return outs + ((1 - weight) * (linear - outs[..., self.center]))[..., None]
+        linear, recurrent = errors.reshape(len(self.scored), 2, -1).unbind(dim=1)  # [scored, targets * batch]
+        better = (linear - recurrent) / (torch.minimum(linear, recurrent) + NOTHING)
+        return self._interpolated(torch.sigmoid(DECISIVENESS * better))
 
-    def calibrate(self, outs: Tensor, widening: Tensor | None = None) -> Tensor:
-        """Stretch each quantile about the median, keeping the order; outs [..., horizon, targets, quantiles].
+    def stretched(self, reach: Tensor, widening: Tensor | None = None) -> Tensor:
+        """Distances from the median as they are to be, in order still; [quantiles - 1, horizon * targets, batch].
 
         By what validation rows asked for, and by what the series itself has asked for since: `widening`
-        [..., scored, targets], in logarithms, given for some leads and interpolated between them.
+        [scored * targets, batch], in logarithms, given for some leads and interpolated between them.
         """
-        middle = outs[..., self.center : self.center + 1]
-        factor = self.calibration
+        factor = self.calibration.permute(2, 0, 1).flatten(1)[self.order[1:], :, None]
         if widening is not None and self.adaptation > 0:
-            factor = factor * torch.exp(torch.matmul(self.between, widening))[..., None]
-        moved = middle + factor * (outs - middle)
-        columns = [middle]
-        for k in range(self.center + 1, len(self.quantiles)):
-            columns.append(torch.maximum(columns[-1], moved[..., k : k + 1]))
-        for k in range(self.center - 1, -1, -1):
-            columns.insert(0, torch.minimum(columns[0], moved[..., k : k + 1]))
-        return torch.cat(columns, dim=-1)
+            factor = factor * torch.exp(self._interpolated(widening.reshape(len(self.scored), -1)))
+        return self.outwards(factor * reach, torch.maximum)
 
-    def enqueue(self, parts: dict[str, Tensor], said: Tensor, linear: Tensor, recurrent: Tensor) -> list[Tensor]:
-        """The queues, with what is forecast now: quantiles [batch, horizon, targets, quantiles], paths [..., targets].
+    def outwards(self, rows: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Fold `join` over each side from the centre outwards; rows [quantiles - 1, ...] by `order`."""
+        if not len(rows):
+            return rows
+        parts = list(rows.split_with_sizes([len(ring) for ring in self.rings]))
+        for i in range(1, len(parts)):
+            inner, outer = self.rings[i - 1], self.rings[i]
+            # Where only one side goes on, its row of the ring before.
+            before = (
+                parts[i - 1]
+                if len(inner) == len(outer)
+                else parts[i - 1][:1]
+                if outer[0] < self.center
+                else parts[i - 1][1:]
+            )
+            parts[i] = join(before, parts[i])
+        return torch.cat(parts)
 
-        All scaled.
+    def quantile_rows(self, fan: Fan) -> Tensor:
+        """The quantiles [quantiles, horizon * targets, ...], ascending; they cannot cross."""
+        if self.q == 1:
+            return fan.middle[None]
+        at = [self.order.index(k) - 1 if k != self.center else 0 for k in range(self.q)]
+        sign = torch.sign(torch.arange(self.q) - self.center).to(fan.middle.dtype)
+        return fan.middle + sign.reshape(-1, *[1] * fan.middle.dim()) * fan.reach.index_select(0, torch.tensor(at))
+
+    def enqueued(self, said: Tensor, linear: Tensor, recurrent: Tensor) -> list[Tensor]:
+        """What joins each queue: [QUEUED * targets, batch] for each scored lead.
+
+        said [quantiles, horizon * targets, batch] raw; linear and recurrent [horizon * targets, batch] scaled.
         """
-        queues = []
-        for h in self.scored:
-            ends = said[:, h - 1][..., [self.center, 0, len(self.quantiles) - 1]]  # [batch, targets, 3]
-            fresh = torch.cat([ends, linear[:, h - 1, :, None], recurrent[:, h - 1, :, None]], dim=-1)
-            queues.append(torch.cat([parts[f"pending_{h}"][:, 1:], fresh[:, None]], dim=1))
-        return queues
+        pool = torch.cat([said.flatten(0, 1), linear, recurrent])
+        kinds = (self.center, 0, self.q - 1, self.q, self.q + 1)
+        rows = [[(kind * self.h + h - 1) * self.d + t for kind in kinds for t in range(self.d)] for h in self.scored]
+        return [pool.index_select(0, torch.tensor(each)) for each in rows]
+
+    def _interpolated(self, rows: Tensor) -> Tensor:
+        """[scored, targets * batch], given for the scored leads, for all of them: [horizon * targets, batch]."""
+        return times(self.between, rows).reshape(self.h * self.d, -1)
 
 
 def _between(scored: list[int], horizon: int) -> Tensor:

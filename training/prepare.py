@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.bank import fit_bank
+from training.calendar import PERIODS
 from training.config import Config
 from training.data import Dataset, Stretch
-from training.forecaster import PERIODS, Forecaster, View
+from training.forecaster import Forecaster, Seen
 from training.linear import CHUNK_ROWS, Scaled, filled, fit_ridge, windows
 from training.trust import set_trust
 from training.units import FAR_BELOW, LIMIT
@@ -48,8 +49,7 @@ def fit_scalers(model: Forecaster, dataset: Dataset, until: int) -> None:
     if units.transform == "log":
         lowest = np.nan_to_num(np.nanmin(rows[:, : model.d], axis=0), nan=1.0)
         units.floor[: model.d] = torch.from_numpy(lowest / FAR_BELOW)
-    rows = units.bend(torch.from_numpy(rows)).numpy()
-    for f, column in enumerate(rows.T):
+    for f, column in enumerate(units.bend(torch.from_numpy(rows.T)).numpy()):
         known = column[np.isfinite(column)]
         if len(known) == 0:
             continue  # a covariate that training never saw: mean 0, deviation 1
@@ -65,8 +65,8 @@ def fit_scalers(model: Forecaster, dataset: Dataset, until: int) -> None:
 
 def scaled(model: Forecaster, stretch: Stretch) -> Scaled:
     """A stretch as `training.linear` takes it."""
-    z = model.units.scale(torch.from_numpy(stretch.x.astype(np.float64)))[0].numpy()
-    slots = tuple((stretch.ts % PERIODS[name]) // model.slot_ms(name) for name in model.slotted)
+    z = model.units.scale(torch.from_numpy(stretch.x.T.astype(np.float64)))[0].T.numpy()
+    slots = tuple((stretch.ts % PERIODS[name]) // part for name, part in model.calendar.part.items())
     out = Scaled(z[:, : model.d], z[:, model.d :], slots, stretch.ts)
     if not model.units.local:
         return out
@@ -89,14 +89,14 @@ def fit_linear_path(model: Forecaster, dataset: Dataset, config: Config) -> None
         history=model.history,
         horizon=model.h,
         lags=model.lags,
-        slot_counts=tuple(model.slot_count(name) for name in model.slotted),
+        slot_counts=tuple(model.calendar.count.values()),
         train_until=config.train_until_ms,
         validate_until=config.validate_until_ms,
     )
     linear = model.experts
     linear.weight.copy_(torch.from_numpy(ridge.weights))
     linear.bias.copy_(torch.from_numpy(ridge.bias))
-    for name, table in zip(model.slotted, ridge.slots, strict=True):
+    for name, table in zip(model.calendar.count, ridge.slots, strict=True):
         linear.get_buffer(f"slots_{name}").copy_(torch.from_numpy(table))
     if linear.count > 1:
         bank = fit_bank(
@@ -111,6 +111,8 @@ def fit_linear_path(model: Forecaster, dataset: Dataset, config: Config) -> None
         weights = torch.from_numpy(bank.weights.reshape(model.d, -1, model.history))
         linear.bank_weight.copy_(weights.transpose(1, 2))
         linear.bank_bias.copy_(torch.from_numpy(bank.bias.reshape(model.d, 1, -1)))
+    linear.assemble()
+    if linear.count > 1:
         set_trust(model, stretches, config)
 
 
@@ -123,7 +125,7 @@ def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Calla
     mean, std = model.units.mean[: model.d], model.units.std[: model.d]
     empty = (0.0, 0.0, float("nan"), 0.0, 1.0)
     for stretch, view in zip(dataset.stretches, folded, strict=True):
-        z = (model.units.bend(torch.from_numpy(stretch.x))[:, : model.d] - mean) / std  # [steps, targets]
+        z = (model.units.bend(torch.from_numpy(stretch.x.T))[: model.d].T - mean) / std  # [steps, targets]
         scale = view.scale.clone()
         if model.units.local:
             scale[: model.settled_after] = float("nan")
@@ -145,13 +147,13 @@ def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Calla
     residual = truth - out.linear[origins].reshape(-1, model.h, model.d)
     spread = residual.pow(2).nanmean(dim=0).sqrt().nan_to_num(1.0).clamp(min=1e-3)
     model.spread.copy_(spread[..., None])
-    return replace(out, inputs=model.normalise(out.inputs))
+    return replace(out, inputs=model.normalise(out.inputs.T).T.contiguous())
 
 
-def _fold(model: Forecaster, stretches: list[Stretch], progress: Callable[[float], None]) -> list[View]:
+def _fold(model: Forecaster, stretches: list[Stretch], progress: Callable[[float], None]) -> list[Seen]:
     """`model.prepare` of each stretch; stretches of like length go together, so that padding stays small."""
     order = sorted(range(len(stretches)), key=lambda i: -len(stretches[i].ts))
-    out: dict[int, View] = {}
+    out: dict[int, Seen] = {}
     done, total = 0, sum(len(s.ts) for s in stretches)
     while order:
         longest = len(stretches[order[0]].ts)
@@ -166,7 +168,7 @@ def _fold(model: Forecaster, stretches: list[Stretch], progress: Callable[[float
         seen = model.prepare(x, ts)
         for row, i in enumerate(group):
             steps = len(stretches[i].ts)
-            out[i] = View(*(column[row, :steps] for column in seen))
+            out[i] = Seen(*(column[row, :steps] for column in seen))
             done += steps
         progress(done / total)
     return [out[i] for i in range(len(stretches))]

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 KINDS: dict[str, type[nn.GRU] | type[nn.LSTM] | type[nn.RNN]] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+GATES = {"gru": 3, "lstm": 4, "rnn": 1}
 
 
 class Recurrent(nn.Module):
-    """`step(input, hidden) -> (top, hidden)`; hidden is [batch, parts, layers, hidden], 2 parts for an LSTM."""
+    """`step(input, hidden) -> (top, hidden)`; hidden holds 2 parts for an LSTM, each [layers, hidden], flat."""
 
     def __init__(self, kind: str, inputs: int, hidden: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -25,38 +26,41 @@ class Recurrent(nn.Module):
         self.state_shape = (2 if kind == "lstm" else 1, layers, hidden)
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: inputs [batch, inputs], hidden [batch, parts, layers, hidden]; the top layer's h comes first."""
+        """One step: inputs [batch, inputs], hidden [batch, parts * layers * hidden]; the top layer's h comes first."""
+        parts, layers, size = self.state_shape
+        states = [hidden] if parts * layers == 1 else list(hidden.split_with_sizes([size] * parts * layers, dim=1))
         below = inputs
-        following = []
-        for layer in range(self.layers):
-            below, states = self._cell(layer, below, hidden[:, :, layer])
-            following.append(states)
-        return below, torch.stack(following, dim=2)
+        for layer in range(layers):
+            states[layer::layers] = self._cell(layer, below, states[layer::layers])
+            below = states[layer]
+        return below, states[0] if len(states) == 1 else torch.cat(states, dim=1)
 
-    def _cell(self, layer: int, inputs: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """One layer, one step: states [batch, parts, hidden]."""
+    def _cell(self, layer: int, inputs: Tensor, states: list[Tensor]) -> list[Tensor]:
+        """One layer, one step: states [batch, hidden], h first.
+
+        One matrix for each gate, so that nothing has to be cut; what both inputs and h are summed in, is one product.
+        """
         w_in, w_re, b_in, b_re = (
-            getattr(self.net, f"{n}_l{layer}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            getattr(self.net, f"{n}_l{layer}").chunk(GATES[self.kind])
+            for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        h = states[:, 0]
-        ours, past = F.linear(inputs, w_in, b_in), F.linear(h, w_re, b_re)
+        h = states[0]
+        both = torch.cat([inputs, h], dim=1)
+
+        def gate(k: int) -> Tensor:
+            return F.linear(both, torch.cat([w_in[k], w_re[k]], dim=1), b_in[k] + b_re[k])
+
         if self.kind == "rnn":
-            h = torch.tanh(ours + past)
-            return h, h[:, None]
+            return [torch.tanh(gate(0))]
         if self.kind == "gru":
-            r_in, z_in, n_in = ours.chunk(3, dim=1)
-            r_re, z_re, n_re = past.chunk(3, dim=1)
-            keep = torch.sigmoid(z_in + z_re)
-            new = torch.tanh(n_in + torch.sigmoid(r_in + r_re) * n_re)
-            h = new + keep * (h - new)
-            return h, h[:, None]
-        i, f, g, o = (ours + past).chunk(4, dim=1)
-        c = torch.sigmoid(f) * states[:, 1] + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        return h, torch.stack([h, c], dim=1)
+            reset, keep = torch.sigmoid(gate(0)), torch.sigmoid(gate(1))
+            new = torch.tanh(F.linear(inputs, w_in[2], b_in[2]) + reset * F.linear(h, w_re[2], b_re[2]))
+            return [new + keep * (h - new)]
+        c = torch.sigmoid(gate(1)) * states[1] + torch.sigmoid(gate(0)) * torch.tanh(gate(2))
+        return [torch.sigmoid(gate(3)) * torch.tanh(c), c]
 
     def roll(self, inputs: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A window: inputs [n, steps, inputs]; hidden as in `forward`, None = zeros. Tops are [n, steps, hidden]."""
+        """A window: inputs [n, steps, inputs]; hidden [n, *state_shape], None = zeros. Tops are [n, steps, hidden]."""
         if hidden is None:
             tops, after = self.net(inputs)
         else:

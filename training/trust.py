@@ -34,8 +34,8 @@ def _prior(model: Forecaster, stretches: list[Scaled], config: Config) -> Tensor
         if len(at) == 0:
             continue
         said, truth = _said(model, s, at, config.validate_until_ms)
-        whole = torch.isfinite(truth).all(dim=2).all(dim=1)
-        total, count = total + error_of(said[whole], truth[whole]).sum(dim=0), count + int(whole.sum())
+        whole = torch.isfinite(truth).flatten(0, 1).all(dim=0)
+        total, count = total + error_of(said[..., whole], truth[..., whole]).sum(dim=-1), count + int(whole.sum())
     return total / count if count else torch.ones_like(total)
 
 
@@ -50,31 +50,34 @@ def _rate(model: Forecaster, stretches: list[Scaled], config: Config) -> float:
         if len(rows) <= experts.hindsight:
             continue
         said, truth = _said(model, s, rows, config.validate_until_ms)
-        errors = error_of(said[:, :, : experts.hindsight], truth[:, : experts.hindsight])  # [rows, count, targets]
-        running = experts.prior.expand(len(rates), -1, -1)  # [rates, count, targets]
+        errors = error_of(said[:, : experts.hindsight], truth[: experts.hindsight])  # [count, targets, rows]
+        running = experts.prior[..., None].expand(-1, -1, len(rates))  # [count, targets, rates]
         for i, row in enumerate(rows):
             if (told := i - experts.hindsight) >= 0:
-                rate = torch.clamp(rates, min=1 / (told + PRIOR_STEPS))[:, None, None]
-                running = running + (rate * (errors[told] - running)).nan_to_num()
+                rate = torch.clamp(rates, min=1 / (told + PRIOR_STEPS))
+                running = running + (rate * (errors[..., told, None] - running)).nan_to_num()
             if s.ts[row] >= config.train_until_ms:
-                mixed = experts.mix(said[i].expand(len(rates), -1, -1, -1), running)  # [rates, horizon, targets]
-                total += (mixed - truth[i]).abs().nanmean(dim=(1, 2)).nan_to_num()
+                mixed = experts.mix(said[..., i, None], running)  # [horizon, targets, rates]
+                total += (mixed - truth[..., i, None]).abs().nanmean(dim=(0, 1)).nan_to_num()
     return FORGETTING[int(total.argmin())] if total.any() else FORGETTING[len(FORGETTING) // 2]
 
 
 def _said(model: Forecaster, s: Scaled, rows: NDArray[np.int64], until: int) -> tuple[Tensor, Tensor]:
-    """What all experts forecast at some rows [rows, count, horizon, targets], and what came before `until` (ms).
+    """What all experts forecast at some rows [count, horizon, targets, rows], and what came before `until` (ms).
 
-    Both in the series' units; a truth that is missing is NaN.
+    Both in the series' units; a truth [horizon, targets, rows] that is missing is NaN.
     """
     z, covariates = filled(s)
     future = ahead(np.where((s.ts < until)[:, None], s.z, np.nan), model.h)  # [steps, horizon, targets]
-    past = windows(z, model.history)  # [steps, history, targets]
+    past = windows(z, model.history + model.hindsight)  # [steps, history + hindsight, targets]
     forecasts, truths = [], []
     for start in range(0, len(rows), CHUNK_ROWS):
         at = rows[start : start + CHUNK_ROWS]
         values, truth, known = (torch.from_numpy(part[at].astype(np.float32)) for part in (past, future, covariates))
-        center, scale = (part[:, None] for part in model.units.locate(values))
-        forecasts.append(model.experts((values - center) / scale, known, torch.from_numpy(s.ts[at])))
-        truths.append((truth - center) / scale)
-    return torch.cat(forecasts), torch.cat(truths)
+        center, scale = (part[:, None] for part in model.units.locate(values[:, model.hindsight :]))
+        local = ((values - center) / scale).flatten(1)
+        products = model.experts(local, local)
+        slots = model.calendar(torch.from_numpy(s.ts[at]))[1]
+        forecasts.append(model.experts.finish(products.now, known.T, slots))
+        truths.append(((truth - center) / scale).movedim(0, -1))
+    return torch.cat(forecasts, dim=-1), torch.cat(truths, dim=-1)

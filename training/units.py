@@ -32,24 +32,26 @@ class Units(nn.Module):
         self.register_buffer("high", torch.full((features,), 10.0))
 
     def bend(self, x: Tensor) -> Tensor:
-        """Targets as their logarithms or roots, where the model works in them; x [..., features] raw."""
+        """Targets as their logarithms or roots, where the model works in them; x [features, ...] raw."""
         if self.transform == "none":
             return x
-        targets = x[..., : self.d]
+        targets = x[: self.d]
         if self.transform == "log":
-            bent = torch.log(torch.maximum(targets, self.floor[: self.d]))
+            bent = torch.log(torch.maximum(targets, self.floor[: self.d, None]))
         else:
             bent = torch.sqrt(torch.clamp(targets, min=0.0))
-        return torch.cat([bent, x[..., self.d :]], dim=-1)
+        return bent if len(x) == self.d else torch.cat([bent, x[self.d :]])
 
     def scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(scaled and clipped, whether it was clipped) of x [..., features] raw; NaN stays NaN and is not clipped."""
-        z = (self.bend(x) - self.mean) / self.std
-        return torch.clamp(z, min=self.low, max=self.high), (z < self.low) | (z > self.high)
+        """(scaled and clipped, whether it was not clipped) of x [features, ...] raw; NaN stays NaN, with a False."""
+        z = (self.bend(x) - self.mean[:, None]) / self.std[:, None]
+        inside = torch.clamp(z, min=self.low[:, None], max=self.high[:, None])
+        return inside, inside == z
 
     def unscale(self, scaled: Tensor) -> Tensor:
-        """Raw units; [..., targets, columns]."""
-        out = scaled * self.std[: self.d, None] + self.mean[: self.d, None]
+        """Raw units; [..., leads * targets, columns]."""
+        leads = scaled.shape[-2] // self.d
+        out = scaled * self.std[: self.d].repeat(leads)[:, None] + self.mean[: self.d].repeat(leads)[:, None]
         if self.transform == "log":
             return torch.exp(out)
         return torch.square(torch.clamp(out, min=0.0)) if self.transform == "sqrt" else out
@@ -69,8 +71,8 @@ class Units(nn.Module):
     def locate(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Where the series' own recent past lies and how wide it is, [batch, targets] each: its local units.
 
-        With one scale for all series these are 0 and 1. Otherwise series of any size look alike to the model
-        (Kim et al. 2022, reversible instance normalisation).
+        values [batch, steps, targets]. With one scale for all series these are 0 and 1. Otherwise series of any size
+        look alike to the model (Kim et al. 2022, reversible instance normalisation).
         """
         if not self.local:
             return torch.zeros_like(values[:, 0]), torch.ones_like(values[:, 0])

@@ -7,7 +7,7 @@ import re
 from service.broker.base import Broker
 from service.errors import UsageError
 
-CLIENTS = ("kafka-python",)
+CLIENTS = ("kafka-python", "confluent")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
 
 
@@ -17,7 +17,7 @@ def connect(bootstrap_servers: str, *, client: str = "kafka-python", timeout_s: 
     Nothing is contacted yet: the first call that needs the broker waits for it, at most `timeout_s`.
 
     Raises:
-        UsageError: not a list of servers, or no such client.
+        UsageError: not a list of servers, no such client, or its package is not installed.
     """
     servers = [server.strip() for server in bootstrap_servers.split(",")]
     if not all(_SERVER.fullmatch(server) for server in servers):
@@ -26,6 +26,14 @@ def connect(bootstrap_servers: str, *, client: str = "kafka-python", timeout_s: 
         )
     if client not in CLIENTS:
         raise UsageError(f"there is no Kafka client {client!r}", do=f"Use one of: {', '.join(CLIENTS)}.")
+    if client == "confluent":
+        try:
+            from service.broker.confluent import ConfluentBroker
+        except ImportError as error:
+            raise UsageError(
+                f"the client {client!r} cannot be used: {error}", do="Install it: pip install 'tidecast[fast]'"
+            ) from error
+        return ConfluentBroker(",".join(servers), timeout_s=timeout_s)
     from service.broker.kafka_python import KafkaPythonBroker
 
     return KafkaPythonBroker(",".join(servers), timeout_s=timeout_s)

@@ -109,6 +109,17 @@ class KafkaPythonBroker(Broker):
         found = self._server.call("listing the topics", lambda: self._connected().describe_topics())
         return {t["name"]: len(t["partitions"]) for t in found if not t["is_internal"]}
 
+    def holder(self, group: str, instance: str, limit_s: float) -> str | None:
+        """The id of the member that has this name in the group; None where nobody has it.
+
+        Raises:
+            BrokerError: no answer within `limit_s`.
+        """
+        doing = f"asking for our place in the group {group}"
+        found = self._server.within(limit_s).call(doing, lambda: self._connected().describe_groups([group]))
+        members = found[group]["members"]
+        return next((str(m["member_id"]) for m in members if m["group_instance_id"] == instance), None)
+
     def close(self) -> None:
         """Let go of the connection made for the admin calls; consumers and producers have their own."""
         with self._lock:

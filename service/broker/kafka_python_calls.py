@@ -1,47 +1,33 @@
-"""Calls into kafka-python that end: within a time limit, and with a BrokerError where they fail."""
+"""What kafka-python's errors mean, and what all of its clients are told."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from kafka import errors
 
-from service.errors import BrokerError, Fenced, PutOut, Replaced, Unanswered
+from service.broker import calls
+from service.broker.calls import Trouble
 
-T = TypeVar("T")
-_NOT_READY_PAUSE_S = 0.25
-
-# What the library raises besides its own errors: mistakes in arguments, and its event loop being gone.
-_RAISED = (errors.KafkaError, OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError)
-_PUT_OUT = (
-    errors.CommitFailedError,
-    errors.IllegalGenerationError,
-    errors.UnknownMemberIdError,
-)
+# The group has moved on without the member.
+_PUT_OUT = (errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError)
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """Where Kafka is, and how long to wait for it."""
+class Server(calls.Server):
+    """A Kafka that kafka-python talks to."""
 
-    bootstrap_servers: str
-    timeout_s: float
-    instance: str | None = None  # the name of the group's member that asks
-
-    def within(self, seconds: float) -> Server:
-        """The same, with a time limit of its own."""
-        return replace(self, timeout_s=seconds)
-
-    @property
-    def timeout_ms(self) -> int:
-        """The same limit in the library's unit."""
-        return int(self.timeout_s * 1_000)
+    # What the library raises besides its own errors: mistakes in arguments, and its event loop being gone.
+    raised: ClassVar[tuple[type[BaseException], ...]] = (
+        errors.KafkaError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AssertionError,
+    )
 
     def options(self) -> dict[str, Any]:
         """What admin client, consumer and producer have in common."""
@@ -53,81 +39,35 @@ class Server:
             "reconnect_backoff_max_ms": 1_000,  # a broker that comes back is found again within a second
         }
 
-    @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
-        """Turn what kafka-python raises while `doing` into a BrokerError."""
-        try:
-            yield
-        except BrokerError:
-            raise
-        except _RAISED as error:
-            raise self.error(error, doing) from error
+    def not_ready(self, error: BaseException) -> bool:
+        """Whether the broker is just coming back."""
+        return isinstance(error, errors.NodeNotReadyError)
 
-    def error(self, error: BaseException, doing: str) -> BrokerError:
-        """The BrokerError that tells a person what `error` means."""
-        where = self.bootstrap_servers
+    def trouble(self, error: BaseException) -> tuple[Trouble, str]:
+        """What an error of the library means."""
         if type(error) is errors.KafkaError:  # "cannot, because": what counts is inside
             error = next((inner for inner in error.args if isinstance(inner, errors.KafkaError)), error)
-        if isinstance(error, errors.UnknownTopicOrPartitionError):
-            return BrokerError(f"{doing}: Kafka at {where} has no such topic", do="Make it: tidecast topics create")
-        if isinstance(error, errors.AuthorizationError):
-            return BrokerError(
-                f"{doing}: Kafka at {where} does not allow it ({error})", do="Ask its owner for the right."
-            )
-        if isinstance(error, (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)):
-            return BrokerError(
-                f"{doing}: Kafka at {where} takes no record that large", do="Raise the topic's max.message.bytes."
-            )
-        if isinstance(error, errors.FencedInstanceIdError):
-            return Replaced(doing, self.instance)
-        if isinstance(error, errors.RebalanceInProgressError):  # which lets the member stay in the group
-            return BrokerError(f"{doing}: {PutOut.WHAT}", do=PutOut.DO)
-        if isinstance(error, _PUT_OUT):
-            return PutOut(doing)
-        if isinstance(error, (errors.ProducerFencedError, errors.InvalidProducerEpochError)):
-            return Fenced(
-                f"{doing}: another producer has taken the transactional id, or the transaction was open for too long",
-                do="Give every worker of a group a transactional id of its own.",
-            )
-        if isinstance(error, errors.KafkaConnectionError):  # it was not waited for
-            return Unanswered(
-                f"{doing}: the connection to Kafka at {where} is lost ({str(error).rpartition(': ')[2]})",
-                do="Check that the broker is up.",
-            )
-        if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time was up
-            return Unanswered(
-                f"{doing}: Kafka at {where} did not answer within {self.timeout_s:g} s",
-                do="Check that a broker listens there (start one with: tidecast broker), or name another with "
-                "--bootstrap-servers.",
-            )
         text = str(error).strip()
-        return BrokerError(f"{doing}: Kafka at {where}: {type(error).__name__}{f': {text}' if text else ''}")
-
-    def call(self, doing: str, call: Callable[[], T]) -> T:
-        """`call()` in a thread of its own, for library calls that may wait for ever (name look-ups, admin retries)."""
-        answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-
-        def work() -> None:
-            deadline = time.monotonic() + self.timeout_s
-            while True:
-                try:
-                    return answers.put((call(), None))
-                except errors.NodeNotReadyError as error:  # raised at once where a broker is just coming back
-                    if time.monotonic() > deadline:
-                        return answers.put((None, error))
-                    time.sleep(_NOT_READY_PAUSE_S)
-                except BaseException as error:
-                    return answers.put((None, error))
-
-        threading.Thread(target=work, name="kafka-call", daemon=True).start()
-        with self.errors(doing):
-            try:
-                value, error = answers.get(timeout=self.timeout_s + 2)  # the library's own limit comes first
-            except Empty:
-                raise errors.KafkaTimeoutError from None
-            if error is not None:
-                raise error
-            return value  # type: ignore[return-value]
+        match error:
+            case errors.UnknownTopicOrPartitionError():
+                return Trouble.NO_TOPIC, text
+            case errors.AuthorizationError():
+                return Trouble.NOT_ALLOWED, text
+            case errors.MessageSizeTooLargeError() | errors.RecordListTooLargeError():
+                return Trouble.TOO_LARGE, text
+            case errors.FencedInstanceIdError():
+                return Trouble.REPLACED, text
+            case errors.RebalanceInProgressError():
+                return Trouble.REBALANCING, text
+            case errors.ProducerFencedError() | errors.InvalidProducerEpochError():
+                return Trouble.ID_TAKEN, text
+            case errors.KafkaConnectionError():  # it was not waited for
+                return Trouble.LOST, text.rpartition(": ")[2]
+        if isinstance(error, _PUT_OUT):
+            return Trouble.PUT_OUT, text
+        if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time was up
+            return Trouble.SILENT, text
+        return Trouble.OTHER, f"{type(error).__name__}{f': {text}' if text else ''}"
 
 
 def poll(kafka: Any, timeout_ms: int, max_records: int) -> dict[Any, Any]:

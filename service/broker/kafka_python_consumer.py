@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from operator import itemgetter
+from typing import Any, cast
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.consumer.fetcher import IsolationLevel
@@ -13,6 +13,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.structs import ConsumerGroupMetadata
 
 from service.broker.base import Batch, Consumer, Membership, metadata_of
+from service.broker.calls import no_group, no_partition
 from service.broker.kafka_python_calls import Server, poll
 from service.broker.kafka_python_group import Member
 from service.broker.kafka_python_records import FetchedRows, Row
@@ -20,6 +21,7 @@ from service.errors import BrokerError, PutOut
 
 log = logging.getLogger("tidecast.broker")
 
+_offset, _timestamp, _key, _value, _headers = (cast(Callable[[Row], Any], itemgetter(column)) for column in range(5))
 _CLOSE_TIMEOUT_MS = 5_000
 _ASK_SECONDS = 10.0
 
@@ -36,7 +38,7 @@ class KafkaPythonConsumer(Consumer):
         isolation: str,
         membership: Membership,
     ) -> None:
-        self.server = self._server = replace(server, instance=membership.instance)
+        self.server = self._server = server.named(membership.instance)
         self._count = count
         self._group = group
         self._topic = ""
@@ -73,7 +75,7 @@ class KafkaPythonConsumer(Consumer):
     ) -> None:
         """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
         if self._group is None:
-            raise BrokerError("a consumer without a group cannot subscribe", do="Give it a group, or use assign.")
+            raise no_group("cannot subscribe")
         self._require(topic)
         self._topic = topic
 
@@ -101,7 +103,7 @@ class KafkaPythonConsumer(Consumer):
         """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
         count = self._require(topic)
         if wrong := [p for p in offsets if not 0 <= p < count]:
-            raise BrokerError(f"the topic {topic} has {count} partitions, there is no partition {wrong[0]}")
+            raise no_partition(topic, count, wrong[0])
         self._topic = topic
         self._positions = {}
         with self._server.errors(f"reading {topic}"):
@@ -125,12 +127,11 @@ class KafkaPythonConsumer(Consumer):
         batch = Batch(self._topic)
         for tp, rows in found.items():
             batch.partitions += [tp.partition] * len(rows)
-            offsets, timestamps, keys, values, headers = zip(*rows, strict=True)
-            batch.offsets += offsets
-            batch.timestamps += timestamps
-            batch.keys += keys
-            batch.values += values
-            batch.headers += headers
+            batch.offsets += map(_offset, rows)
+            batch.timestamps += map(_timestamp, rows)
+            batch.keys += map(_key, rows)
+            batch.values += map(_value, rows)
+            batch.headers += map(_headers, rows)
         # Positions pass what is never returned (transaction markers, compacted records). Without records, all
         # partitions are looked at: one of them may hold nothing else.
         for tp in found or self._kafka.assignment():
@@ -158,7 +159,7 @@ class KafkaPythonConsumer(Consumer):
         if not partitions:
             return {}
         if self._group is None:
-            raise BrokerError("a consumer without a group has nothing committed", do="Give it a group.")
+            raise no_group("has nothing committed")
         coordinator, tps = self._kafka._coordinator, {p: self._tp(p) for p in partitions}
         # Not for long: a coordinator that went away meanwhile is found again by polling, not by this call.
         soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
@@ -174,7 +175,10 @@ class KafkaPythonConsumer(Consumer):
 
         with soon.errors(f"asking for the committed offsets of {self._topic}"):
             found = self._kafka._net.run(ask)
-        return {p: (found[tp].offset, found[tp].metadata) if tp in found else None for p, tp in tps.items()}
+        # confluent-kafka ends its texts with a zero.
+        return {
+            p: (found[tp].offset, found[tp].metadata.rstrip("\0")) if tp in found else None for p, tp in tps.items()
+        }
 
     def membership(self, topic: str, partitions: Collection[int]) -> ConsumerGroupMetadata:
         """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
@@ -184,7 +188,7 @@ class KafkaPythonConsumer(Consumer):
             FencedInstanceIdError: another process has its name, as a heartbeat was told.
         """
         if self._group is None:
-            raise BrokerError("a consumer without a group has nothing to commit to", do="Give it a group.")
+            raise no_group("has nothing to commit to")
         if self._member is not None:
             self._member.check()
         found = self._kafka.group_metadata()

@@ -18,25 +18,22 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 from kafka import OffsetAndMetadata, TopicPartition, errors
 
 from service.broker.base import Consumer, Outgoing
+from service.broker.calls import REPLACE, TRANSACTION_TIMEOUT_MS, no_offsets, not_open, open_already
 from service.broker.kafka_python_calls import Server
 from service.broker.kafka_python_consumer import KafkaPythonConsumer
 from service.broker.kafka_python_producer import KafkaPythonProducer
 from service.errors import BrokerError
 
-# Kafka aborts a transaction that is open for longer. Until then a dead worker's records hold back all readers.
-TRANSACTION_TIMEOUT_MS = 10_000
 # The wait before a request is sent again. A transaction soon after another is often told to wait for that one's end.
 _RETRY_BACKOFF_MS = 20
 _FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
 _SLICE_S = 0.25  # so long may a failure go unnoticed while records are delivered
-_REPLACE = "Replace the producer: a new one with the same transactional id ends what this one began."
 
 
 class TransactionalProducer(KafkaPythonProducer):
@@ -77,7 +74,7 @@ class TransactionalProducer(KafkaPythonProducer):
         """
         self._raise_failure()
         if not self._open:
-            raise BrokerError("no transaction is open", do="Begin one first.")
+            raise not_open()
         try:
             super().produce(outgoing)
         except BrokerError:
@@ -93,7 +90,7 @@ class TransactionalProducer(KafkaPythonProducer):
         """
         self._raise_failure()
         if self._open:
-            raise BrokerError("a transaction is open already", do="Commit or abort it first.")
+            raise open_already()
         with self._transactions._lock:
             self._transactions._pending_txn_offset_commits.clear()
         with self._server.errors("beginning a transaction"):
@@ -112,12 +109,12 @@ class TransactionalProducer(KafkaPythonProducer):
         """
         deadline = time.monotonic() + timeout_s
         member = cast(KafkaPythonConsumer, consumer)
-        self._server = replace(self._server, instance=member.server.instance)  # whose name Kafka may refuse
+        self._server = self._server.named(member.server.instance)  # whose name Kafka may refuse
         server = self._server.within(timeout_s)
         if not self._open or self._commit is not None or self._abort is not None:
-            raise BrokerError("no transaction is open", do="Begin one first.")
-        if not offsets:  # Kafka would check no membership, and a member that was put out would not be found out
-            raise BrokerError("a transaction without input offsets cannot be fenced", do="Give it the offsets.")
+            raise not_open()
+        if not offsets:
+            raise no_offsets()
         with server.errors("committing a transaction"):
             group = member.membership(topic, offsets)
             found = {TopicPartition(topic, p): OffsetAndMetadata(o, text, -1) for p, (o, text) in offsets.items()}
@@ -142,7 +139,7 @@ class TransactionalProducer(KafkaPythonProducer):
             self._open = False
             return
         if self._commit is not None:
-            raise BrokerError("it is not known whether Kafka has committed the transaction", do=_REPLACE)
+            raise BrokerError("it is not known whether Kafka has committed the transaction", do=REPLACE)
         server = self._server.within(timeout_s)
         deadline = time.monotonic() + timeout_s
         with server.errors("aborting a transaction"):
@@ -150,7 +147,7 @@ class TransactionalProducer(KafkaPythonProducer):
                 try:
                     self._abort = transactions.begin_abort()
                 except errors.KafkaError as error:  # a state that knows no abort
-                    raise BrokerError(f"the transaction cannot be aborted ({error})", do=_REPLACE) from error
+                    raise BrokerError(f"the transaction cannot be aborted ({error})", do=REPLACE) from error
             try:
                 self._await(self._abort, deadline)
             except _FENCED:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 
 from service.broker.base import DYNAMIC, Broker, Consumer, Membership, Producer
+from service.broker.calls import no_partition
 from service.broker.memory_consumer import MemoryConsumer
 from service.broker.memory_log import Group, Log
 from service.broker.memory_producer import MemoryProducer
@@ -88,5 +89,5 @@ class MemoryBroker(Broker):
         if logs is None:
             raise BrokerError(f"there is no topic {topic}", do="Make it: tidecast topics create")
         if not 0 <= partition < len(logs):
-            raise BrokerError(f"the topic {topic} has {len(logs)} partitions, there is no partition {partition}")
+            raise no_partition(topic, len(logs), partition)
         return logs[partition]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from service.broker.base import Batch, Consumer, metadata_of
+from service.broker.calls import no_group, not_assigned
 from service.broker.memory_log import Group
 from service.errors import BrokerError, PutOut, Replaced
 
@@ -42,7 +43,7 @@ class MemoryConsumer(Consumer):
     def subscribe(self, topic: str, on_assigned: Callback, on_revoked: Callback) -> None:
         """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
         if self._group is None:
-            raise BrokerError("a consumer without a group cannot subscribe", do="Give it a group, or use assign.")
+            raise no_group("cannot subscribe")
         with self._broker.changed:
             self._broker.log(topic, 0)
             self._topic, self._on_assigned, self._on_revoked = topic, on_assigned, on_revoked
@@ -122,16 +123,15 @@ class MemoryConsumer(Consumer):
             name = self.may_commit(self._topic, offsets), self._topic
             group = self._broker.groups.get(name)
             if self._member is None and group is not None and group.members:
-                raise PutOut(
-                    f"committing offsets of {self._topic}"
-                )  # from outside, offsets are taken for a group without members only
+                # from outside, offsets are taken for a group without members only
+                raise PutOut(f"committing offsets of {self._topic}")
             known = self._broker.commits.setdefault(name, {})
             known.update({p: (offset, texts[p]) for p, offset in offsets.items()})
 
     def may_commit(self, topic: str, partitions: Collection[int]) -> str:
         """The group for which this consumer may commit offsets of these partitions; PutOut where it may not."""
         if self._group is None:
-            raise BrokerError("a consumer without a group has nothing to commit to", do="Give it a group.")
+            raise no_group("has nothing to commit to")
         for partition in partitions:
             self._broker.log(topic, partition)
         self._require_name(f"committing offsets of {topic}")
@@ -144,7 +144,7 @@ class MemoryConsumer(Consumer):
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
         """`partition -> (offset, metadata)` as committed by the group, None where nothing is."""
         if self._group is None and partitions:
-            raise BrokerError("a consumer without a group has nothing committed", do="Give it a group.")
+            raise no_group("has nothing committed")
         group = (self._group or "", self._topic)
         with self._broker.changed:
             if not self._broker.changed.wait_for(lambda: self._decided(partitions), self._broker.timeout_s):
@@ -168,7 +168,7 @@ class MemoryConsumer(Consumer):
         """The next poll of an assigned partition starts at `offset`."""
         with self._broker.changed:
             if partition not in self._positions:
-                raise BrokerError(f"{self._topic}-{partition} is not assigned, so there is no going to {offset}")
+                raise not_assigned(self._topic, partition, offset)
             self._positions[partition] = offset
             self._told.pop(partition, None)
 

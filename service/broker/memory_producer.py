@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from service.broker.base import Consumer, Outgoing, Producer
+from service.broker.calls import no_id, no_offsets, not_open, open_already
 from service.broker.memory_consumer import MemoryConsumer
 from service.broker.memory_log import Log
 from service.broker.partitioner import partition_for
-from service.errors import BrokerError, Fenced
+from service.errors import Fenced
 
 if TYPE_CHECKING:
     from service.broker.memory import MemoryBroker
@@ -79,7 +80,7 @@ class MemoryProducer(Producer):
         with self._broker.changed:
             self._require_id()
             if self._open:
-                raise BrokerError("a transaction is open already", do="Commit or abort it first.")
+                raise open_already()
             self._open = True
 
     def commit_transaction(
@@ -95,7 +96,7 @@ class MemoryProducer(Producer):
         with self._broker.changed:
             self._require_open()
             if not offsets:
-                raise BrokerError("a transaction without input offsets cannot be fenced", do="Give it the offsets.")
+                raise no_offsets()
             group = cast(MemoryConsumer, consumer).may_commit(topic, offsets)
             self._offered.append(((group, topic), dict(offsets)))
             undecided = self._broker.undecided.setdefault((group, topic), {})
@@ -124,9 +125,7 @@ class MemoryProducer(Producer):
 
     def _require_id(self) -> None:
         if self._id is None:
-            raise BrokerError(
-                "a producer without a transactional id has no transactions", do="Give it a transactional id."
-            )
+            raise no_id()
         if self._broker.transactional.get(self._id) is not self:
             raise Fenced(
                 f"another producer has taken the transactional id {self._id}",
@@ -136,7 +135,7 @@ class MemoryProducer(Producer):
     def _require_open(self) -> None:
         self._require_id()
         if not self._open:
-            raise BrokerError("no transaction is open", do="Begin one first.")
+            raise not_open()
 
     def close(self) -> None:
         """Nothing to let go of; an open transaction stays open until its transactional id is taken."""

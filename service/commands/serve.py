@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ tidecast serve --model model
 tidecast serve --model model --bootstrap-servers kafka:9092 --input-topic sensors --http-host 0.0.0.0
 curl http://127.0.0.1:9108/readyz"""
 
+_COLLECT_AFTER = 100_000  # objects more than at the last look
 _NOT_SERVED = ("broker_data_dir", "broker_port")
 
 
@@ -85,6 +87,11 @@ def run(args: argparse.Namespace) -> int:
                 "joining the group",
                 extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
             )
+            # What is there by now stays. A batch is tens of thousands of objects that go again without the collector's
+            # help: at its default threshold, 700, it would look at each of them several times.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(_COLLECT_AFTER, 10, 10)
             with Watchdog(worker.not_live):
                 return worker.run()
         finally:

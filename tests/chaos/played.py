@@ -97,8 +97,8 @@ def judged(topics, models, takes, spoil=None, written=None):
         if spoil and not nth:
             spoil(rows)
         for source, answer in rows:
-            headers = [("source", source.encode())]
-            forecasts.append(one.key, json.dumps(answer).encode(), partition=one.partition, headers=headers)
+            told = json.dumps(answer | {"source": source}).encode()
+            forecasts.append(one.key, told, partition=one.partition)
         for record in written(one, records) if written and not nth else [last_of(one, records)]:
             states.append(one.key, record, partition=one.partition)
     topics.broker.producer().produce(forecasts)

@@ -18,6 +18,7 @@ class Scenario:
 
     seed: int = 1
     delivery: str = "exactly-once"
+    client: str = "kafka-python"  # of the workers
     workers: int = 3
     partitions: int = 8
     series: int = 500

@@ -111,6 +111,7 @@ class Storm:
             "--changelog-seconds=3",
             f"--session-timeout-seconds={SESSION_SECONDS}",
             "--model-watch-seconds=0.5",
+            f"--client={self.scenario.client}",
         ]
 
     def _blow(self) -> None:

@@ -122,7 +122,9 @@ def test_two_forecasts_of_a_series_in_the_wrong_order_are_found(answered, model)
 
 def test_two_forecasts_with_each_others_numbers_are_found(answered, model):
     a, b = two_of_one_series(answered.forecasts)
-    answered.forecasts[a][2], answered.forecasts[b][2] = answered.forecasts[b][2], answered.forecasts[a][2]
+    one, other = (json.loads(answered.forecasts[nth][2]) for nth in (a, b))
+    answered.forecasts[a][2] = json.dumps(other | {"source": one["source"]}).encode()
+    answered.forecasts[b][2] = json.dumps(one | {"source": other["source"]}).encode()
     assert judged(answered, model).found == {"wrong": 2}
 
 
@@ -169,14 +171,15 @@ def test_forecasts_that_nobody_asked_for_are_found(answered, model):
     partition, offset = next(place for place, fate in fates.items() if fate is Fate.NOTHING)
     row = answered.forecasts[5]
     others = (f"{NAMES.readings}-{partition}-{offset}", f"{NAMES.readings}-0-999999", "other-0-0", "")
-    answered.forecasts += [[row[0], row[1], row[2], [("source", source.encode())]] for source in others]
+    for source in others:
+        answered.forecasts.append([*row[:2], json.dumps(json.loads(row[2]) | {"source": source}).encode(), []])
     assert judged(answered, model).found == {"forecasts of no valid reading": 4}
 
 
 def test_dead_letters_that_are_missing_doubled_or_unasked_for_are_found(answered, model):
     assert len(answered.letters) > 3
     answered.letters[1] = answered.letters[2]
-    place = dict(answered.forecasts[0][3])["source"].decode().split("-")[1:]
+    place = json.loads(answered.forecasts[0][2])["source"].split("-")[1:]
     headers = dict(answered.letters[3][3]) | {
         "tidecast.partition": place[0].encode(),
         "tidecast.offset": place[1].encode(),

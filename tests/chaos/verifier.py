@@ -68,12 +68,13 @@ def verify(
 @dataclass(frozen=True, slots=True)
 class _Forecast:
     record: Record
-    place: Place | None  # of its reading, as its header says
+    place: Place | None  # of its reading, as it says
     answer: Answer | str  # or why it is none
 
 
 def _source(topic: str, record: Record) -> Place | None:
-    match = re.fullmatch(rf"{re.escape(topic)}-(\d+)-(\d+)", record.headers.get("source", b"").decode())
+    # also of one that is otherwise no forecast
+    match = re.search(rf'"source": ?"{re.escape(topic)}-(\d+)-(\d+)"'.encode(), record.value or b"")
     return (int(match[1]), int(match[2])) if match else None
 
 

@@ -1,3 +1,3 @@
 import pytest
 
-pytest.register_assert_rewrite("tests.contract.broker_contract")
+pytest.register_assert_rewrite("tests.contract.broker_contract", "tests.contract.transaction_contract")

@@ -72,7 +72,7 @@ class BrokerContract:
     @pytest.fixture
     def topic(self, port):
         name = f"t-{uuid.uuid4().hex[:8]}"
-        assert port.create_topic(name, 4)
+        assert port.create_topic(name, 4, {"retention.ms": "-1"})  # its records are years old
         return name
 
     @pytest.fixture
@@ -175,7 +175,7 @@ class BrokerContract:
     def test_a_partition_that_is_paused_with_some_of_its_records_read_goes_on_where_it_was(self, port, topic, reader):
         """kafka-python kept such a partition parked for good, once it had used up what it had of another."""
         fill(port, topic, 10, partition=0)
-        assert drain(reader, 4, max_records=4).offsets == [0, 1, 2, 3]
+        assert drain(reader, 4, max_records=1).offsets == [0, 1, 2, 3]
         reader.pause([0])
         assert len(reader.poll(0.3, 4)) == 0
         fill(port, topic, 3, partition=1)

@@ -4,8 +4,8 @@ import uuid
 
 import pytest
 
+from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
-from service.broker.kafka_python import KafkaPythonBroker
 from tests.counted import Counted
 from tests.models import counting_model
 from tests.serving import Topics
@@ -27,11 +27,24 @@ def broker(embedded):
 
 
 @pytest.fixture(scope="session")
-def kafka(broker):
-    """The port to it."""
-    port = KafkaPythonBroker(broker, timeout_s=30)
-    yield port
-    port.close()
+def ports(broker):
+    """The port to it by the name of the client library."""
+    made = {client: connect(broker, client=client, timeout_s=30) for client in CLIENTS}
+    yield made
+    for port in made.values():
+        port.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(ports):
+    """The port to it through the default client."""
+    return ports["kafka-python"]
+
+
+@pytest.fixture
+def client():
+    """The client library of the workers that a test starts; a module that runs with each has a fixture of its own."""
+    return CLIENTS[0]
 
 
 @pytest.fixture
@@ -47,11 +60,11 @@ def topic(kafka):
 
 
 @pytest.fixture
-def topics(broker):
+def topics(broker, client):
     made = []
 
     def make(partitions=1):
-        made.append(Topics(broker, partitions))
+        made.append(Topics(broker, partitions, client=client))
         return made[-1]
 
     yield make
@@ -66,12 +79,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def counted(broker):
+def counted(broker, client):
     """`counted(partitions=2, each=3)` makes the topics of one test, and knows what must come of their readings."""
     made = []
 
     def make(partitions=2, each=3):
-        made.append(Counted(broker, partitions, each))
+        made.append(Counted(broker, partitions, each, client=client))
         return made[-1]
 
     yield make

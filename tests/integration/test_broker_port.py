@@ -8,23 +8,25 @@ from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from service.broker.base import Outgoing
-from service.broker.connect import connect
+from service.broker.connect import CLIENTS, connect
 from service.errors import BrokerError, TidecastError
 from tests.contract.broker_contract import PATIENCE_S, BrokerContract, drain, fill
 from tests.contract.transaction_contract import TransactionContract
 
 
-class TestKafkaPython(BrokerContract, TransactionContract):
+class OnKafka(BrokerContract, TransactionContract):
+    client: str
+
     @pytest.fixture
-    def port(self, kafka, broker):
+    def port(self, ports, broker):
         self.address = broker
-        return kafka
+        return ports[self.client]
 
     def put_out(self, port, member):
         """By the admin's request, as the end of its session would do it 20 s later."""
-        me = member.consumer._kafka.group_metadata()
         admin = KafkaAdminClient(bootstrap_servers=self.address)
-        admin.remove_group_members(me.group_id, [MemberToRemove(member_id=me.member_id)])
+        member_id = self.member_id(member.consumer)
+        admin.remove_group_members(member.consumer._group, [MemberToRemove(member_id=member_id)])
         admin.close()
 
     def offer(self, port, topic, group):
@@ -40,7 +42,31 @@ class TestKafkaPython(BrokerContract, TransactionContract):
         return commit
 
     def impatient(self):
-        return connect(self.address, timeout_s=2)
+        return connect(self.address, client=self.client, timeout_s=2)
+
+
+class TestKafkaPython(OnKafka):
+    client = "kafka-python"
+
+    def member_id(self, consumer):
+        return consumer._kafka.group_metadata().member_id
+
+
+class TestConfluent(OnKafka):
+    client = "confluent"
+
+    def member_id(self, consumer):
+        return consumer._kafka.memberid()
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request):
+    return request.param
+
+
+@pytest.fixture
+def kafka(ports, client):
+    return ports[client]
 
 
 def test_positions_pass_the_markers_and_the_aborted_records_of_transactions(kafka, broker, topic):
@@ -128,11 +154,11 @@ def test_a_header_without_a_value_can_be_read_and_produced_again(kafka, broker, 
     consumer.close()
 
 
-def test_a_broker_that_is_not_there_is_one_sentence_with_its_address():
+def test_a_broker_that_is_not_there_is_one_sentence_with_its_address(client):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"  # bound, but nobody listens
-        port = connect(address, timeout_s=1)
+        port = connect(address, client=client, timeout_s=1)
         for attempt in (port.topics, port.producer, lambda: port.consumer(group="g")):
             with pytest.raises(
                 BrokerError, match=rf"Kafka at {address} did not answer within 1 s\..*tidecast broker"
@@ -141,12 +167,12 @@ def test_a_broker_that_is_not_there_is_one_sentence_with_its_address():
             assert "\n" not in str(e.value)
 
 
-def test_a_server_that_does_not_speak_kafka_is_given_up_in_time():
+def test_a_server_that_does_not_speak_kafka_is_given_up_in_time(client):
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(BrokerError, match="did not answer within 1 s"),
     ):
-        connect(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=1).topics()
+        connect(f"127.0.0.1:{silent.getsockname()[1]}", client=client, timeout_s=1).topics()
 
 
 def test_an_address_or_client_that_cannot_be_is_refused_at_once():

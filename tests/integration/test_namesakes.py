@@ -1,5 +1,6 @@
 """Two workers with one name: the one that was started later goes on, the other ends and says why."""
 
+import json
 import re
 import signal
 import time
@@ -63,7 +64,7 @@ def test_of_two_workers_with_one_name_the_newer_goes_on_and_the_older_ends(topic
             assert newer.end()[0] == 0, newer.log
     assert code == 1 and "Traceback" not in log
     assert re.search(r"another process has the name 'one'.*--instance", log.splitlines()[-1]), log
-    answered = {h["source"] for *_, h in found}
+    answered = {json.loads(value)["source"] for _, _, value, _ in found}
     assert len(answered) == 2 * sent, "a reading was not answered"
     if delivery == "exactly-once":
         assert len(found) == len(answered), "a reading was answered twice"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from kafka import KafkaProducer
 
+from service.broker.connect import CLIENTS
 from service.changelog import Codec
 from tests.counted import wait_until
 from tests.models import counting_spec
@@ -19,6 +20,11 @@ EAGER = {
     "min.cleanable.dirty.ratio": "0.001",
     "delete.retention.ms": "100",
 }
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request):
+    return request.param
 
 
 def abort_states(t, partitions, times=1):

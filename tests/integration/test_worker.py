@@ -10,11 +10,16 @@ from collections import Counter
 import psutil
 import pytest
 
-from service.broker.connect import connect
+from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
 from service.messages import DeadLetterReason
 from tests.models import POISON_STATE, START_MS, STEP_MS, CountingReference, counting_model
 from tests.serving import Topics, serving
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ def reading(step, value=1.0):
 
 
 def sources(records):
-    return Counter(headers["source"].decode() for *_, headers in records)
+    return Counter(json.loads(value)["source"] for _, _, value, _ in records)
 
 
 def test_readings_of_four_partitions_are_answered_on_their_own_key_and_partition(topics, model):
@@ -51,8 +56,8 @@ def test_readings_of_four_partitions_are_answered_on_their_own_key_and_partition
             assert [forecast["targets"]["value"][q] for q in ("p10", "p50", "p90")] == [
                 list(c) for c in zip(*y, strict=True)
             ]
-            assert headers["traceparent"] == b"00-1" and headers["content-type"] == b"application/json"
-            assert headers["source"].decode().startswith(f"{t.readings}-{partition}-")
+            assert headers == {"traceparent": b"00-1"}
+            assert forecast["source"].startswith(f"{t.readings}-{partition}-")
         assert len(mine) == 20
     assert {p: c[0] for p, c in t.committed().items()} == dict.fromkeys(range(4), 60)
 

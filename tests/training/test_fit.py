@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.fit import _lanes, calibrate, fit, outputs, pinball
+from training.fit import _lanes, balanced, calibrate, fit, outputs, pinball
 from training.prepare import prepare
 from training.progress import Progress
 
@@ -92,8 +92,9 @@ def test_calibration_makes_validation_intervals_cover_what_they_say(changed, dat
         model.judge.calibration.fill_(0.1)
         calibrate(model, data, config)
         out, linear, truth = outputs(model, 0, data, config.train_until_ms, config.validate_until_ms)
-        errors = model.judge.prior.expand(len(out), -1, -1, -1)
-        scaled = model.judge.calibrate(model.judge.balance(out, linear, errors))
+        scaled = balanced(model, out, linear)
+        middle = scaled[..., model.judge.center : model.judge.center + 1]
+        scaled = middle + model.judge.calibration * (scaled - middle)
     known = torch.isfinite(truth)
     inside = ((truth >= scaled[..., 0]) & (truth <= scaled[..., -1]))[known].float().mean().item()
     assert inside == pytest.approx(0.9, abs=0.08) or inside > 0.9

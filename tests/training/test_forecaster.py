@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from service.errors import UsageError
+from training.calendar import Calendar, slot_of
 from training.config import check
-from training.experts import Experts, error_of, whole_parts
+from training.experts import Experts, error_of
 from training.forecaster import Forecaster
 from training.gate import fold, torch_step
 from training.prepare import fit_linear_path, fit_scalers, prepare
@@ -152,7 +153,7 @@ def test_a_series_on_which_the_recurrent_path_fails_is_forecast_by_the_linear_on
     x, ts = _readings(dataset, 1, 300, missing=0)
     x = np.nan_to_num(x, nan=50.0)
     y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :, 0, 0, forecaster.judge.center]
-    forecaster.judge.balance = lambda outs, linear, errors: outs
+    forecaster.judge.share = lambda errors: torch.ones(1, 1)
     wrong = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :, 0, 0, forecaster.judge.center]
     error, unweighed = abs(y[:-1] - x[0, 1:, 0]), abs(wrong[:-1] - x[0, 1:, 0])
     assert error[100:].mean() < 0.5 * unweighed[100:].mean()
@@ -195,8 +196,8 @@ def test_the_scale_is_local_only_where_series_differ_by_orders_of_magnitude(chan
 def test_slots_of_the_week_are_exact_to_the_millisecond():
     week, slot = 604_800_000, 300_000
     edges = torch.arange(0, week, slot, dtype=torch.int64)
-    assert torch.equal(whole_parts(edges, slot), torch.arange(len(edges)))
-    assert torch.equal(whole_parts(edges + slot - 1, slot), torch.arange(len(edges)))
+    assert torch.equal(slot_of(edges, slot), torch.arange(len(edges)))
+    assert torch.equal(slot_of(edges + slot - 1, slot), torch.arange(len(edges)))
 
 
 def test_scalers_and_the_linear_path_never_see_test_rows(changed, dataset, config):
@@ -221,14 +222,14 @@ def test_the_state_is_named_without_holes(changed):
 
 
 def test_a_linear_expert_that_turns_out_better_takes_over_in_the_series_that_needs_it(changed, dataset):
-    experts = Experts(3, horizon=2, targets=1, covariates=0, history=4, slots={})
-    age, errors = torch.full((2, 1), 10.0), experts.prior.expand(2, -1, -1)
-    said = torch.tensor([1.0, 2.0, 3.0])[None, :, None, None].expand(2, -1, 2, 1)
-    truth = torch.tensor([2.0, 3.0])[:, None, None].expand(2, 2, 1)  # the second expert is right, then the third
+    experts = Experts(3, horizon=2, targets=1, covariates=0, history=4, picks=[], calendar=Calendar([], 1000, 2))
+    age, errors = torch.full((1, 2), 10.0), experts.prior[..., None].expand(-1, -1, 2)
+    said = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None].expand(-1, 2, 1, 2)
+    truth = torch.tensor([2.0, 3.0]).expand(2, 1, 2)  # the second expert is right, then the third
     assert experts.mix(said, errors).flatten().tolist() == pytest.approx([2.0] * 4)
     for _ in range(200):
         errors, age = experts.review(errors, error_of(said, truth), age), age + 1
-    assert experts.mix(said, errors).flatten().tolist() == pytest.approx([2.0, 2.0, 3.0, 3.0], abs=0.01)
+    assert experts.mix(said, errors).flatten().tolist() == pytest.approx([2.0, 3.0, 2.0, 3.0], abs=0.01)
 
 
 def test_a_model_of_logarithms_never_forecasts_below_zero(changed, dataset):

@@ -12,17 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.decimals import float_words, short_floats
-from service.encoding import ForecastEncoder
+from service.encoding import ForecastEncoder, Sources
 from tests.models import counting_spec
 
 TS = 1_700_000_000_000
+
+
+def sources(*offsets: int, topic: str = "readings", partition: int = 4) -> Sources:
+    return Sources(topic, np.full(len(offsets), partition, dtype=np.int32), np.array(offsets, dtype=np.int64))
 
 
 def encode(score: list[float], warm: bool = True, **changes: object) -> dict[str, object]:
     y = np.arange(6, dtype=np.float32).reshape(1, 2, 1, 3) + np.float32(0.1)
     encoder = ForecastEncoder(counting_spec(hash="ab" * 32, **changes))
     ts = np.array([TS])
-    (value,) = encoder.encode(ts, np.array([warm]), y, np.array([score], dtype=np.float32))
+    (value,) = encoder.encode(sources(70), ts, np.array([warm]), y, np.array([score], dtype=np.float32))
     return json.loads(value)
 
 
@@ -32,6 +36,7 @@ def test_a_forecast_is_written_as_the_contract_says() -> None:
         "step_ms": 60_000,
         "model": "counting@abababababab",
         "warm": True,
+        "source": "readings-4-70",
         "targets": {"value": {"p10": [0.1, 3.1], "p50": [1.1, 4.1], "p90": [2.1, 5.1]}},
         "score": {"missing": 2.0, "earlier": 0.3},
     }
@@ -49,14 +54,14 @@ def test_any_target_and_diagnostic_name_survives_the_json() -> None:
 def test_each_target_gets_its_own_forecast() -> None:
     encoder = ForecastEncoder(counting_spec(targets=["a", "b"], horizon=1, quantiles=[0.05, 0.975]))
     y = np.array([[[[1, 2], [3, 4]]]], dtype=np.float32)
-    (value,) = encoder.encode(np.array([TS]), np.array([True]), y, np.zeros((1, 2), dtype=np.float32))
+    (value,) = encoder.encode(sources(70), np.array([TS]), np.array([True]), y, np.zeros((1, 2), dtype=np.float32))
     assert json.loads(value)["targets"] == {"a": {"p5": [1], "p97.5": [2]}, "b": {"p5": [3], "p97.5": [4]}}
 
 
 def test_a_classifier_answers_with_classes() -> None:
     encoder = ForecastEncoder(counting_spec(kind="classifier", classes=["sit", "walk"], diagnostics=[]))
     y = np.array([[0.25, 0.75]], dtype=np.float32)
-    (value,) = encoder.encode(np.array([TS]), np.array([True]), y, np.zeros((1, 0), dtype=np.float32))
+    (value,) = encoder.encode(sources(70), np.array([TS]), np.array([True]), y, np.zeros((1, 0), dtype=np.float32))
     found = json.loads(value)
     assert found["classes"] == {"sit": 0.25, "walk": 0.75}
     assert found["score"] == {}
@@ -77,9 +82,11 @@ usual = st.builds(
     st.lists(st.lists(st.floats(width=32) | usual, min_size=2, max_size=2), min_size=4, max_size=4),
     st.lists(st.booleans(), min_size=4, max_size=4),
     st.sampled_from([TS, 0, -5, 7_258_118_400_000, -2_208_988_800_000]),
+    st.sampled_from([0, 9, 999, 123_456_789_012_345]),
+    st.sampled_from([0, 7, 999, 1_000, 99_999]),
 )
 def test_forecasts_are_written_as_a_json_writer_would_one_by_one(
-    rows: list[list[float]], scores: list[list[float]], warm: list[bool], first: int
+    rows: list[list[float]], scores: list[list[float]], warm: list[bool], first: int, offset: int, partition: int
 ) -> None:
     spec = counting_spec(targets=['a "b"\n', "é"], horizon=2, quantiles=[0.5], name="m\x00")
     n = len(rows)
@@ -94,8 +101,10 @@ def test_forecasts_are_written_as_a_json_writer_would_one_by_one(
             if math.isfinite(s)
         }
         forecast = {"ts": int(ts[i]), "step_ms": 60_000, "model": spec.id, "warm": warm[i]}
+        forecast["source"] = f"a.b_c-1-{partition}-{offset + i}"
         expected.append(msgspec.json.encode(forecast | {"targets": targets, "score": kept}))
-    assert ForecastEncoder(spec).encode(ts, np.array(warm[:n], dtype=np.bool_), y, score) == expected
+    theirs = sources(*range(offset, offset + n), topic="a.b_c-1", partition=partition)
+    assert ForecastEncoder(spec).encode(theirs, ts, np.array(warm[:n], dtype=np.bool_), y, score) == expected
 
 
 @settings(deadline=None)

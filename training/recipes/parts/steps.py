@@ -101,8 +101,8 @@ class Recurring(Step):
 
     def advance(self, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the cell, then the head."""
-        top, after = self.cell(z, state.reshape(-1, *self.cell.state_shape))
-        return self.head(top), after.flatten(1)
+        top, after = self.cell(z, state)
+        return self.head(top), after
 
     def roll(self, x: Tensor, state: Tensor | None = None, *, last: bool = False) -> tuple[Tensor, Tensor]:
         """By torch's fused kernel."""
@@ -125,7 +125,7 @@ class EncoderDecoder(Step):
 
     def write(self, top: Tensor) -> Tensor:
         """The decoder, fed its own last value: [batch, hidden] -> [batch, horizon]."""
-        hidden, value, values = top.reshape(-1, 1, 1, top.shape[-1]), torch.zeros_like(top[:, :1]), []
+        hidden, value, values = top, torch.zeros_like(top[:, :1]), []
         for _ in range(self.outputs[0]):
             above, hidden = self.decoder(value, hidden)
             value = self.head(above)
@@ -134,8 +134,8 @@ class EncoderDecoder(Step):
 
     def advance(self, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Read one message, then write."""
-        top, after = self.encoder(z, state.reshape(-1, *self.encoder.state_shape))
-        return self.write(top), after.flatten(1)
+        top, after = self.encoder(z, state)
+        return self.write(top), after
 
     def roll(self, x: Tensor, state: Tensor | None = None, *, last: bool = False) -> tuple[Tensor, Tensor]:
         """Read all, write after each message, or after the last."""

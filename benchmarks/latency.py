@@ -1,0 +1,246 @@
+"""From a reading to its forecast, at a fixed rate: what one worker process adds, measured from outside, side by side.
+
+    python benchmarks/latency.py [--client kafka-python] [--rate 1000 5000 20000] [--seconds 10] [--runs 3] [--json]
+
+An open loop: reading i is due at an instant of its own, which waits for no answer, and its latency counts from that
+instant to when a reader has its forecast; so a worker that stalls is charged for all that should have been sent
+meanwhile. The job is that of `../shared/bench-peers` (LSTM-64, 4 partitions, a real broker on the same machine). Load
+and reader are processes of their own, on confluent-kafka: as little in the way as can be. Of exactly-once the reader
+sees what is committed, every 100 ms. "broker alone" is the same reader on the topic of the readings: what the load, the
+broker and the reader take by themselves. The usual loop handles one record at a time, and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka
+import lstm64
+import numpy as np
+import psutil
+from worker_process import PATIENCE, ROOT, WorkerProcess, make_topics, spread
+
+from service.broker.base import Broker
+from service.broker.connect import CLIENTS, connect
+from service.broker.embedded import EmbeddedBroker
+
+PARTITIONS = 4
+TICK_S = 0.001  # how often the load looks at what is due
+WARM_S = 3.0  # of each run, which do not count
+BEHIND_S = 5.0  # after the last reading: who has not answered by then cannot keep up
+PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
+DELIVERIES = ("at-least-once", "exactly-once")
+PEERS = ROOT.parent / "shared" / "bench-peers"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent: `PARTITIONS` readings at once, answered before the clock starts, then the others in their time."""
+
+    bootstrap_servers: str
+    per_s: int
+    seconds: float
+    series: int
+
+    @property
+    def readings(self) -> int:
+        """All of them."""
+        return PARTITIONS + round((WARM_S + self.seconds) * self.per_s)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`start` gives a process that reads and writes the topics of these settings; None = there is none."""
+
+    name: str
+    isolation: str
+    start: Callable[[Path, str, dict[str, str], Path], subprocess.Popen[bytes] | None]
+
+
+def worker(client: str, delivery: str) -> Contender:
+    """This project."""
+
+    def start(model: Path, servers: str, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        return WorkerProcess(model, servers, log, {**settings, "client": client, "delivery": delivery}).process
+
+    return Contender(f"{client}_{delivery}", f"read_{'' if delivery == 'exactly-once' else 'un'}committed", start)
+
+
+def usual(model: Path, servers: str, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """kafka-python, a record at a time."""
+    names = {"IN": settings["input_topic"], "OUT": settings["output_topic"], "RUN": settings["group"]}
+    more = {"BROKER": servers, "N": str(1 << 62), "MODEL": str(PEERS / "lstm64.onnx")}
+    env = os.environ | {f"BENCH_{name}": value for name, value in (names | more).items()}
+    with log.open("wb") as out:
+        return subprocess.Popen([sys.executable, "peer_naive.py", "kp"], stderr=out, cwd=PEERS, env=env)
+
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        *(worker(client, delivery) for client in CLIENTS for delivery in DELIVERIES),
+        Contender("usual-loop", "read_uncommitted", usual),
+        Contender("broker-alone", "read_uncommitted", lambda *given: None),
+    )
+}
+
+
+def send(load: Load, topic: str, answered: Connection) -> None:
+    """A process: the readings, each when it is due; tells the instant of the first."""
+    producer = confluent_kafka.Producer({"bootstrap.servers": load.bootstrap_servers, "linger.ms": 0, "acks": 1})
+    readings = lstm64.readings(load.readings, load.series, PARTITIONS)
+
+    def produce(count: int) -> None:
+        for _ in range(count):
+            partition, key, value = next(readings)
+            producer.produce(topic, value, key, partition)
+        producer.poll(0)
+
+    produce(PARTITIONS)
+    producer.flush()
+    answered.recv()
+    sent, all_of_them = 0, load.readings - PARTITIONS
+    began = time.monotonic()
+    answered.send(began)
+    while sent < all_of_them:
+        due = min(all_of_them, 1 + int((time.monotonic() - began) * load.per_s))
+        produce(due - sent)
+        sent = due
+        time.sleep(TICK_S)
+    producer.flush()
+
+
+def read(load: Load, topic: str, isolation: str, answered: Connection) -> None:
+    """A process: tells when the first answers are there, then, given the first's instant, all latencies in s."""
+    options = {"bootstrap.servers": load.bootstrap_servers, "group.id": "none", "isolation.level": isolation}
+    fast = {"fetch.wait.max.ms": 100, "fetch.queue.backoff.ms": 1, "enable.auto.commit": False}
+    consumer = confluent_kafka.Consumer(options | fast)
+    consumer.assign([confluent_kafka.TopicPartition(topic, p, 0) for p in range(PARTITIONS)])
+    arrived = np.full(load.readings, math.inf)
+    count, began, end = 0, 0.0, time.monotonic() + PATIENCE
+    while count < load.readings and time.monotonic() < end:
+        messages = consumer.consume(100, 0.001)
+        now = time.monotonic()
+        for message in messages:
+            if message.error() is None:
+                ts = int(message.value()[6:20].rstrip(b","))  # each of these texts begins with it
+                arrived[(ts - lstm64.START_MS) // 10] = now
+                count += 1
+        if not began and count >= PARTITIONS:
+            answered.send(True)
+            began = answered.recv()
+            end = began + WARM_S + load.seconds + BEHIND_S
+    first = PARTITIONS + round(WARM_S * load.per_s)
+    due = began + np.arange(first - PARTITIONS, load.readings - PARTITIONS) / load.per_s
+    answered.send(arrived[first:] - due if began else None)
+
+
+def run(contender: Contender, load: Load, model: Path, broker: Broker, folder: Path) -> dict[str, float]:
+    """One run: the percentiles in ms, inf where it fell behind; and the share of a core that the contender took."""
+    name = f"{contender.name}-{time.time_ns()}"
+    topics = make_topics(broker, name, PARTITIONS)
+    process = contender.start(model, load.bootstrap_servers, {**topics, "group": name}, folder / "log")
+    (sender_end, to_sender), (reader_end, to_reader) = multiprocessing.Pipe(), multiprocessing.Pipe()
+    to = topics["input_topic" if process is None else "output_topic"]
+    helpers = [
+        multiprocessing.Process(target=read, args=(load, to, contender.isolation, reader_end), daemon=True),
+        multiprocessing.Process(target=send, args=(load, topics["input_topic"], sender_end), daemon=True),
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        said = awaited(to_reader, PATIENCE)
+        to_sender.send(said)
+        to_reader.send(to_sender.recv())
+        before, began = cpu_seconds(process), time.monotonic()
+        latencies = awaited(to_reader, PATIENCE) * 1e3
+        busy = (cpu_seconds(process) - before) / (time.monotonic() - began)
+        if process is not None and process.poll() is not None:
+            raise SystemExit(f"{contender.name} stopped:\n{(folder / 'log').read_text()[-3000:]}")
+    finally:
+        for helper in helpers:
+            helper.terminate()
+            helper.join()
+        if process is not None:
+            process.kill()
+            process.wait(60)
+    for topic in topics.values():
+        broker.delete_topic(topic)
+    ordered = np.sort(latencies)
+    at = {p: ordered[math.ceil(share / 100 * len(ordered)) - 1] for p, share in PERCENTILES.items()}
+    return {**at, "cpu": 100 * busy}
+
+
+def awaited(pipe: Connection, seconds: float) -> Any:
+    """What comes, not None."""
+    found = pipe.recv() if pipe.poll(seconds) else None
+    if found is None:
+        raise SystemExit("the first readings were not answered")
+    return found
+
+
+def cpu_seconds(process: subprocess.Popen[bytes] | None) -> float:
+    """Of the process so far."""
+    if process is None:
+        return 0.0
+    used = psutil.Process(process.pid).cpu_times()
+    return used.user + used.system
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--client", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="the worker's, of these")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="of the contenders, these")
+    parser.add_argument("--rate", type=int, nargs="+", default=[1_000, 5_000, 20_000], help="readings/s")
+    parser.add_argument("--series", type=int, default=1_000)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object of the medians")
+    args = parser.parse_args()
+    others = {f"{client}_{delivery}" for client in set(CLIENTS) - set(args.client) for delivery in DELIVERIES}
+    chosen = [c for name, c in CONTENDERS.items() if (name in args.only if args.only else name not in others)]
+    found: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name) / "kafka", heap_mb=1024) as kafka:
+        folder, broker = Path(name), connect(kafka.bootstrap_servers)
+        model = lstm64.make(folder / "model")
+        for number in range(args.runs):
+            for rate in args.rate:
+                load = Load(kafka.bootstrap_servers, rate, args.seconds, args.series)
+                for contender in chosen:
+                    figures = run(contender, load, model, broker, folder)
+                    for key, value in figures.items():
+                        found[rate, contender.name][key].append(value)
+                    told = ", ".join(f"{key} {value:.1f}" for key, value in figures.items())
+                    print(f"run {number + 1}: {rate:,}/s {contender.name}: {told}", file=sys.stderr, flush=True)
+        broker.close()
+    print(f"{args.series:,} series; ms, min / median / max of {args.runs} runs; inf = fell behind\n")
+    print(f"| readings/s | | {' | '.join(PERCENTILES)} | of a core, % |\n|---|---|---|---|---|---|")
+    for (rate, contender_name), figures_of in found.items():
+        columns = [spread(figures_of[p], ".1f") for p in PERCENTILES] + [spread(figures_of["cpu"], ".0f")]
+        print(f"| {rate:,} | {contender_name} | {' | '.join(columns)} |")
+    if args.json:
+        medians = {
+            f"{contender_name}_{rate}_{p}_ms": round(float(np.median(figures_of[p])), 2)
+            for (rate, contender_name), figures_of in found.items()
+            for p in PERCENTILES
+        }
+        print(json.dumps({key: value if math.isfinite(value) else None for key, value in medians.items()}))
+
+
+if __name__ == "__main__":
+    main()
