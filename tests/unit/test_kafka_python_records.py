@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition, errors
 from kafka.consumer.fetcher import Fetcher, IsolationLevel
@@ -85,6 +85,7 @@ def simple(n, mark=b"v"):
     return [(1_000 + i, b"k%d" % i, mark, []) for i in range(n)]
 
 
+@settings(deadline=None)
 @given(st.lists(a_record, min_size=1, max_size=4), st.sampled_from([NONE, GZIP]), st.integers(0, 2**40))
 def test_every_record_reads_as_the_library_reads_it(records, compression, at):
     found, _ = both(batch(records, at=at, compression=compression), at=at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.changelog import Snapshot, Snapshots
@@ -59,6 +59,7 @@ def test_the_one_to_forget_is_the_least_recently_seen() -> None:
 asked = st.one_of(st.none(), st.just(b""), st.integers(0, 40).map(lambda i: b"%d" % i))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.lists(asked, min_size=2, max_size=40)), max_size=12))
 def test_among_so_many_that_slots_are_guessed_each_key_finds_its_own_series(
     turns: list[tuple[bool, list[bytes | None]]],
