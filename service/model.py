@@ -36,14 +36,15 @@ _ERRORS_ONLY = 3  # onnxruntime's severity: its warnings speak to its developers
 class Model:
     """One checked model, ready to step. Not for use from several threads at once."""
 
-    __slots__ = ("_buffers", "_session", "initial_state", "sha256", "spec")
+    __slots__ = ("_buffers", "_few", "_session", "initial_state", "sha256", "spec")
 
-    def __init__(self, spec: ModelSpec, session: ort.InferenceSession, sha256: str) -> None:
+    def __init__(self, spec: ModelSpec, session: ort.InferenceSession, few: ort.InferenceSession, sha256: str) -> None:
         self.spec = spec
         self.sha256 = sha256  # of the whole file
         self.initial_state: Float32 = np.array(spec.initial_state, dtype=np.float32)  # [state]
         self.initial_state.flags.writeable = False
         self._session = session
+        self._few = few  # for calls of _ROWS rows: where nothing batches, what each operator asks for memory counts
         self._buffers: tuple[NDArray[Any], ...] = ()  # for batches that are to be filled up: x, ts, state
 
     @classmethod
@@ -75,7 +76,8 @@ class Model:
                 got=f"content hash {content_hash(data)[:12]}, the spec says {spec.hash[:12]}",
                 do=EXPORT_AGAIN,
             )
-        model = cls(spec, open_session(data, intra_op_threads), digest)
+        few = open_session(data, intra_op_threads, one_size=True)
+        model = cls(spec, open_session(data, intra_op_threads), few, digest)
         model._check_tensors()
         model._self_test()
         return model
@@ -98,8 +100,9 @@ class Model:
         rows = len(ts)
         if rows % _ROWS:
             x, ts, state = self._filled_up(x, ts, state)
+        session = self._few if len(ts) == _ROWS else self._session
         try:
-            y, next_state, score = self._session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
+            y, next_state, score = session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise ModelError("the model failed in a step", got=_first_line(error), do=EXPORT_AGAIN) from error
         return y[:rows], next_state[:rows], score[:rows]
@@ -200,8 +203,8 @@ class _Version(msgspec.Struct):
     contract: int
 
 
-def open_session(data: bytes, intra_op_threads: int = 1) -> ort.InferenceSession:
-    """A session as the worker runs it, and the trainer's gate too.
+def open_session(data: bytes, intra_op_threads: int = 1, *, one_size: bool = False) -> ort.InferenceSession:
+    """A session as the worker runs it, and the trainer's gate too; `one_size`: for batches of one size alone.
 
     Raises:
         ModelError: onnxruntime does not take the graph.
@@ -211,7 +214,7 @@ def open_session(data: bytes, intra_op_threads: int = 1) -> ort.InferenceSession
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
-    options.enable_mem_pattern = False  # it keeps a plan for each batch size ever seen, and waves have all sizes
+    options.enable_mem_pattern = one_size  # it keeps a plan for each batch size ever seen, and waves have all sizes
     try:
         return ort.InferenceSession(data, sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own

@@ -153,8 +153,9 @@ class Experts(nn.Module):
             first = first + times(self.weight[:rows, self.history * self.d :], covariates)
         for name, slot in zip(self.asked, slots, strict=True):
             first = first + F.embedding(slot, self.get_buffer(f"table_{name}")[:, :rows]).T
-        changed = first if self.count == 1 else torch.cat([first, products[rows:]])
-        return changed.reshape(self.count, rows // self.d, self.d, -1)
+        if self.count == 1:
+            return torch.unflatten(first, 0, (1, rows // self.d, self.d))
+        return torch.unflatten(torch.cat([first, products[rows:]]), 0, (self.count, rows // self.d, self.d))
 
     def review(self, errors: Tensor, error: Tensor, age: Tensor) -> Tensor:
         """Running errors [count, targets, batch] after one more `error`; age [1, batch] = steps before this."""
@@ -164,15 +165,15 @@ class Experts(nn.Module):
         return errors + torch.where(age > self.hindsight + 1, (error - errors) / weight, torch.zeros(()))
 
     def mix(self, forecasts: Tensor, errors: Tensor) -> Tensor:
-        """Forecasts [leads, targets, batch] of [count, ...], averaged by how well each expert did of late.
+        """Forecasts [leads * targets, batch] of [count, leads, targets, batch], by how well each expert did of late.
 
         The weights are a softmax. The best expert's is above exp(-DECISIVENESS) before they are made to sum to 1.
         """
         if self.count == 1:
-            return forecasts[0]
+            return forecasts.flatten(0, 2)
         share = errors / (errors.amin(dim=0, keepdim=True) + NOTHING)  # [count, targets, batch]
         weights = torch.exp(-DECISIVENESS * share)
-        return (weights[:, None] * forecasts).sum(dim=0) / weights.sum(dim=0)
+        return ((weights[:, None] * forecasts).sum(dim=0) / weights.sum(dim=0)).flatten(0, 1)
 
 
 def times(weight: Tensor, columns: Tensor) -> Tensor:

@@ -249,7 +249,7 @@ def _factors(model: Forecaster, data: Prepared, config: Config, since: int, unti
 
 def balanced(model: Forecaster, out: Tensor, linear: Tensor) -> Tensor:
     """Quantiles [rows, horizon, targets, quantiles] as of a series that has said nothing yet: between the two paths."""
-    share = model.judge.share(model.judge.prior.reshape(-1, 1)).reshape(linear.shape[1:])
+    share = model.judge.share(model.judge.prior[..., None]).reshape(linear.shape[1:])
     return out + ((1 - share) * (linear - out[..., model.judge.center]))[..., None]
 
 

@@ -52,7 +52,8 @@ class View(NamedTuple):
     inputs: Tensor  # [inputs, batch] of the recurrent cell, not yet normalised
     linear: Tensor  # [horizon * targets, batch] in local units
     naive: Tensor  # [scored * targets, batch] scaled: the values as many steps ago as a scored lead is long
-    observed: Tensor  # [targets, batch] bool
+    now: Tensor  # [targets, batch] scaled, filled
+    observed: Tensor  # [targets, batch] bool: now, and before too
     clipped: Tensor  # [targets, batch] bool
     center: Tensor | None  # [targets, batch] scaled; with `scale`, the series' local units
     scale: Tensor | None  # [targets, batch]
@@ -220,8 +221,7 @@ class Forecaster(nn.Module):
         fan: Fan,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """From the recurrent path's quantiles about the linear one to y: (y, the judge's slices after, score)."""
-        now = after.values[:, -self.d :].T
-        due = Due(x.T[: self.d], view.observed, view.clipped, now, view.scale, view.naive, before.age, before.seen)
+        due = Due(x.T[: self.d], view.observed, view.clipped, view.now, view.scale, view.naive, before.age)
         score, widening, errors = self.judge(self.units, due, oldest)
         middle = view.linear + self.judge.share(errors) * fan.middle
         said = self.judge.quantile_rows(Fan(middle, self.judge.stretched(fan.reach, widening)))
@@ -233,8 +233,8 @@ class Forecaster(nn.Module):
         fresh = self.judge.enqueued(raw, linear, recurrent)
         queues = [part for h, new in zip(self.judge.scored, fresh, strict=True)
                   for part in (kept.get(f"pending_{h}"), new) if part is not None]  # fmt: skip
-        y = raw.transpose(0, 1).flatten(0, 1).T.reshape(-1, self.h, self.d, self.q)
-        return y, [widening, errors, *queues], score
+        y = self.judge.by_lead(raw).T.reshape(-1, self.h, self.d, self.q)
+        return y, [widening, errors.flatten(0, 2), *queues], score
 
     def observe(self, x: Tensor, ts: Tensor, memory: Memory) -> tuple[View, Memory]:
         """Scale, fill, lags, calendar, linear forecast; nothing in it is trained by gradient.
@@ -247,9 +247,10 @@ class Forecaster(nn.Module):
         z, inside = self.units.scale(raw)
         known = torch.cat([memory.expected, memory.covariates[-c:]]) if c else memory.expected
         z = torch.where(there, z, known)
-        now, observed, was_there = z[:d], there[:d], there.to(z.dtype)
+        now, was_there = z[:d], there.to(z.dtype)
         seen = torch.maximum(memory.seen, was_there[:d])
-        values = self._filled(torch.cat([memory.values, now.T], dim=1), now, seen > memory.seen)
+        first = seen > memory.seen
+        values = self._filled(torch.cat([memory.values, now.T], dim=1), now, first)
         covariates = torch.cat([memory.covariates, z[d:]]) if self.hindsight else z[d:]
 
         past, back, center, scale = self._in_local_units(values)
@@ -266,7 +267,7 @@ class Forecaster(nn.Module):
             error = error_of(said, torch.unflatten(products.since, 0, (-1, d)))
             errors = self.experts.review(errors, error, memory.age)
         forecasts = self.experts.finish(products.now, covariates[len(covariates) - c :], slots)
-        leads = self.experts.mix(forecasts, errors).flatten(0, 1)  # [horizon * targets, batch]
+        leads = self.experts.mix(forecasts, errors)  # [horizon * targets, batch]
 
         newest, error, expected = now, (now - memory.expected) * memory.seen, leads[:d]  # 0 where nothing was expected
         if center is not None and scale is not None:
@@ -291,7 +292,8 @@ class Forecaster(nn.Module):
             clock=clock,
             expert_errors=errors.flatten(0, 1) if self.hindsight else errors,
         )
-        return View(torch.cat(parts), leads, naive, observed, there[:d] ^ inside[:d], center, scale), after
+        clipped, again = there[:d] ^ inside[:d], there[:d] ^ first
+        return View(torch.cat(parts), leads, naive, now, again, clipped, center, scale), after
 
     def _filled(self, values: Tensor, now: Tensor, first: Tensor) -> Tensor:
         """Past values [batch, steps * targets]; where now [targets, batch] is the first ever, the past is as this."""
@@ -334,10 +336,11 @@ class Forecaster(nn.Module):
     def head(self, head: nn.Module, top: Tensor, inputs: Tensor) -> Fan:
         """Quantiles about the linear forecast, in local units, [rows, ...]; top [..., hidden], inputs [..., inputs]."""
         raw = head(torch.cat([self.dropout(top), inputs], dim=-1)).movedim(-1, 0)
-        raw = torch.unflatten(raw, 0, (self.q, -1))
-        spread = self.spread.reshape(-1, *[1] * (raw.dim() - 2))
-        widths = torch.log(1 + torch.exp(torch.clamp(raw[1:], max=SOFTPLUS_FROM)))  # softplus, by fast functions
-        return Fan((raw[0] + 0.5) * spread, self.judge.outwards(widths, torch.add) * spread)  # the bias starts at -0.5
+        centre, raw = raw.split_with_sizes([self.h * self.d, (self.q - 1) * self.h * self.d])
+        spread = self.spread.reshape(-1, *[1] * (raw.dim() - 1))
+        widths = torch.log(1 + torch.exp(torch.clamp(raw, max=SOFTPLUS_FROM)))  # softplus, by fast functions
+        reach = self.judge.outwards(torch.unflatten(widths, 0, (self.q - 1, self.h * self.d)), torch.add) * spread
+        return Fan((centre + 0.5) * spread, reach)  # the bias starts at -0.5
 
     def average(self, fans: list[Fan]) -> Fan:
         """The members' quantiles, averaged level by level."""

@@ -33,13 +33,12 @@ class Due(NamedTuple):
     """What has come true at this step."""
 
     x: Tensor  # [targets, batch] raw, NaN = missing
-    observed: Tensor  # [targets, batch] bool
+    observed: Tensor  # [targets, batch] bool: now, and before too
     clipped: Tensor  # [targets, batch] bool
     now: Tensor  # [targets, batch] scaled
     scale: Tensor | None  # [targets, batch] of the local units; None = 1
     naive: Tensor  # [scored * targets, batch] scaled: the values as many steps before as a lead is long
     age: Tensor  # [1, batch] steps before this one
-    seen: Tensor  # [targets, batch] 1 where a value was observed before
 
 
 class Fan(NamedTuple):
@@ -93,7 +92,7 @@ class Judge(nn.Module):
         return out + [Diagnostic(f"clipped_{t}", "clipped", t, 0) for t in self.targets]
 
     def forward(self, units: Units, due: Due, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(score [batch, columns], widening after, path errors after, [rows, batch] each) of one step.
+        """score [batch, columns]; after this step: widening [rows, batch], path errors [scored, 2, targets, batch].
 
         `parts`: the judge's slices of the state, [rows, batch] each; of the queues only the oldest forecasts.
 
@@ -105,7 +104,7 @@ class Judge(nn.Module):
         middle, lower, upper, paths = queued.split_with_sizes([1, 1, 1, 2], dim=1)  # [scored, ., targets, batch]
         naive = units.unscale(due.naive).reshape(count, 1, d, -1)
         leads = torch.tensor(self.scored, dtype=torch.float32)[:, None, None, None]
-        scored = (due.age >= leads) & (due.observed & (due.seen > 0))  # [scored, 1, targets, batch]
+        scored = (due.age >= leads) & due.observed  # [scored, 1, targets, batch]
         nothing = torch.full((), float("nan"))
 
         error = torch.abs(due.x - torch.cat([middle, naive], dim=1))
@@ -113,7 +112,8 @@ class Judge(nn.Module):
         least = (NARROWEST_SPAN * units.small())[:, None]
         surprise = error[:, :1] / torch.maximum(width * 0.5, least)
         columns = torch.cat([error, (inside >= 0).to(error.dtype), surprise], dim=1)
-        columns = torch.where(scored, columns, nothing).transpose(1, 2).flatten(0, 2)
+        columns = torch.where(scored, columns, nothing)
+        columns = columns.flatten(0, 2) if d == 1 else columns.transpose(1, 2).flatten(0, 2)
         clipped = torch.where(due.clipped, torch.ones(()), nothing)  # said only where it happened
         score = torch.cat([columns, clipped]).T
 
@@ -133,16 +133,16 @@ class Judge(nn.Module):
         known = (due.age + (PRIOR_STEPS - leads)).clamp(max=1 / FORGETTING)  # errors so far, and what the prior counts
         old = parts["path_errors"].reshape(count, 2, d, -1)
         errors = old + torch.where(scored, (missed - old) / known, torch.zeros(()))
-        return score, widening, errors.flatten(0, 2)
+        return score, widening, errors
 
     def share(self, errors: Tensor) -> Tensor:
         """How far each lead goes with the recurrent path: [horizon * targets, batch] in (0, 1), 0 = linear alone.
 
-        errors [scored * 2 * targets, batch], the two paths' running errors.
+        errors [scored, 2, targets, batch], the two paths' running errors.
         """
-        linear, recurrent = errors.reshape(len(self.scored), 2, -1).unbind(dim=1)  # [scored, targets * batch]
+        linear, recurrent = errors.split_with_sizes([1, 1], dim=1)
         better = (linear - recurrent) / (torch.minimum(linear, recurrent) + NOTHING)
-        return self._interpolated(torch.sigmoid(DECISIVENESS * better))
+        return self._interpolated(torch.sigmoid(DECISIVENESS * better).flatten(1))
 
     def stretched(self, reach: Tensor, widening: Tensor | None = None) -> Tensor:
         """Distances from the median as they are to be, in order still; [quantiles - 1, horizon * targets, batch].
@@ -193,7 +193,13 @@ class Judge(nn.Module):
 
     def _interpolated(self, rows: Tensor) -> Tensor:
         """[scored, targets * batch], given for the scored leads, for all of them: [horizon * targets, batch]."""
-        return times(self.between, rows).reshape(self.h * self.d, -1)
+        out = times(self.between, rows)
+        return out if self.d == 1 else out.reshape(self.h * self.d, -1)
+
+    def by_lead(self, rows: Tensor) -> Tensor:
+        """[quantiles, horizon * targets, batch] as [horizon * targets * quantiles, batch]."""
+        size = self.h * self.d
+        return rows.flatten(0, 1).index_select(0, torch.arange(self.q * size).reshape(self.q, size).T.flatten())
 
 
 def _between(scored: list[int], horizon: int) -> Tensor:

@@ -57,8 +57,8 @@ def _rate(model: Forecaster, stretches: list[Scaled], config: Config) -> float:
                 rate = torch.clamp(rates, min=1 / (told + PRIOR_STEPS))
                 running = running + (rate * (errors[..., told, None] - running)).nan_to_num()
             if s.ts[row] >= config.train_until_ms:
-                mixed = experts.mix(said[..., i, None], running)  # [horizon, targets, rates]
-                total += (mixed - truth[..., i, None]).abs().nanmean(dim=(0, 1)).nan_to_num()
+                mixed = experts.mix(said[..., i, None], running)  # [horizon * targets, rates]
+                total += (mixed - truth[..., i].reshape(-1, 1)).abs().nanmean(dim=0).nan_to_num()
     return FORGETTING[int(total.argmin())] if total.any() else FORGETTING[len(FORGETTING) // 2]
 
 
