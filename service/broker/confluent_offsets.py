@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from service.broker.base import Consumer
 from service.broker.confluent_calls import Server, topic_errors
-
-T = TypeVar("T")
 
 BEGINNING, END = -2, -1  # as times, in the question for an offset
 _AGAIN_PAUSE_S = 0.005
@@ -28,22 +26,17 @@ def offsets_at(server: Server, kafka: Any, topic: str, partitions: Collection[in
     if not partitions:
         return {}
     asked = [TopicPartition(topic, partition, when) for partition in partitions]
-    with server.errors(f"asking for the offsets of {topic}"):
-        ask = lambda: topic_errors(kafka.offsets_for_times(asked, server.timeout_s))  # noqa: E731
-        found = _again(server, ask, _MOVED)
-    return {tp.partition: tp.offset for tp in found}
-
-
-def _again(server: Server, call: Callable[[], T], codes: Collection[int]) -> T:
-    """`call()`, again where the library raises one of these errors at once, instead of waiting."""
     deadline = time.monotonic() + server.timeout_s
-    while True:
-        try:
-            return call()
-        except KafkaException as error:
-            if error.args[0].code() not in codes or time.monotonic() > deadline:
-                raise
-        time.sleep(_AGAIN_PAUSE_S)
+    with server.errors(f"asking for the offsets of {topic}"):
+        while True:
+            try:
+                return {
+                    tp.partition: tp.offset for tp in topic_errors(kafka.offsets_for_times(asked, server.timeout_s))
+                }
+            except KafkaException as error:  # raised at once, where the library should ask again
+                if error.args[0].code() not in _MOVED or time.monotonic() > deadline:
+                    raise
+            time.sleep(_AGAIN_PAUSE_S)
 
 
 class Asker:

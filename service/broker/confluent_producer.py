@@ -35,6 +35,7 @@ class ConfluentProducer(Producer):
     def __init__(self, server: Server, count: Callable[[str], int | None], **more: Any) -> None:
         self._server = server
         self._count = count
+        self._patience_s = more.get("delivery.timeout.ms", server.timeout_ms) / 1_000
         options = server.options() | {
             "acks": "all",
             "enable.idempotence": True,
@@ -141,7 +142,7 @@ class ConfluentProducer(Producer):
             raise BrokerError("the producer is closed", do="Make a new one.")
         if self._failure is not None:
             topic, error = self._failure
-            raise self._server.error(error, f"delivering to {topic}") from error
+            raise self._server.within(self._patience_s).error(error, f"delivering to {topic}") from error
 
     def flush(self, timeout_s: float) -> None:
         """Wait until all that was produced is acknowledged.

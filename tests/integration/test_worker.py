@@ -215,9 +215,9 @@ def test_a_second_worker_on_the_same_port_says_which_flag_to_use(model):
     assert f"port {port} of 127.0.0.1 is taken" in log.splitlines()[-1] and "--http-port" in log.splitlines()[-1]
 
 
-def test_a_broker_that_crashes_is_waited_for_and_one_that_stays_away_ends_the_worker(model, tmp_path):
+def test_a_broker_that_crashes_is_waited_for_and_one_that_stays_away_ends_the_worker(model, tmp_path, client):
     with EmbeddedBroker(tmp_path / "broker", heap_mb=384) as kafka:
-        t = Topics(kafka.bootstrap_servers)
+        t = Topics(kafka.bootstrap_servers, client=client)
         flags = ("--broker-timeout-seconds=30", *t.flags)
         with serving("--model", model, *flags) as worker:
             t.send((0, b"s", reading(step)) for step in range(10))
