@@ -28,6 +28,7 @@ class Worker:
     log: Path
     frozen: bool = False
     doomed: bool = False
+    beside: float | None = None  # since when, both awake and both members of the group
 
     @property
     def share(self) -> set[int] | None:
@@ -118,9 +119,10 @@ class Fleet:
                 if worker.frozen:
                     worker.process.send_signal(signal.SIGCONT)
                     worker.frozen = False
-                if worker.doomed and now >= when + STOP_SECONDS:
+                if worker.doomed and self._beside_for(worker, now) >= STOP_SECONDS:
                     self._note(worker, f"lived on for {STOP_SECONDS:.0f} s beside another of the same name")
                     worker.process.kill()
+                    worker.process.wait()
             if worker.process.poll() is not None or not (worker.frozen or worker.doomed):
                 self.zombies.remove((when, worker))
         for slot, worker in list(self.workers.items()):
@@ -137,6 +139,13 @@ class Fleet:
         for slot, when in list(self.due.items()):
             if now >= when:
                 self.start(slot)
+
+    def _beside_for(self, worker: Worker, now: float) -> float:
+        """For how long it has been in the group beside its namesake: one that is frozen, or not in yet, puts out no one."""
+        rival = self.workers.get(worker.slot)
+        both = rival is not None and not rival.frozen and rival.process.poll() is None and rival.share and worker.share
+        worker.beside = (worker.beside or now) if both else None
+        return now - worker.beside if worker.beside is not None else 0.0
 
     def settle(self, partitions: int, seconds: float = 90.0) -> None:
         """Wait until the partitions are shared out among all workers.
