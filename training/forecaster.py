@@ -22,11 +22,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from service.spec import Diagnostic, StateSlice
+from service.spec import Diagnostic
 from training.calendar import Calendar
 from training.config import Config
 from training.experts import Experts, error_of
 from training.judge import Due, Fan, Judge
+from training.layout import Parts, StateLayout
 from training.recurrent import Head, Recurrent
 from training.units import Units
 
@@ -110,8 +111,8 @@ class Forecaster(nn.Module):
             Head(model.hidden + width, model.hidden, outputs, model.dropout) for _ in range(self.members_count)
         )
         self.dropout = nn.Dropout(model.dropout)
-        self.slices = self._layout()
-        self.state_size = sum(math.prod(s.shape) for s in self.slices)
+        self.layout = self._layout()
+        self.slices, self.state_size = self.layout.slices, self.layout.size
 
     # ------------------------------------------------------------------ shapes and layout
 
@@ -121,26 +122,22 @@ class Forecaster(nn.Module):
         per_target = 4 + len(self.leads) + len(self.lags)
         return per_target * self.d + 2 * self.c + 2 * len(self.calendar.names) + (1 if self.step_ms == 0 else 0)
 
-    def _layout(self) -> list[StateSlice]:
-        """First what has the batch first inside (see `pack`), then the rows."""
-        parts: list[tuple[str, tuple[int, ...]]] = [("values", (self.history + self.hindsight, self.d))]
+    def _layout(self) -> StateLayout:
+        first: Parts = [("values", (self.history + self.hindsight, self.d))]
         for m, cell in enumerate(self.cells):
             assert isinstance(cell, Recurrent)
-            parts.append((f"hidden_{m}", cell.state_shape))
-        parts += [
+            first.append((f"hidden_{m}", cell.state_shape))
+        rest: Parts = [
             ("covariates", (1 + self.hindsight, self.c)),
             ("expected", (self.d,)),
             ("seen", (self.d,)),
             ("age", (1,)),
             ("clock", (2 if self.step_ms == 0 else 0,)),
             ("expert_errors", (self.experts.count if self.hindsight else 0, self.d)),
+            *self.judge.layout,
         ]
-        parts += self.judge.layout
-        slices, start = [], 0
-        for name, shape in parts:
-            slices.append(StateSlice(name=name, start=start, shape=shape))
-            start += math.prod(shape)
-        return slices
+        queues = ["values", "covariates", *(name for name, _ in rest if name.startswith("pending_"))]
+        return StateLayout(first, rest, queues)
 
     @property
     def diagnostics(self) -> list[Diagnostic]:
@@ -156,35 +153,8 @@ class Forecaster(nn.Module):
                 state[part.start : part.start + size] = prior.flatten()
         return state
 
-    def unpack(self, state: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The state [batch, state] by names, and of each queue what stays of it, without its oldest entry.
-
-        Past values and the cell's state are [batch, size], all others [size, batch]. Of the judge's queues the first
-        of the two is the oldest entry alone: it is due.
-        """
-        wide = 1 + self.members_count
-        first, rest = self._pieces(self.slices[:wide]), self._pieces(self.slices[wide:])
-        size = sum(size for _, size in rest)
-        *rows, small = state.split_with_sizes([*(size for _, size in first), size], dim=1)
-        columns = small.T.split_with_sizes([size for _, size in rest])
-        empty = {s.name: small[:, :0].T for s in self.slices if 0 in s.shape}
-        found: list[dict[str, Tensor]] = [{}, {}]
-        for (piece, _), part in zip([*first, *rest], [*rows, *columns], strict=True):
-            found[piece.endswith("+")][piece.removesuffix("+")] = part
-        return {**empty, **found[0]}, {**empty, **found[1]}
-
-    def _pieces(self, slices: list[StateSlice]) -> list[tuple[str, int]]:
-        """What the slices are cut into, with sizes: of a queue the oldest entry and "+" the others."""
-        out = []
-        for s in slices:
-            size = math.prod(s.shape)
-            queue = s.name in ("values", "covariates") or s.name.startswith("pending_")
-            entry = size // s.shape[0] if queue and s.shape[0] else size
-            out += [(name, part) for name, part in ((s.name, entry), (s.name + "+", size - entry)) if part]
-        return out
-
     def memory(self, oldest: dict[str, Tensor], kept: dict[str, Tensor]) -> Memory:
-        """What `observe` goes on from, out of `unpack`."""
+        """What `observe` goes on from, out of `StateLayout.unpack`."""
         # With no hindsight there is one set of covariates, the last known: not a queue.
         queues = {"values": kept["values"], "covariates": (kept if self.hindsight else oldest)["covariates"]}
         return Memory(**{name: queues.get(name, oldest[name]) for name in Memory._fields})
@@ -198,7 +168,7 @@ class Forecaster(nn.Module):
 
     def forward(self, x: Tensor, ts: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step. x [batch, features] raw, ts [batch] ms, state [batch, state]: y, next_state, score."""
-        oldest, kept = self.unpack(state)
+        oldest, kept = self.layout.unpack(state)
         memory = self.memory(oldest, kept)
         view, after = self.observe(x, ts, memory)
         hidden, fans = [], []
@@ -350,7 +320,7 @@ class Forecaster(nn.Module):
 
     def prepare(self, x: Tensor, ts: Tensor) -> Seen:
         """Fold `observe` over whole stretches, once: x [n, steps, features], ts [n, steps]."""
-        memory = self.memory(*self.unpack(self.initial_state().expand(x.shape[0], -1)))
+        memory = self.memory(*self.layout.unpack(self.initial_state().expand(x.shape[0], -1)))
         views = []
         with torch.no_grad():
             for t in range(x.shape[1]):
@@ -392,7 +362,7 @@ class Forecaster(nn.Module):
         state = self.initial_state().expand(x.shape[0], -1)
         ys = []
         for t in range(x.shape[1]):
-            oldest, kept = self.unpack(state)
+            oldest, kept = self.layout.unpack(state)
             before = self.memory(oldest, kept)
             view, after = self.observe(x[:, t], ts[:, t], before)
             now = Fan(*(part[..., t] for part in fan))

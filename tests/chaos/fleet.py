@@ -141,7 +141,7 @@ class Fleet:
                 self.start(slot)
 
     def _beside_for(self, worker: Worker, now: float) -> float:
-        """For how long it has been in the group beside its namesake: one that is frozen, or not in yet, puts out no one."""
+        """For how long it has been in the group beside its namesake, which puts out no one before it is in itself."""
         rival = self.workers.get(worker.slot)
         both = rival is not None and not rival.frozen and rival.process.poll() is None and rival.share and worker.share
         worker.beside = (worker.beside or now) if both else None
