@@ -90,7 +90,7 @@ def stream(spec, wild, seed, steps):
 
 
 def run(model, records, sizes):
-    """Forecasts, but for where their readings lie, and states of the calm series, as bytes; how many of the wild ones' readings were dead letters."""
+    """Of the calm series forecasts (but for `source`) and states, as bytes; how many readings were dead letters."""
     line = Pipeline(model, Policy(max_future_ms=0), output_topic="forecasts", dead_letter_topic="dead-letters")
     told, dead, at, cut = {key: [] for key in CALM}, 0, 0, 0
     while at < len(records):
