@@ -90,7 +90,7 @@ class Settings:
         20.0, "a worker that Kafka has not heard of for so long loses its partitions, s", group="Kafka", low=6
     )
     max_poll_records: int = _setting(
-        8000, "readings taken from Kafka in one go, and so the largest batch", group="Kafka", low=1, high=1_000_000
+        4000, "readings taken from Kafka in one go, and so the largest batch", group="Kafka", low=1, high=1_000_000
     )
     broker_timeout_seconds: float = _setting(
         60.0, "how long to wait for a broker that does not answer before giving up, s", group="Kafka", low=1

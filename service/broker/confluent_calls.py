@@ -113,10 +113,10 @@ def consumer_options(server: Server, group: str | None, isolation: str, membersh
         # of after such a wait, and a restore reads to the end.
         "fetch.wait.max.ms": 100 if group is not None else 10,
         # What the library may hold ready; with more than so many records it pauses for 5 ms (1 s, if not told).
-        "queued.max.messages.kbytes": 16 << 10,
+        "queued.max.messages.kbytes": 8 << 10,
         "queued.min.messages": 100_000,
         "fetch.queue.backoff.ms": 5,
-        "fetch.max.bytes": 16 << 20,
+        "fetch.max.bytes": 8 << 20,
         "max.partition.fetch.bytes": 2 << 20,
     }
     if membership.instance is not None:
