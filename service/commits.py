@@ -137,12 +137,13 @@ class Commits:
             return False
         offsets = dict(self.pending)
         texts = partial(self._texts, offsets)
-        steps: tuple[tuple[Callable[[], None], Callable[[BrokerError], None]], ...] = (
-            (self._flush, self._give_up),
-            (lambda: self._delivery.claim(texts, consumer), self._try_again),
-            (lambda: self._store(everything_of), self._give_up),
-            (lambda: self._delivery.commit(texts(), consumer), self._try_again),
-        )
+        steps: list[tuple[Callable[[], None], Callable[[BrokerError], None]]] = [(self._flush, self._give_up)]
+        if everything_of or not self._delivery.stores_apart or self._engines.worthwhile():
+            steps += [
+                (lambda: self._delivery.claim(texts, consumer), self._try_again),
+                (lambda: self._store(everything_of), self._give_up),
+            ]
+        steps.append((lambda: self._delivery.commit(texts(), consumer), self._try_again))
         with self._waiting(2 * self.timeout_s):
             for step, deal_with in steps:
                 try:

@@ -9,7 +9,7 @@ A crash before 4 leaves nothing that a reader of committed records sees: whoever
 old offsets with the old states. A crash in 4 leaves it to the broker: either all of it holds or nothing does, and the
 committed offset, asked for once it is stable, tells which. A worker that was away for too long is fenced in 3 or 4.
 
-At least once:
+At least once (2 and 3 only once enough states are due):
   1. forecasts and dead letters are produced and acknowledged.
   2. the offsets are committed, each with the snapshot offset as it was. Kafka refuses that to a worker that is out of
      the group: it must not write its older states over those of its successor.
@@ -29,6 +29,8 @@ from service.broker.base import Broker, Consumer, Outgoing, Producer
 
 class Delivery(Protocol):
     """How a worker emits and commits."""
+
+    stores_apart: bool  # True where states cost requests of their own, so that they are not stored with every commit
 
     def emit(self, outgoing: Outgoing) -> None:
         """Hand over records; does not wait for Kafka unless a buffer is full."""
@@ -54,6 +56,8 @@ class Delivery(Protocol):
 
 class AtLeastOnce(Delivery):
     """No transactions."""
+
+    stores_apart = True
 
     def __init__(self, broker: Broker, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -92,6 +96,8 @@ class AtLeastOnce(Delivery):
 
 class ExactlyOnce(Delivery):
     """Transactions, fenced by the group's metadata."""
+
+    stores_apart = False
 
     def __init__(self, make_producer: Callable[[], Producer], topic: str, timeout_s: float) -> None:
         self._make, self._topic, self._timeout_s = make_producer, topic, timeout_s

@@ -134,6 +134,10 @@ class Engines:
                 self._written.update(p for p in set(records.partitions) if p is not None)
                 yield records
 
+    def worthwhile(self) -> bool:
+        """True where enough states are due to be worth requests of their own."""
+        return any(engine.rolling.worthwhile() for engine in self._all())
+
     def anything_due(self) -> bool:
         """True where some series has moved on since its state was last written."""
         return any(engine.rolling.anything_due(self._others(engine)) for engine in self._all())

@@ -20,6 +20,7 @@ from service.series import SeriesTable
 
 _LOOK_AHEAD = 1 / 8  # of what is dirty: so much is put in order at a time
 _AT_ONCE = 5_000  # states encoded together: each is there four times meanwhile
+_WORTH_BYTES, _WORTH_SECONDS = 64 << 10, 1.0  # so much, or after so long, it pays to write states by themselves
 GROUP_HEADER = "group"  # whose states these are: two groups on one changelog would mix theirs
 
 
@@ -75,6 +76,12 @@ class RollingFlush:
             headers=[self._headers] * n,
             timestamps=[None] * n,
         )
+
+    def worthwhile(self) -> bool:
+        """True where enough is due by now, or has been for long enough, to be worth requests of its own."""
+        passed = self._clock() - self._flushed_at
+        due = len(self._table) * self._codec.record_bytes * passed / self._seconds
+        return due >= _WORTH_BYTES or passed >= min(_WORTH_SECONDS, self._seconds / 10) or bool(self._table.buried)
 
     def anything_due(self, without: Collection[int] = ()) -> bool:
         """True where some series has moved on since its state was last written, in other partitions than these."""

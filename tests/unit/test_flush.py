@@ -120,3 +120,28 @@ def test_a_worker_that_hands_over_many_series_has_few_of_their_records_at_a_time
     assert sum(sizes) == 20_000
     assert max(sizes) <= 5_000
     assert world.due((0, 1)) == []
+
+
+def test_few_states_wait_until_they_are_worth_requests_of_their_own_and_no_longer_than_a_second() -> None:
+    world = Flushed([0, 1])
+    world.read([0, 1], 0)
+    world.now += 0.9
+    assert not world.flush.worthwhile()
+    world.now += 0.1
+    assert world.flush.worthwhile()
+    world.due()
+    assert not world.flush.worthwhile(), "some have just been written"
+    world.table.forget(b"0")
+    assert world.flush.worthwhile(), "a series that is forgotten is forgotten for others too"
+
+
+def test_many_states_are_not_saved_up() -> None:
+    world = Flushed([0] * 20_000)
+    world.now += 0.1
+    assert world.flush.worthwhile()
+
+
+def test_states_that_are_to_be_written_at_once_do_not_wait() -> None:
+    world = Flushed([0], seconds=0.1)
+    world.now += 0.01
+    assert world.flush.worthwhile()
