@@ -137,7 +137,7 @@ def test_few_states_wait_until_they_are_worth_requests_of_their_own_and_no_longe
 
 def test_many_states_are_not_saved_up() -> None:
     world = Flushed([0] * 20_000)
-    world.now += 0.1
+    world.now += 0.9
     assert world.flush.worthwhile()
 
 
