@@ -41,6 +41,7 @@ class Worker:
         broker: connected.
         metrics: to feed; made for this model.
         newer_model: asked at each turn of the loop; a model that it gives takes over while readings flow.
+        tidy: called at each turn, between two batches.
         clock: seconds, monotonic; for intervals and time limits.
         wall: seconds since the epoch; only metrics use it.
     """
@@ -52,11 +53,12 @@ class Worker:
         broker: Broker,
         metrics: Metrics,
         newer_model: Callable[[], Model | None] = lambda: None,
+        tidy: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._broker, self._metrics = settings, broker, metrics
-        self._newer_model, self._clock, self._wall = newer_model, clock, wall
+        self._newer_model, self._tidy, self._clock, self._wall = newer_model, tidy, clock, wall
         self._flood = Flood(settings.dead_letter_limit, settings.dead_letter_window_seconds, clock)
         self._stopping = threading.Event()
         self._pulse = Pulse(clock)
@@ -167,6 +169,7 @@ class Worker:
                     self._pulse.probe(self._ask, self._settings.broker_timeout_seconds)
                     self._shares.gauges()
                 self._flood.check(self._settings.dead_letter_topic)
+                self._tidy()
             log.info("stopping", extra={"to_commit": sorted(self._commits.pending)})
             self._finish()
         except BrokerError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -32,7 +31,6 @@ tidecast serve --model model
 tidecast serve --model model --bootstrap-servers kafka:9092 --input-topic sensors --http-host 0.0.0.0
 curl http://127.0.0.1:9108/readyz"""
 
-_COLLECT_AFTER = 100_000  # objects more than at the last look
 _NOT_SERVED = ("broker_data_dir", "broker_port")
 
 
@@ -56,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     # Imported here: `tidecast serve --help` need not wait for onnxruntime.
     from service.broker.connect import connect
+    from service.collector import Collector
     from service.http import HttpServer
     from service.messages import DeadLetterReason
     from service.metrics import Metrics
@@ -76,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         log.info("listening", extra={"url": http.url})
         broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
         try:
-            worker = Worker(config, model, broker, metrics, watch.take)
+            collector = Collector()
+            worker = Worker(config, model, broker, metrics, watch.take, collector.turn)
             http.status = worker
             log.info("looking for Kafka", extra={"bootstrap_servers": config.bootstrap_servers})
             worker.prepare()
@@ -87,11 +87,7 @@ def run(args: argparse.Namespace) -> int:
                 "joining the group",
                 extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
             )
-            # What is there by now stays. A batch is tens of thousands of objects that go again without the collector's
-            # help: at its default threshold, 700, it would look at each of them several times.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(_COLLECT_AFTER, 10, 10)
+            collector.begin()
             with Watchdog(worker.not_live):
                 return worker.run()
         finally:

@@ -283,7 +283,7 @@ class FailsOnMissing(Model):
 
     @classmethod
     def of(cls, model: Model) -> FailsOnMissing:
-        return cls(model.spec, model._session, model.sha256)
+        return cls(model.spec, model._session, model._few, model.sha256)
 
     def step(self, x, ts, state):  # type: ignore[no-untyped-def]
         y, next_state, score = super().step(x, ts, state)

@@ -114,7 +114,7 @@ class OneSeriesOneRow(Model):
     """Notes the first feature of every row of every wave; the test below makes it the series' own number."""
 
     def __init__(self) -> None:
-        super().__init__(model().spec, model()._session, model().sha256)
+        super().__init__(model().spec, model()._session, model()._few, model().sha256)
         self.waves: list[list[float]] = []
 
     def step(self, x, ts, state):  # type: ignore[no-untyped-def]
