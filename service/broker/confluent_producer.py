@@ -39,8 +39,9 @@ class ConfluentProducer(Producer):
         options = server.options() | {
             "acks": "all",
             "enable.idempotence": True,
-            # Of a transaction nothing is seen before its end: there, to linger only makes for fewer requests.
-            "linger.ms": 10 if "transactional.id" in more else 0,
+            # Of a transaction nothing is seen before its end: there, to linger only makes for fewer requests. Without
+            # one it is a bargain: the library sends a request for each partition, and a busy broker has many of them.
+            "linger.ms": 10 if "transactional.id" in more else 5,
             "message.max.bytes": 8 << 20,  # how large a record may be is Kafka's to say
             # Records handed over but not acknowledged: so many, and so many KiB.
             "queue.buffering.max.messages": 200_000,
