@@ -58,12 +58,27 @@ def pass_through(client: str, delivery: str) -> Contender:
     """The client alone."""
 
     def start(job: Job, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        names = {name: settings[name] for name in ("input_topic", "output_topic", "group")}
-        more = {"bootstrap_servers": job.bootstrap_servers, "client": client, "delivery": delivery}
-        flags = [f"{flag(name)}={value}" for name, value in (names | more).items()]
-        return _start([sys.executable, "benchmarks/pass_through.py", *flags], log, {})
+        return _copier("pass_through.py", client, delivery, job, settings, log)
 
     return Contender(f"{client}_pass-through_{delivery}", start, client, forecasts=False)
+
+
+def plain(delivery: str) -> Contender:
+    """kafka-python by itself, as its documentation has it, without the port."""
+
+    def start(job: Job, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        return _copier("plain_pass_through.py", "kafka-python", delivery, job, settings, log)
+
+    return Contender(f"kafka-python_plain-pass-through_{delivery}", start, "kafka-python", forecasts=False)
+
+
+def _copier(
+    script: str, client: str, delivery: str, job: Job, settings: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    names = {name: settings[name] for name in ("input_topic", "output_topic", "group")}
+    more = {"bootstrap_servers": job.bootstrap_servers, "client": client, "delivery": delivery}
+    flags = [f"{flag(name)}={value}" for name, value in (names | more).items()]
+    return _start([sys.executable, f"benchmarks/{script}", *flags], log, {})
 
 
 def _peer(name: str, command: list[str]) -> Contender:
@@ -110,5 +125,6 @@ def _start(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Pop
 
 CONTENDERS = [
     *(make(client, delivery) for client in CLIENTS for make in (worker, pass_through) for delivery in DELIVERIES),
+    *(plain(delivery) for delivery in DELIVERIES),
     *peers(),
 ]

@@ -148,7 +148,7 @@ def main() -> None:
     for name, m in found.items():
         print(f"| {name} | {spread(m.per_s)} | {spread(m.cpu_us, '.1f')} | {max(m.rss_mb):.0f} |")
     ours = [f"{client}_{delivery}" for client in CLIENTS for delivery in DELIVERIES]
-    pairs = [(name, name.replace("_", "_pass-through_")) for name in ours]
+    pairs = [(name, name.replace("_", f"_{kind}_")) for name in ours for kind in ("pass-through", "plain-pass-through")]
     pairs += [(f"{client}_{DELIVERIES[0]}", f"{client}_{DELIVERIES[1]}") for client in CLIENTS]
     pairs += [(name, c.name) for name in ours[::2] for c in contenders if c.client is None]
     for name, other in pairs:
