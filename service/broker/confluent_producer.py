@@ -10,7 +10,7 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from operator import length_hint
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as Kafka
 
-from service.broker.base import Consumer, Outgoing, Producer
-from service.broker.calls import Trouble, no_id
+from service.broker.base import Outgoing
+from service.broker.calls import Trouble
 from service.broker.confluent_calls import Server, log
 from service.broker.partitioner import partition_for
+from service.broker.plain_producer import PlainProducer
 from service.errors import BrokerError
 
 _ROOM_PAUSE_S = 0.05
@@ -29,7 +30,7 @@ _CLOSE_SECONDS = 2.0
 _PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # given up by us: no failure of a delivery
 
 
-class ConfluentProducer(Producer):
+class ConfluentProducer(PlainProducer):
     """Idempotent, acks=all. Once a record could not be delivered, every further call says so."""
 
     def __init__(self, server: Server, count: Callable[[str], int | None], **more: Any) -> None:
@@ -160,19 +161,6 @@ class ConfluentProducer(Producer):
         self._raise_failure()
         if left:
             raise server.tell(Trouble.SILENT, "", doing)
-
-    def begin(self) -> None:
-        """Refused: this producer has no transactional id."""
-        raise no_id()
-
-    def commit_transaction(
-        self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
-    ) -> None:
-        """Refused: this producer has no transactional id."""
-        raise no_id()
-
-    def abort(self, timeout_s: float) -> None:
-        """Nothing to abort: this producer has no transactional id."""
 
     def close(self) -> None:
         """Let go of the connection without waiting for what is still buffered."""

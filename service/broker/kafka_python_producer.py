@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 from kafka import KafkaProducer, TopicPartition, errors
 
-from service.broker.base import Consumer, Outgoing, Producer
-from service.broker.calls import no_id
+from service.broker.base import Outgoing
 from service.broker.kafka_python_batches import Records, hand_over, outstanding, wait_for_oldest
 from service.broker.kafka_python_calls import Server
 from service.broker.partitioner import partition_for
+from service.broker.plain_producer import PlainProducer
 
 # Records handed over but not acknowledged, in bytes. kafka-python itself has no limit.
 _MAX_OUTSTANDING = 64 << 20
 _CHUNK = 4_096  # records between two looks at that limit
 
 
-class KafkaPythonProducer(Producer):
+class KafkaPythonProducer(PlainProducer):
     """Idempotent, acks=all. Once a record could not be delivered, every further call says so."""
 
     def __init__(self, server: Server, count: Callable[[str], int | None], **more: Any) -> None:
@@ -121,19 +121,6 @@ class KafkaPythonProducer(Producer):
         with self._server.within(timeout_s).errors("delivering what was produced"):
             self._kafka.flush(timeout=timeout_s)
         self._raise_failure()
-
-    def begin(self) -> None:
-        """Refused: this producer has no transactional id."""
-        raise no_id()
-
-    def commit_transaction(
-        self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
-    ) -> None:
-        """Refused: this producer has no transactional id."""
-        raise no_id()
-
-    def abort(self, timeout_s: float) -> None:
-        """Nothing to abort: this producer has no transactional id."""
 
     def close(self) -> None:
         """Let go of the connection without waiting for what is still buffered."""
