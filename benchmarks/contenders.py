@@ -55,30 +55,23 @@ def worker(client: str, delivery: str) -> Contender:
 
 
 def pass_through(client: str, delivery: str) -> Contender:
-    """The client alone."""
-
-    def start(job: Job, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        return _copier("pass_through.py", client, delivery, job, settings, log)
-
-    return Contender(f"{client}_pass-through_{delivery}", start, client, forecasts=False)
+    """The client alone, through the port."""
+    return _copier("pass-through", "pass_through.py", client, delivery)
 
 
 def plain(delivery: str) -> Contender:
     """kafka-python by itself, as its documentation has it, without the port."""
+    return _copier("plain-pass-through", "plain_pass_through.py", "kafka-python", delivery)
 
+
+def _copier(kind: str, script: str, client: str, delivery: str) -> Contender:
     def start(job: Job, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        return _copier("plain_pass_through.py", "kafka-python", delivery, job, settings, log)
+        names = {name: settings[name] for name in ("input_topic", "output_topic", "group")}
+        more = {"bootstrap_servers": job.bootstrap_servers, "client": client, "delivery": delivery}
+        flags = [f"{flag(name)}={value}" for name, value in (names | more).items()]
+        return _start([sys.executable, f"benchmarks/{script}", *flags], log, {})
 
-    return Contender(f"kafka-python_plain-pass-through_{delivery}", start, "kafka-python", forecasts=False)
-
-
-def _copier(
-    script: str, client: str, delivery: str, job: Job, settings: dict[str, str], log: Path
-) -> subprocess.Popen[bytes]:
-    names = {name: settings[name] for name in ("input_topic", "output_topic", "group")}
-    more = {"bootstrap_servers": job.bootstrap_servers, "client": client, "delivery": delivery}
-    flags = [f"{flag(name)}={value}" for name, value in (names | more).items()]
-    return _start([sys.executable, f"benchmarks/{script}", *flags], log, {})
+    return Contender(f"{client}_{kind}_{delivery}", start, client, forecasts=False)
 
 
 def _peer(name: str, command: list[str]) -> Contender:

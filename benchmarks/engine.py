@@ -29,13 +29,13 @@ from typing import Any
 
 import forecaster64
 import lstm64
+from reading_batches import PARTITIONS, batches
 
 from service.broker.base import Batch
 from service.model import Model
 from service.pipeline import Pipeline
 from service.policy import Policy
 
-PARTITIONS = 4
 JOBS = {"lstm64": lstm64, "forecaster": forecaster64}
 FEW = (1, 4, 16)
 LATER_MS = 10**11  # that much after their event times the records were sent: a backlog
@@ -44,20 +44,10 @@ STAGES = {"_read": "decode", "_stretches": "slots", "_order": "order", "_step": 
 COLUMNS = ("decode", "slots", "order", "model", "gather, scatter", "encode", "rest")
 
 
-def batches(job: Any, readings: int, series: int, size: int) -> Iterator[Batch]:
-    """As a client hands them over: every key and value an object of its own."""
-    batch, offsets = Batch("readings"), [0] * PARTITIONS
-    for partition, key, value in job.readings(readings, series, PARTITIONS):
-        batch.partitions.append(partition)
-        batch.offsets.append(offsets[partition])
-        batch.timestamps.append(job.START_MS + LATER_MS)
-        batch.keys.append(key)
-        batch.values.append(value)
-        batch.headers.append(())
-        offsets[partition] += 1
-        if len(batch) == size:
-            yield batch
-            batch = Batch("readings")
+def backlog_of(job: Any, readings: int, series: int, size: int) -> Iterator[Batch]:
+    """Whole batches of a job's readings."""
+    sent = job.START_MS + LATER_MS
+    return batches(job.readings(readings - readings % size, series, PARTITIONS), size, sent, [0] * PARTITIONS)
 
 
 class Stages:
@@ -116,7 +106,7 @@ def measure(models: dict[str, Model], readings: int, series: int, size: int, run
     warm = max(1, 60 * series // size)  # a forecaster is past its warm-up, and scores itself
     for number in range(2 * runs):
         for name, model in models.items():
-            backlog = batches(JOBS[name], readings + warm * size, series, size)
+            backlog = backlog_of(JOBS[name], readings + warm * size, series, size)
             for stage, us in run(model, backlog, warm, stages=number % 2 == 1).items():
                 found[name][stage].append(us)
     return {name: {stage: statistics.median(us) for stage, us in stages.items()} for name, stages in found.items()}
@@ -148,7 +138,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # nor are its objects any of the collector's work
     if args.profile:
-        backlog = batches(JOBS[args.profile], args.readings, args.series, args.batch)
+        backlog = backlog_of(JOBS[args.profile], args.readings, args.series, args.batch)
         if args.flame:
             from pyinstrument import Profiler
 

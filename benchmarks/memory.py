@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 SERIES = (1_000, 100_000, 1_000_000)
-BATCH, PARTITIONS, STEPS = 5_000, 4, 2
+BATCH, STEPS = 5_000, 2
 MOST_SERIES = 1_000_000  # the default of `max_series`
 
 
@@ -43,10 +43,10 @@ def memory(name: str) -> int:
 def fill(path: Path, series: int) -> dict[str, int]:
     """Bytes that this process holds: with the worker's modules, with the model, filled, and at the peak."""
     from lstm64 import readings
+    from reading_batches import PARTITIONS, batches
 
     import service.commands.serve
     import service.http  # noqa: F401
-    from service.broker.base import Batch
     from service.broker.connect import connect  # noqa: F401
     from service.engines import Engine
     from service.model import Model
@@ -55,17 +55,8 @@ def fill(path: Path, series: int) -> dict[str, int]:
     found = {"modules": memory("VmRSS")}
     engine = Engine(Settings(max_series=max(series, MOST_SERIES)), Model.load(path), time.monotonic)
     found["model"] = memory("VmRSS")
-    offsets, backlog = [0] * PARTITIONS, readings(STEPS * series, series, PARTITIONS)
-    for start in range(0, STEPS * series, BATCH):
-        batch = Batch("readings")
-        for partition, key, value in (next(backlog) for _ in range(min(BATCH, STEPS * series - start))):
-            batch.partitions.append(partition)
-            batch.offsets.append(offsets[partition])
-            batch.timestamps.append(1_700_000_000_000)
-            batch.keys.append(key)
-            batch.values.append(value)
-            batch.headers.append(())
-            offsets[partition] += 1
+    backlog = readings(STEPS * series, series, PARTITIONS)
+    for batch in batches(backlog, BATCH, 1_700_000_000_000, [0] * PARTITIONS):
         engine.pipeline.process(batch)
         for _ in engine.rolling.due():
             pass

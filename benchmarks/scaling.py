@@ -26,13 +26,14 @@ from typing import Any
 import forecaster64
 import lstm64
 import numpy as np
+from reading_batches import PARTITIONS, batches
 
 from service.broker.base import Batch
 from service.engines import Engine
 from service.model import Model
 from service.settings import Settings
 
-BATCH, PARTITIONS = 5_000, 4
+BATCH = 5_000
 FILL, ROUNDS = 2, 47  # of readings of every series: those that fill the table, and at the most
 SERIES, FULL = (1_000, 10_000, 100_000), 1_000_000
 JOBS = {"lstm64": lstm64, "forecaster": forecaster64}
@@ -77,23 +78,12 @@ class Filled:
         return (process_time() - began) / COMMITS
 
     def _batches(self, rounds: range) -> Iterator[Batch]:
-        """As a client hands them over: every key and value an object of its own."""
-        batch = Batch("readings")
+        return batches(self._readings(rounds), BATCH, forecaster64.START_MS + 10**11, self._offsets)
+
+    def _readings(self, rounds: range) -> Iterator[tuple[int, bytes, bytes]]:
         for number in rounds:
             for k in self._order.permutation(self._series).tolist():
-                partition, key, value = self._reading(number * self._series + k, self._series, PARTITIONS)
-                batch.partitions.append(partition)
-                batch.offsets.append(self._offsets[partition])
-                batch.timestamps.append(forecaster64.START_MS + 10**11)
-                batch.keys.append(key)
-                batch.values.append(value)
-                batch.headers.append(())
-                self._offsets[partition] += 1
-                if len(batch) == BATCH:
-                    yield batch
-                    batch = Batch("readings")
-        if len(batch):
-            yield batch
+                yield self._reading(number * self._series + k, self._series, PARTITIONS)
 
 
 def costs(makers: dict[int, Callable[[], Filled]], batches: int) -> dict[int, tuple[float, float]]:

@@ -28,9 +28,8 @@ class Idle:
         """Let go of those whose time has come with this batch, and count them."""
         if self._ttl <= 0:
             return
-        timestamps = np.array(work.batch.timestamps, dtype=np.int64)
         for partition in np.unique(work.partitions).tolist():
-            newest = max(int(timestamps[work.partitions == partition].max()), self._newest.get(partition, 0))
+            newest = max(int(work.timestamps[work.partitions == partition].max()), self._newest.get(partition, 0))
             self._newest[partition] = newest
             if newest - self._swept.setdefault(partition, newest) >= self._ttl // _SWEEPS_PER_TTL:
                 self._swept[partition] = newest

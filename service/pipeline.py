@@ -108,6 +108,7 @@ class Pipeline:
             readings=readings,
             partitions=np.array(batch.partitions, dtype=np.int32),
             offsets=np.array(batch.offsets, dtype=np.int64),
+            timestamps=timestamps,
             slots=self.table.find_all(batch.keys),
             arrived=np.where(timestamps > 0, timestamps, readings.ts),
             fate=np.zeros(n, dtype=np.int8),

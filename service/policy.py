@@ -100,6 +100,7 @@ class Work:
     readings: Readings
     partitions: NDArray[np.int32]  # [records]
     offsets: Int64  # [records]
+    timestamps: Int64  # [records] ms, of the records themselves
     slots: Int64  # [records] of its series, as the batch begins; -1 = it is new
     arrived: Int64  # [records] ms, the record's own time, or the reading's where it has none
     fate: NDArray[np.int8]  # [records]

@@ -162,7 +162,7 @@ class Shares:
             BrokerError: they are gone; what was read before is committed.
             Unanswered: Kafka does not say where its logs begin.
         """
-        firsts = dict(zip(reversed(batch.partitions), reversed(batch.offsets), strict=True))
+        firsts = batch.first_offsets()
         passed = {p for p, end in batch.next_offsets.items() if firsts.get(p, end) > self._places.get(p, end)}
         for partition, first in (self.consumer.beginning_offsets(passed) if passed else {}).items():
             place = self._places[partition]

@@ -307,9 +307,5 @@ class Worker:
 
 def _ranges(batch: Batch) -> list[tuple[int, int, int]]:
     """(partition, first offset, last offset) of what a batch holds."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for partition, offset in zip(batch.partitions, batch.offsets, strict=True):
-        first.setdefault(partition, offset)
-        last[partition] = offset
+    first, last = batch.first_offsets(), dict(zip(batch.partitions, batch.offsets, strict=True))
     return [(p, first[p], last[p]) for p in sorted(first)]

@@ -45,6 +45,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def first_offsets(self) -> dict[int, int]:
+        """`partition -> offset` of its first record here."""
+        return dict(zip(reversed(self.partitions), reversed(self.offsets), strict=True))
+
     def take(self, rows: Sequence[int]) -> Batch:
         """The records at these places, in this order, without `next_offsets`."""
         columns = (self.partitions, self.offsets, self.timestamps, self.keys, self.values, self.headers)

@@ -7,7 +7,6 @@ headers. A header costs half as much as the record itself.
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from confluent_kafka import Producer as Kafka
 from service.broker.base import Outgoing
 from service.broker.calls import Trouble
 from service.broker.confluent_calls import Server, log
-from service.broker.partitioner import partition_for
+from service.broker.partitioner import partitions_for
 from service.broker.plain_producer import PlainProducer
 from service.errors import BrokerError
 
@@ -77,11 +76,7 @@ class ConfluentProducer(PlainProducer):
             count = self._partitions_of(topic, highest)
             partitions: list[Any] = outgoing.partitions
             if None in partitions:
-                unkeyed = random.randrange(count)
-                partitions = [
-                    p if p is not None else unkeyed if key is None else partition_for(key, count)
-                    for p, key in zip(partitions, outgoing.keys, strict=True)
-                ]
+                partitions = partitions_for(partitions, outgoing.keys, count)
             columns: list[Iterable[Any]] = [outgoing.values, outgoing.keys, partitions]
             stamps, headers = outgoing.timestamps, any(outgoing.headers)
             if headers or stamps.count(None) < len(stamps):

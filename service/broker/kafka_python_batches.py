@@ -18,6 +18,7 @@ import numpy as np
 from kafka import TopicPartition, errors
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
+from kafka.record.util import encode_varint
 from numpy.typing import NDArray
 
 from service.broker.base import Headers
@@ -28,12 +29,8 @@ _NO_HEADERS = b"\0"
 
 
 def _varint(number: int) -> bytes:
-    """Zigzag, then seven bits in each byte, the lowest first."""
-    left, text = (number << 1) ^ (number >> 63), bytearray()
-    while left > 127:
-        text.append(left & 127 | 128)
-        left >>= 7
-    text.append(left)
+    text = bytearray()
+    encode_varint(number, text.append)
     return bytes(text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,7 @@ from kafka import KafkaProducer, TopicPartition, errors
 from service.broker.base import Outgoing
 from service.broker.kafka_python_batches import Records, hand_over, outstanding, wait_for_oldest
 from service.broker.kafka_python_calls import Server
-from service.broker.partitioner import partition_for
+from service.broker.partitioner import partitions_for
 from service.broker.plain_producer import PlainProducer
 
 # Records handed over but not acknowledged, in bytes. kafka-python itself has no limit.
@@ -68,11 +67,7 @@ class KafkaPythonProducer(PlainProducer):
         keys, values, headers = outgoing.keys[chunk], outgoing.values[chunk], outgoing.headers[chunk]
         partitions: list[Any] = outgoing.partitions[chunk]
         if None in partitions:
-            count, unkeyed = len(tps), random.randrange(len(tps))
-            partitions = [
-                p if p is not None else unkeyed if key is None else partition_for(key, count)
-                for p, key in zip(partitions, keys, strict=True)
-            ]
+            partitions = partitions_for(partitions, keys, len(tps))
         self._before(tps, partitions)
         now, times = int(time.time() * 1_000), outgoing.timestamps[chunk]
         none_given = times.count(None) == len(times)

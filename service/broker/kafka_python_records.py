@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from kafka import errors
 from kafka.consumer.fetcher import Fetcher, IsolationLevel
+from kafka.record.util import decode_varint
 
 from service.broker.base import Headers
 
@@ -152,11 +153,11 @@ _known_headers: dict[bytes, Headers] = {b"\0": ()}
 def _headers(data: bytes) -> Headers:
     """A record's last part: how many headers, and these."""
     found = []
-    number, at = _length(data, 0)
+    number, at = decode_varint(data, 0)
     for _ in range(number):
-        size, at = _length(data, at)
+        size, at = decode_varint(data, at)
         name, at = data[at : at + size].decode(), at + size
-        size, at = _length(data, at)
+        size, at = decode_varint(data, at)
         # Kafka allows a header without a value; the port does not.
         value, at = (b"", at) if size < 0 else (data[at : at + size], at + size)
         found.append((name, value))
@@ -165,10 +166,3 @@ def _headers(data: bytes) -> Headers:
     if len(_known_headers) >= _MOST_KINDS:
         _known_headers.clear()
     return _known_headers.setdefault(data, tuple(found))
-
-
-def _length(data: bytes, at: int) -> tuple[int, int]:
-    number, at = data[at], at + 1
-    if number > 127:
-        number, at = _longer(data, at, number)
-    return (number >> 1) ^ -(number & 1), at

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from functools import lru_cache
 
 from kafka.partitioner.default import murmur2
@@ -11,3 +13,12 @@ from kafka.partitioner.default import murmur2
 def partition_for(key: bytes, partitions: int) -> int:
     """The partition (0..partitions-1) of `key`. The hash is pure Python, hence the cache: a series comes again."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+def partitions_for(asked: Sequence[int | None], keys: Sequence[bytes | None], count: int) -> list[int]:
+    """The partitions of records: the one asked for, or that of the key; without either any of the `count`, the same."""
+    unkeyed = random.randrange(count)
+    return [
+        p if p is not None else unkeyed if key is None else partition_for(key, count)
+        for p, key in zip(asked, keys, strict=True)
+    ]
