@@ -189,7 +189,7 @@ class BrokerContract:
         assert reader.beginning_offsets([1, 2]) == {1: 0, 2: 0}
         assert reader.end_offsets([1, 2]) == {1: 0, 2: 10}
         drain(reader, 10, max_records=4)
-        reader.poll(0.3, 1)
+        poll_until([reader], lambda: len(reader.lag()) == 4)  # an end is known once a fetch was answered
         assert reader.lag() == dict.fromkeys(range(4), 0)
 
     def test_a_group_goes_on_where_it_committed(self, port, topic):
