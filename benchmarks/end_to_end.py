@@ -132,7 +132,10 @@ def main() -> None:
     contenders = [c for c in CONTENDERS if not args.only or c.name in args.only]
     contenders = [c for c in contenders if args.client in (None, c.client) or c.client is None]
     found = {c.name: Measured() for c in contenders}
-    with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name) / "kafka", heap_mb=1024) as kafka:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        EmbeddedBroker(Path(name) / "kafka", heap_mb=1024, steady=True) as kafka,
+    ):
         folder, broker = Path(name), connect(kafka.bootstrap_servers, client=args.client or CLIENTS[0])
         topic = make_topics(broker, "backlog", PARTITIONS)["input_topic"]
         send(broker, topic, lstm64.readings(args.readings, args.series, PARTITIONS))

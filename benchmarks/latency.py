@@ -13,6 +13,7 @@ broker and the reader take by themselves. The usual loop handles one record at a
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import multiprocessing
@@ -24,13 +25,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from itertools import islice
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
-import confluent_kafka
 import lstm64
 import numpy as np
+import open_loop
 import psutil
 from worker_process import PATIENCE, ROOT, WorkerProcess, make_topics, spread
 
@@ -39,8 +41,7 @@ from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
 
 PARTITIONS = 4
-TICK_S = 0.001  # how often the load looks at what is due
-WARM_S = 3.0  # of each run, which do not count
+WARM_S = 12.0
 BEHIND_S = 5.0  # after the last reading: who has not answered by then cannot keep up
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 DELIVERIES = ("at-least-once", "exactly-once")
@@ -99,54 +100,40 @@ CONTENDERS = {
 }
 
 
-def send(load: Load, topic: str, answered: Connection) -> None:
+def send(load: Load, topic: str, answered: Pipe) -> None:
     """A process: the readings, each when it is due; tells the instant of the first."""
-    producer = confluent_kafka.Producer({"bootstrap.servers": load.bootstrap_servers, "linger.ms": 0, "acks": 1})
+    gc.disable()
     readings = lstm64.readings(load.readings, load.series, PARTITIONS)
-
-    def produce(count: int) -> None:
-        for _ in range(count):
-            partition, key, value = next(readings)
-            producer.produce(topic, value, key, partition)
-        producer.poll(0)
-
-    produce(PARTITIONS)
-    producer.flush()
+    connection = open_loop.Connection(load.bootstrap_servers)
+    connection.send(open_loop.request(topic, list(islice(readings, PARTITIONS))))
+    open_loop.heard(connection, wait=True)
+    planned = list(open_loop.requests(topic, readings, load.readings - PARTITIONS, load.per_s))
     answered.recv()
-    sent, all_of_them = 0, load.readings - PARTITIONS
     began = time.monotonic()
     answered.send(began)
-    while sent < all_of_them:
-        due = min(all_of_them, 1 + int((time.monotonic() - began) * load.per_s))
-        produce(due - sent)
-        sent = due
-        time.sleep(TICK_S)
-    producer.flush()
+    open_loop.play(connection, planned, began)
 
 
-def read(load: Load, topic: str, isolation: str, answered: Connection) -> None:
+def read(load: Load, topic: str, isolation: str, answered: Pipe) -> None:
     """A process: tells when the first answers are there, then, given the first's instant, all latencies in s."""
-    options = {"bootstrap.servers": load.bootstrap_servers, "group.id": "none", "isolation.level": isolation}
-    fast = {"fetch.wait.max.ms": 100, "fetch.queue.backoff.ms": 1, "enable.auto.commit": False}
-    consumer = confluent_kafka.Consumer(options | fast)
-    consumer.assign([confluent_kafka.TopicPartition(topic, p, 0) for p in range(PARTITIONS)])
+    gc.disable()  # it would stop for a fifth of a second to look through all that the parent, with torch, has made
+    connection = open_loop.Connection(load.bootstrap_servers)
+    reader = open_loop.Reader(connection, topic, PARTITIONS, isolation == "read_committed")
+    end = time.monotonic() + PATIENCE
+    while reader.count < PARTITIONS and time.monotonic() < end:
+        reader.read()
+    answered.send(reader.count >= PARTITIONS)
+    began = answered.recv()
+    end = began + WARM_S + load.seconds + BEHIND_S
+    while reader.count < load.readings and time.monotonic() < end:
+        reader.read()
     arrived = np.full(load.readings, math.inf)
-    count, began, end = 0, 0.0, time.monotonic() + PATIENCE
-    while count < load.readings and time.monotonic() < end:
-        messages = consumer.consume(100, 0.001)
-        now = time.monotonic()
-        for message in messages:
-            if message.error() is None:
-                ts = int(message.value()[6:20].rstrip(b","))  # each of these texts begins with it
-                arrived[(ts - lstm64.START_MS) // 10] = now
-                count += 1
-        if not began and count >= PARTITIONS:
-            answered.send(True)
-            began = answered.recv()
-            end = began + WARM_S + load.seconds + BEHIND_S
+    for instant, value in reader.values():
+        ts = int(value[6:20].rstrip(b","))  # each of these texts begins with it
+        arrived[(ts - lstm64.START_MS) // 10] = instant
     first = PARTITIONS + round(WARM_S * load.per_s)
     due = began + np.arange(first - PARTITIONS, load.readings - PARTITIONS) / load.per_s
-    answered.send(arrived[first:] - due if began else None)
+    answered.send(arrived[first:] - due)
 
 
 def run(contender: Contender, load: Load, model: Path, broker: Broker, folder: Path) -> dict[str, float]:
@@ -185,7 +172,7 @@ def run(contender: Contender, load: Load, model: Path, broker: Broker, folder: P
     return {**at, "cpu": 100 * busy}
 
 
-def awaited(pipe: Connection, seconds: float) -> Any:
+def awaited(pipe: Pipe, seconds: float) -> Any:
     """What comes, not None."""
     found = pipe.recv() if pipe.poll(seconds) else None
     if found is None:
@@ -215,7 +202,10 @@ def main() -> None:
     others = {f"{client}_{delivery}" for client in set(CLIENTS) - set(args.client) for delivery in DELIVERIES}
     chosen = [c for name, c in CONTENDERS.items() if (name in args.only if args.only else name not in others)]
     found: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name) / "kafka", heap_mb=1024) as kafka:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        EmbeddedBroker(Path(name) / "kafka", heap_mb=1024, steady=True) as kafka,
+    ):
         folder, broker = Path(name), connect(kafka.bootstrap_servers)
         model = lstm64.make(folder / "model")
         for number in range(args.runs):

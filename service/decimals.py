@@ -19,6 +19,7 @@ Words = NDArray[np.uint32]  # [numbers, words]
 
 _POWERS = np.array([10.0**n for n in range(23)])  # exact
 _LOWEST, _HIGHEST = -5, 8  # exponents of ten that the tables write; other numbers, but for 0, are written singly
+_FEW = 24  # whole numbers, that are written sooner one by one than by some twenty calls of numpy
 TIME_WORDS = OFFSET_WORDS = 4
 PARTITION_WORDS = 2
 _encode = msgspec.json.Encoder().encode
@@ -83,6 +84,10 @@ def float_words(values: Float32) -> Words:
 
 def whole_words(numbers: NDArray[np.integer[Any]], count: int) -> Words:
     """The text of whole numbers [numbers] -> [numbers, count]; so many words hold 4 * `count` - 1 digits."""
+    if len(numbers) <= _FEW:
+        room = 4 * count
+        text = b"".join([(b"%d" % number).ljust(room, b"\0") for number in numbers.tolist()])
+        return np.frombuffer(text, dtype=np.uint32).reshape(-1, count)
     words = np.empty((len(numbers), count), dtype=np.uint32)
     _write_whole(words, numbers < 0, np.abs(numbers).astype(np.float64))
     return words

@@ -72,7 +72,7 @@ class ReadingDecoder:
                     tombstones.append(record)
                 rows.append(self._nothing if value is None else self._second_look(value, record, refused))
         ts = np.fromiter(map(attrgetter("ts"), rows), dtype=np.int64, count=len(rows))
-        for record in np.flatnonzero((ts >= LOWEST_SECONDS) & (ts <= HIGHEST_SECONDS)).tolist():
+        for record in ((ts >= LOWEST_SECONDS) & (ts <= HIGHEST_SECONDS)).nonzero()[0].tolist():
             value = values[record]
             assert value is not None
             rows[record] = self._second_look(value, record, refused)

@@ -7,6 +7,7 @@ values are known when the worker starts and begin at zero, so that a rate exists
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -49,6 +50,7 @@ class BulkHistogram(Collector):
     ):
         self._name, self._documentation, self._label = name, documentation, label
         self._bounds = np.asarray(buckets, dtype=np.float64)  # [buckets], ascending, without +Inf
+        self._ascending = self._bounds.tolist()
         self._le = [*(f"{b:.12g}" for b in buckets), "+Inf"]
         self._counts = {v: np.zeros(len(buckets) + 1, dtype=np.int64) for v in (values or ("",))}
         self._sums = dict.fromkeys(self._counts, 0.0)
@@ -57,10 +59,16 @@ class BulkHistogram(Collector):
     def observe(self, values: NDArray[np.float64] | Sequence[float], label: str = "") -> None:
         """Count all `values` [n] under one label value."""
         array = np.asarray(values, dtype=np.float64)
-        counted = np.bincount(np.searchsorted(self._bounds, array), minlength=len(self._bounds) + 1)
+        counted = np.bincount(self._bounds.searchsorted(array), minlength=len(self._bounds) + 1)
         with self._lock:
             self._counts[label] += counted
             self._sums[label] += float(array.sum())
+
+    def observe_one(self, value: float, label: str = "") -> None:
+        """Count one value under one label value; in a tenth of the time that `observe` takes."""
+        with self._lock:
+            self._counts[label][bisect_left(self._ascending, value)] += 1
+            self._sums[label] += value
 
     def collect(self) -> Iterable[Metric]:
         """One family."""
@@ -270,8 +278,9 @@ class Metrics:
                 if n:  # nearly never; with small batches to ask for the label would be the loop's dearest call
                     counter.labels(label).inc(n)
         for stage, seconds in counts.stage_seconds.items():
-            self.stage_seconds.observe((seconds,), stage)
-        self.batch_size.observe(counts.waves)
+            self.stage_seconds.observe_one(seconds, stage)
+        for size in counts.waves:
+            self.batch_size.observe_one(size)
         self.scores.add(result.scores, result.spec)
         self.event_to_forecast.observe(np.maximum(self._wall() - result.event_times / 1_000, 0.0))
 

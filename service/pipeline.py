@@ -122,11 +122,11 @@ class Pipeline:
         work.fate[readings.tombstones] = Fate.TOMBSTONE
         if self._policy.max_future_ms > 0:
             ahead = (timestamps > 0) & (readings.ts - timestamps > self._policy.max_future_ms)
-            for record in np.flatnonzero(ahead).tolist():
+            for record in ahead.nonzero()[0].tolist():
                 work.refuse(record, _from_the_future(int(readings.ts[record]), int(timestamps[record])))
         for record, refusal in readings.refused.items():
             work.refuse(record, refusal)
-        for record in np.flatnonzero(work.slots < 0).tolist():  # a known key is a good key
+        for record in (work.slots < 0).nonzero()[0].tolist():  # a known key is a good key
             try:
                 check_key(batch.keys[record])
             except Refused as refusal:
@@ -159,14 +159,15 @@ class Pipeline:
         self._note_gaps(work.counts, silent, restart)
 
         # The newest reading of each series, and where in the log it lies.
-        last = np.ones(len(slots), dtype=np.bool_)
-        last[:-1] = slots[:-1] != slots[1:]
+        last = np.empty(len(slots), dtype=np.bool_)
+        last[-1:] = True
+        np.not_equal(slots[:-1], slots[1:], out=last[:-1])
         table.last_ts[slots[last]] = ts[last]
         table.offsets[slots[last]] = work.offsets[records[last]]
         table.partitions[slots[last]] = work.partitions[records[last]]
         return in_waves(records, slots, ts, previous, silent, restart, step_ms)
 
-    def _set_aside(self, work: Work, records: Int64, previous: Int64, fate: Fate) -> None:
+    def _set_aside(self, work: Work, records: Int64, previous: Int64, fate: int) -> None:
         """Late readings and duplicates: no step, and a dead letter only where it is asked for."""
         work.fate[records] = fate
         late = fate == Fate.LATE
@@ -179,6 +180,8 @@ class Pipeline:
 
     @staticmethod
     def _note_gaps(counts: Counts, silent: Int64, restart: Mask) -> None:
+        if not (silent.any() or restart.any()):
+            return
         counts.gaps["filled"] += int(np.count_nonzero(silent))
         counts.gaps["restarted"] += int(np.count_nonzero(restart))
         counts.resets["gap"] += int(np.count_nonzero(restart))
@@ -229,20 +232,22 @@ class Pipeline:
     def _answer(self, work: Work) -> Result:
         """Forecast records and dead letters, and the counts of what became of every record."""
         batch, counts = work.batch, work.counts
-        answered = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
-        rows = slice(None) if len(answered) == len(batch) else answered  # nearly always all, and then nothing is copied
+        rows: slice | Int64 = slice(None)
+        theirs, fates = batch, [len(batch)] + [0] * Fate.KINDS
+        if work.fate.any() or work.silent.any():  # nearly never; else all are answered, and nothing is copied
+            rows = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
+            theirs = batch.take(rows.tolist())
+            fates = np.bincount(work.fate[~work.silent], minlength=Fate.KINDS).tolist()
         ts, score = work.readings.ts[rows], work.score[rows]
         sources = Sources(batch.topic, work.partitions[rows], work.offsets[rows])
-        theirs = batch if len(answered) == len(batch) else batch.take(answered.tolist())
         forecasts = Outgoing(
             topic=self._output_topic,
             partitions=[*theirs.partitions],
             keys=[*theirs.keys],
             values=[*self._encoder.encode(sources, ts, work.warm[rows], work.y[rows], score)],
             headers=forecast_headers(theirs.headers),
-            timestamps=[None] * len(answered),
+            timestamps=[None] * len(theirs),
         )
-        fates = np.bincount(work.fate[~work.silent], minlength=len(Fate)).tolist()
         counts.forecasts, counts.duplicates, counts.late = fates[Fate.FORECAST], fates[Fate.DUPLICATE], fates[Fate.LATE]
         counts.tombstones = fates[Fate.TOMBSTONE]
         counts.replayed = int(work.silent.sum())

@@ -35,10 +35,9 @@ def stretches(table: SeriesTable, policy: Policy, work: Work) -> Iterator[Stretc
     Where the batch has no tombstone, all its series have room, and none has been idle for long, nothing can be
     forgotten, and all is done by columns.
     """
-    takes_part = (work.fate != Fate.DEAD) & (work.fate != Fate.APPLIED)
-    records = np.flatnonzero(takes_part)
+    records = ((work.fate != Fate.DEAD) & (work.fate != Fate.APPLIED)).nonzero()[0]
     slots, arrived = work.slots[records], work.arrived[records]
-    new = np.flatnonzero(slots < 0)
+    new = (slots < 0).nonzero()[0]
     firsts: dict[bytes, int] = {}  # key of a new series -> its first record
     for record in records[new].tolist():
         firsts.setdefault(work.batch.keys[record], record)

@@ -73,8 +73,9 @@ def newest_before(slots: Int64, ts: Int64, last_ts: Int64) -> Int64:
 
 def starts(slots: Int64) -> Mask:
     """[readings] sorted by slot -> True at the first reading of each series."""
-    first = np.ones(len(slots), dtype=np.bool_)
-    first[1:] = slots[1:] != slots[:-1]
+    first = np.empty(len(slots), dtype=np.bool_)
+    first[:1] = True
+    np.not_equal(slots[1:], slots[:-1], out=first[1:])
     return first
 
 

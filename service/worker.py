@@ -283,7 +283,7 @@ class Worker:
         try:
             yield
         finally:
-            self._metrics.stage_seconds.observe((self._clock() - began,), name)
+            self._metrics.stage_seconds.observe_one(self._clock() - began, name)
 
     # What the pages ask (other threads) ----------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ class Server(calls.Server):
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": "tidecast",
             "socket.timeout.ms": max(1_000, min(30_000, self.timeout_ms)),
+            "socket.nagle.disable": True,
             "reconnect.backoff.max.ms": 1_000,  # a broker that comes back is found again within a second
             "logger": log,
             "log_level": 4,  # warnings; where nobody polls, its lines wait in memory
