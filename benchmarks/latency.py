@@ -5,8 +5,9 @@
 An open loop: reading i is due at an instant of its own, which waits for no answer, and its latency counts from that
 instant to when a reader has its forecast; so a worker that stalls is charged for all that should have been sent
 meanwhile. The job is that of `../shared/bench-peers` (LSTM-64, 4 partitions, a real broker on the same machine). Load
-and reader are processes of their own, on confluent-kafka: as little in the way as can be. Of exactly-once the reader
-sees what is committed, every 100 ms. "broker alone" is the same reader on the topic of the readings: what the load, the
+and reader are processes of their own, and take little (open_loop.py). The broker is warmed up first: until Java has
+compiled what is called here, that takes a core by itself. Of exactly-once the reader sees what is committed, every
+100 ms. "broker alone" is the same reader on the topic of the readings: what the load, the
 broker and the reader take by themselves. The usual loop handles one record at a time, and keeps nothing.
 """
 
@@ -41,7 +42,8 @@ from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
 
 PARTITIONS = 4
-WARM_S = 12.0
+WARM_S = 3.0  # of each run, which do not count
+WARM_RATE = 5_000
 BEHIND_S = 5.0  # after the last reading: who has not answered by then cannot keep up
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 DELIVERIES = ("at-least-once", "exactly-once")
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--warm", type=float, default=60.0, metavar="SECONDS", help="for the broker, before all runs")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object of the medians")
     args = parser.parse_args()
     others = {f"{client}_{delivery}" for client in set(CLIENTS) - set(args.client) for delivery in DELIVERIES}
@@ -207,12 +210,14 @@ def main() -> None:
         EmbeddedBroker(Path(name) / "kafka", heap_mb=1024, steady=True) as kafka,
     ):
         folder, broker = Path(name), connect(kafka.bootstrap_servers)
-        model = lstm64.make(folder / "model")
+        where = lstm64.make(folder / "model"), broker, folder
+        for name in (f"{CLIENTS[-1]}_{delivery}" for delivery in DELIVERIES):
+            run(CONTENDERS[name], Load(kafka.bootstrap_servers, WARM_RATE, args.warm / 2, args.series), *where)
         for number in range(args.runs):
             for rate in args.rate:
                 load = Load(kafka.bootstrap_servers, rate, args.seconds, args.series)
                 for contender in chosen:
-                    figures = run(contender, load, model, broker, folder)
+                    figures = run(contender, load, *where)
                     for key, value in figures.items():
                         found[rate, contender.name][key].append(value)
                     told = ", ".join(f"{key} {value:.1f}" for key, value in figures.items())

@@ -7,8 +7,8 @@ values are known when the worker starts and begin at zero, so that a rate exists
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
