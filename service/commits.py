@@ -52,6 +52,7 @@ class Commits:
         self._clock, self._waiting = clock, waiting
         self._delivery: Delivery
         self.pending: dict[int, int] = {}  # partition -> offset to go on from, once committed
+        self.asked: dict[int, int] = {}  # likewise; Kafka was asked to commit it, and has not answered
         self.committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
         self.replaying: set[int] = set()  # partitions that have not come to their committed offset yet
         self.due = 0.0  # when what is pending should be committed
@@ -100,7 +101,7 @@ class Commits:
             committed = self.committed.get(partition, -1)
             if offset >= committed:
                 self.replaying.discard(partition)
-            if offset > committed:
+            if offset > max(committed, self.asked.get(partition, -1)):
                 self.pending[partition] = offset
 
     def restored(self, partition: int, replay_from: int, committed: int) -> None:
@@ -112,19 +113,42 @@ class Commits:
     @property
     def standing(self) -> dict[int, int]:
         """`partition -> offset` up to which all is answered."""
-        return self.committed | self.pending
+        return self.committed | self.asked | self.pending
 
     def forget(self, partitions: Collection[int]) -> None:
         """These are others' now, or are to be restored."""
         self.replaying -= set(partitions)
-        for known in (self.pending, self.committed):
+        for known in (self.pending, self.asked, self.committed):
             for partition in partitions:
                 known.pop(partition, None)
-        if not self.pending and self._broken is None:
+        if not (self.pending or self.asked) and self._broken is None:
             self._failing_since = None  # what could not be committed is another member's now
 
-    def commit(self, consumer: Consumer, everything_of: Collection[int] = ()) -> bool:
-        """Commit what is pending; True = Kafka has it. Blocks at most twice `timeout_s`.
+    def look(self, consumer: Consumer) -> bool:
+        """See what came of a commit that was not waited for; False where Kafka refused it, and it is pending again.
+
+        Raises:
+            BrokerError: commits have failed for `broker_timeout_seconds`.
+        """
+        if not self.asked:
+            return True
+        try:
+            answered = consumer.commit_answered()
+        except BrokerError as error:
+            self._ask_again()
+            self._metrics.transactions.labels("failed").inc()
+            self._try_again(error)
+            return False
+        if answered:
+            asked, self.asked = self.asked, {}
+            self._note_committed(asked)
+        return True
+
+    def _ask_again(self) -> None:
+        self.pending, self.asked = self.asked | self.pending, {}
+
+    def commit(self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True) -> bool:
+        """Commit what is pending; True = Kafka has it, or will be asked by `look`. Blocks at most twice `timeout_s`.
 
         Of the partitions `everything_of` all states go along. Without transactions, a commit that Kafka refuses is
         tried again with the next one; polling goes on, for that is what mends it when the group has moved on without
@@ -133,17 +157,22 @@ class Commits:
         Raises:
             BrokerError: it has failed for `broker_timeout_seconds`, or a record was refused.
         """
-        if self._broken is not None:
+        if self._broken is not None or not self.look(consumer):
             return False
+        if self.asked:  # no answer in all that time: now it is waited for
+            self._ask_again()
+            wait = True
         offsets = dict(self.pending)
         texts = partial(self._texts, offsets)
+        done: list[bool] = []
         steps: list[tuple[Callable[[], None], Callable[[BrokerError], None]]] = [(self._flush, self._give_up)]
         if everything_of or not self._delivery.stores_apart or self._engines.worthwhile():
+            wait = True
             steps += [
                 (lambda: self._delivery.claim(texts, consumer), self._try_again),
                 (lambda: self._store(everything_of), self._give_up),
             ]
-        steps.append((lambda: self._delivery.commit(texts(), consumer), self._try_again))
+        steps.append((lambda: done.append(self._delivery.commit(texts(), consumer, wait=wait)), self._try_again))
         with self._waiting(2 * self.timeout_s):
             for step, deal_with in steps:
                 try:
@@ -152,12 +181,18 @@ class Commits:
                     self._metrics.transactions.labels("failed").inc()
                     deal_with(error)
                     return False
+        self.pending.clear()
+        self._flushed_idle = self._clock()
+        if done[0]:
+            self._note_committed(offsets)
+        else:
+            self.asked = offsets
+        return True
+
+    def _note_committed(self, offsets: Mapping[int, int]) -> None:
         self._metrics.transactions.labels("committed").inc()
         self.committed |= offsets
-        self.pending.clear()
         self._failing_since = None
-        self._flushed_idle = self._clock()
-        return True
 
     def _texts(self, offsets: Mapping[int, int]) -> dict[int, tuple[int, str]]:
         """What is committed, `partition -> (offset, metadata)`, given where each goes on."""
@@ -170,19 +205,28 @@ class Commits:
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""
-        if not self.pending and (self.half_done or not self._engines.anything_due()):
+        if not (self.pending or self.asked) and (self.half_done or not self._engines.anything_due()):
             return True
         return self.commit_all(consumer, partitions)
 
     def commit_all(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit these partitions with all their states, whether they have moved on or not; True = Kafka has it."""
+        if not self.look(consumer):
+            return False
+        self._ask_again()
         self._repeat(partitions)
         return not self.pending or self.commit(consumer, everything_of=partitions)
 
     def flush_idle(self, consumer: Consumer, partitions: Collection[int]) -> None:
         """With nothing arriving, states still go to the changelog in their turn, so that a restart has no replay."""
         now = self._clock()
-        if self.pending or now - self._flushed_idle < _IDLE_FLUSH_SECONDS or not self._engines.anything_due():
+        self.look(consumer)
+        if (
+            self.pending
+            or self.asked
+            or now - self._flushed_idle < _IDLE_FLUSH_SECONDS
+            or not self._engines.anything_due()
+        ):
             return
         self._flushed_idle = now
         self._repeat(partitions)

@@ -9,7 +9,8 @@ A crash before 4 leaves nothing that a reader of committed records sees: whoever
 old offsets with the old states. A crash in 4 leaves it to the broker: either all of it holds or nothing does, and the
 committed offset, asked for once it is stable, tells which. A worker that was away for too long is fenced in 3 or 4.
 
-At least once (2 and 3 only once enough states are due):
+At least once (2 and 3 only once enough states are due; else the worker does not wait for 4, but looks later what came
+of it):
   1. forecasts and dead letters are produced and acknowledged.
   2. the offsets are committed, each with the snapshot offset as it was. Kafka refuses that to a worker that is out of
      the group: it must not write its older states over those of its successor.
@@ -44,8 +45,11 @@ class Delivery(Protocol):
     def store(self, states: Outgoing) -> None:
         """Hand over the changelog records due."""
 
-    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
-        """Commit what was emitted and stored, and `partition -> (next offset, metadata)`."""
+    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, *, wait: bool) -> bool:
+        """Commit what was emitted and stored, and `partition -> (next offset, metadata)`.
+
+        True = Kafka has it. False, only where it need not `wait`: `consumer.commit_answered` tells what came of it.
+        """
 
     def start_over(self) -> None:
         """Give up what was emitted since the last commit, as far as that can be done."""
@@ -74,7 +78,7 @@ class AtLeastOnce(Delivery):
 
     def claim(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
         """2 of the module's second list."""
-        self.commit(offsets(), consumer)
+        self.commit(offsets(), consumer, wait=True)
 
     def store(self, states: Outgoing) -> None:
         """Waits until Kafka has them: what is committed next counts on them."""
@@ -82,9 +86,11 @@ class AtLeastOnce(Delivery):
             self._producer.produce(states)
             self._producer.flush(self._timeout_s)
 
-    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, *, wait: bool) -> bool:
         """The offsets."""
-        consumer.commit({p: o for p, (o, _) in offsets.items()}, {p: text for p, (_, text) in offsets.items()})
+        commit = consumer.commit if wait else consumer.commit_soon
+        commit({p: o for p, (o, _) in offsets.items()}, {p: text for p, (_, text) in offsets.items()})
+        return wait
 
     def start_over(self) -> None:
         """What was emitted stays emitted."""
@@ -120,11 +126,12 @@ class ExactlyOnce(Delivery):
         """Hand over the changelog records due, inside of the transaction."""
         self.emit(states)
 
-    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
+    def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, *, wait: bool) -> bool:
         """3 and 4 of the module's list."""
         self._begin()
         self._producer.commit_transaction(self._topic, offsets, consumer, self._timeout_s)
         self._open = False
+        return True
 
     def start_over(self) -> None:
         """A new producer under the same id: the broker ends what the old one left open."""

@@ -248,7 +248,7 @@ class Worker:
     def _commit(self) -> None:
         """4."""
         with self._stage("commit"):
-            if self._commits.commit(self._consumer):
+            if self._commits.commit(self._consumer, wait=False):
                 self._pulse.heard()
         self._shares.gauges()
 

@@ -117,6 +117,15 @@ class Consumer(Protocol):
         Blocks until the broker has it.
         """
 
+    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """As `commit`, without waiting for the broker. What came of the last one, `commit_answered` tells later."""
+
+    def commit_answered(self) -> bool:
+        """Whether the broker has taken what `commit_soon` asked for; False while that is not known.
+
+        An answer comes with `poll`. Raises as `commit`, where the broker refused.
+        """
+
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
         """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from confluent_kafka import Consumer as Kafka
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from service.broker.base import Batch, Consumer, Membership, metadata_of
 from service.broker.calls import Trouble, no_group, no_partition, not_assigned
@@ -56,9 +56,14 @@ class ConfluentConsumer(Consumer):
         self._isolation = isolation
         self._member: Member | None = None
         self._make_member: Callable[[], Member]
+        self._asked: dict[int, int] = {}  # by `commit_soon`
+        self._answer: tuple[KafkaError | None, list[TopicPartition]] | None = None
         self._asker = Asker(lambda: asker(group or ""))
         with server.errors("connecting to consume"):
-            self._options = consumer_options(server, group, isolation, membership) | {"error_cb": self._hear}
+            self._options = consumer_options(server, group, isolation, membership) | {
+                "error_cb": self._hear,
+                "on_commit": self._hear_answer,
+            }
             self._kafka: Any = Kafka(self._options)
         self._reading = Reading(self._server, self._kafka)
 
@@ -161,19 +166,49 @@ class ConfluentConsumer(Consumer):
 
     def commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
         """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
-        if not offsets:
-            return
+        if offsets:
+            asked = self._to_commit(offsets, metadata)
+            self._committing(lambda: topic_errors(self._kafka.commit(offsets=asked, asynchronous=False)))
+
+    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """As `commit`, without waiting for the broker."""
+        asked = self._to_commit(offsets, metadata)
+        self._asked, self._answer = dict(offsets), None
+        self._committing(lambda: self._kafka.commit(offsets=asked, asynchronous=True))
+
+    def commit_answered(self) -> bool:
+        """Whether the broker has taken what `commit_soon` asked for; False while that is not known."""
+        if self._answer is None:
+            return False
+        error, partitions = self._answer
+
+        def look() -> None:
+            if error is not None:
+                raise KafkaException(error)
+            topic_errors(partitions)
+
+        self._committing(look)
+        return True
+
+    def _to_commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str]) -> list[TopicPartition]:
         if self._group is None:
             raise no_group("has nothing to commit to")
         texts = metadata_of(offsets, metadata)
-        asked = [TopicPartition(self._topic, p, offset, texts[p]) for p, offset in offsets.items()]
+        return [TopicPartition(self._topic, p, offset, texts[p]) for p, offset in offsets.items()]
+
+    def _committing(self, call: Callable[[], object]) -> None:
         doing = f"committing offsets of {self._topic}"
         self._check_name(doing)
         try:
             with self._server.errors(doing):
-                topic_errors(self._kafka.commit(offsets=asked, asynchronous=False))
+                call()
         except Replaced as error:
             self.doubt(error, doing)
+
+    def _hear_answer(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """Called inside of polls."""
+        if {tp.partition: tp.offset for tp in partitions} == self._asked:  # not of one that was given up
+            self._answer = error, partitions
 
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
         """`partition -> (offset, metadata)` as committed by the group, None where nothing is.

@@ -45,6 +45,7 @@ class KafkaPythonConsumer(Consumer):
         self._positions: dict[int, int] = {}  # as last told by `poll`
         self._owned: set[int] = set()  # the group's share, as the callbacks have told the caller
         self._member: Member | None = None
+        self._answers: list[Any] = []  # to what `commit_soon` asked
         options = server.options() | {
             "group_id": group,
             "isolation_level": isolation,
@@ -144,12 +145,29 @@ class KafkaPythonConsumer(Consumer):
         """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
         if not offsets:
             return
-        texts = metadata_of(offsets, metadata)
         with self._server.errors(f"committing offsets of {self._topic}"):
-            self._kafka.commit(
-                {self._tp(p): OffsetAndMetadata(offset, texts[p], -1) for p, offset in offsets.items()},
-                timeout_ms=self._server.timeout_ms,
-            )
+            self._kafka.commit(self._named(offsets, metadata), timeout_ms=self._server.timeout_ms)
+
+    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """As `commit`, without waiting for the broker."""
+        answers = self._answers = []
+        with self._server.errors(f"committing offsets of {self._topic}"):
+            self._kafka.commit_async(self._named(offsets, metadata), lambda _, answer: answers.append(answer))
+
+    def commit_answered(self) -> bool:
+        """Whether the broker has taken what `commit_soon` asked for; False while that is not known."""
+        with self._server.errors(f"committing offsets of {self._topic}"):
+            self._kafka._coordinator._invoke_completed_offset_commit_callbacks()
+            for answer in self._answers:
+                if isinstance(answer, Exception):
+                    raise answer
+        return bool(self._answers)
+
+    def _named(
+        self, offsets: Mapping[int, int], metadata: str | Mapping[int, str]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        texts = metadata_of(offsets, metadata)
+        return {self._tp(p): OffsetAndMetadata(offset, texts[p], -1) for p, offset in offsets.items()}
 
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
         """`partition -> (offset, metadata)` as committed by the group, None where nothing is.

@@ -36,6 +36,7 @@ class MemoryConsumer(Consumer):
         self._paused: set[int] = set()
         self._member: Group | None = None
         self._closed = False
+        self._refused: BrokerError | None = None  # what `commit_soon` met
         self._joined = False  # the callback has told of a first share, be it empty
         self._on_assigned: Callback = _nothing
         self._on_revoked: Callback = _nothing
@@ -127,6 +128,20 @@ class MemoryConsumer(Consumer):
                 raise PutOut(f"committing offsets of {self._topic}")
             known = self._broker.commits.setdefault(name, {})
             known.update({p: (offset, texts[p]) for p, offset in offsets.items()})
+
+    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """As `commit`; what is refused is kept for `commit_answered`."""
+        self._refused = None
+        try:
+            self.commit(offsets, metadata)
+        except BrokerError as error:
+            self._refused = error
+
+    def commit_answered(self) -> bool:
+        """True, or raises what `commit_soon` met."""
+        if self._refused is not None:
+            raise self._refused
+        return True
 
     def may_commit(self, topic: str, partitions: Collection[int]) -> str:
         """The group for which this consumer may commit offsets of these partitions; PutOut where it may not."""

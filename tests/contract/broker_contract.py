@@ -206,6 +206,29 @@ class BrokerContract:
         assert again.consumer.committed([0]) == {0: (4, "snapshot=2")}
         again.consumer.close()
 
+    def test_a_commit_that_is_not_waited_for_is_answered_later(self, port, topic):
+        fill(port, topic, 10, partition=0)
+        member = Member(port, topic, topic)
+        drain(member.consumer, 10)
+        for offset in (4, 7):
+            member.consumer.commit_soon({0: offset}, {0: f"snapshot={offset}"})
+            poll_until([member.consumer], member.consumer.commit_answered)
+            assert member.consumer.commit_answered(), "asked once more, it says the same"
+            assert member.consumer.committed([0]) == {0: (offset, f"snapshot={offset}")}
+        member.consumer.close()
+
+    def test_a_refusal_of_a_commit_that_is_not_waited_for_is_told(self, port, topic):
+        outside = port.consumer(group=f"g-{topic}")
+        outside.assign(topic, {0: 0})
+        member = Member(port, topic, f"g-{topic}")
+        poll_until([member.consumer], lambda: len(member.assigned) == 4)
+        outside.commit_soon({0: 5})
+        with pytest.raises(BrokerError, match="moved on without this member"):
+            poll_until([outside, member.consumer], outside.commit_answered)
+        assert member.consumer.committed([0]) == {0: None}
+        member.consumer.close()
+        outside.close()
+
     def test_closing_does_not_commit(self, port, topic):
         fill(port, topic, 3, partition=0)
         for _ in range(2):

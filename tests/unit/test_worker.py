@@ -38,12 +38,13 @@ class Clock:
 class Spy:
     """A broker that notes what the worker asks for, and stops the worker once nothing more arrives.
 
-    `fail` maps a call to the errors it raises, one for each time.
+    `fail` maps a call to the errors it raises, one for each time. While `silent`, no commit is answered unless it waits.
     """
 
     def __init__(self, broker, clock, idle_polls=5):
         self.broker, self.clock, self.idle_polls = broker, clock, idle_polls
         self.calls, self.fail, self.worker, self.on_poll = [], {}, None, None
+        self.silent = False
 
     def note(self, call):
         self.calls.append(call)
@@ -87,6 +88,21 @@ class SpyConsumer:
     def commit(self, offsets, metadata=""):
         self.spy.note("commit")
         self.inner.commit(offsets, metadata)
+
+    def commit_soon(self, offsets, metadata=""):
+        """The answer comes with the poll after next."""
+        self.asked_at, self.refused = self.spy.calls.count("poll"), None
+        try:
+            self.commit(offsets, metadata)
+        except BrokerError as error:
+            self.refused = error
+
+    def commit_answered(self):
+        if self.spy.silent or self.spy.calls.count("poll") < self.asked_at + 2:
+            return False
+        if self.refused is not None:
+            raise self.refused
+        return True
 
     def close(self):
         self.spy.note("leave")
@@ -297,6 +313,30 @@ def test_a_broker_that_stays_away_ends_the_worker_when_its_time_is_up(model, mon
         worker.run()
     assert sum(waits) == pytest.approx(12)
     assert bench.committed()[0] is None
+
+
+def test_readings_are_answered_while_kafka_has_yet_to_answer_a_commit(model):
+    bench = Bench(model, max_poll_records=1, commit_interval_ms=20)
+    for step in range(8):
+        bench.reading(b"a", step)
+    bench.run()
+    calls = [c for c in bench.spy.calls if c in ("poll", "commit", "produce forecasts")]
+    asked = calls.index("commit")
+    assert "produce forecasts" in calls[asked + 1 : asked + 3]
+    assert bench.metric("transactions_total", outcome="committed") == bench.spy.calls.count("commit") - 1
+    assert bench.committed()[0] == (8, 8)
+
+
+def test_a_commit_that_kafka_does_not_answer_is_asked_for_again_and_waited_for(model):
+    bench = Bench(model, max_poll_records=1, commit_interval_ms=20)
+    for step in range(12):
+        bench.reading(b"a", step)
+    worker = bench.worker()
+    bench.spy.silent = True
+    worker.run()
+    soon = bench.spy.calls.count("commit") - bench.metric("transactions_total", outcome="committed")
+    assert soon > 1, "those that were waited for count, and each stands for one without an answer besides"
+    assert bench.committed()[0] == (12, 12)
 
 
 def test_a_commit_that_is_refused_once_is_tried_again(bench, caplog):
