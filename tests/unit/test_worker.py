@@ -38,7 +38,7 @@ class Clock:
 class Spy:
     """A broker that notes what the worker asks for, and stops the worker once nothing more arrives.
 
-    `fail` maps a call to the errors it raises, one for each time. While `silent`, no commit is answered unless it waits.
+    `fail` maps a call to the errors it raises, one for each time. While `silent`, only commits that wait are answered.
     """
 
     def __init__(self, broker, clock, idle_polls=5):
