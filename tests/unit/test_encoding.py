@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.decimals import float_words, short_floats
+from service.decimals import float_words, short_float
 from service.encoding import ForecastEncoder, Sources
 from tests.models import counting_spec
 
@@ -105,6 +105,10 @@ def test_forecasts_are_written_as_a_json_writer_would_one_by_one(
         expected.append(msgspec.json.encode(forecast | {"targets": targets, "score": kept}))
     theirs = sources(*range(offset, offset + n), topic="a.b_c-1", partition=partition)
     assert ForecastEncoder(spec).encode(theirs, ts, np.array(warm[:n], dtype=np.bool_), y, score) == expected
+
+
+def short_floats(values: np.ndarray) -> np.ndarray:
+    return np.array([short_float(value) for value in values.ravel().tolist()]).reshape(values.shape)
 
 
 @settings(deadline=None)
