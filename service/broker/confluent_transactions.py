@@ -119,9 +119,8 @@ class TransactionalProducer(ConfluentProducer):
         Not for longer than a transaction may last: Kafka has ended it by then.
         """
         limit_s = min(timeout_s, TRANSACTION_TIMEOUT_MS / 1_000)
-        kafka = self._kafka
         self._server.within(limit_s).call(
-            "committing a transaction", lambda: kafka.send_offsets_to_transaction(offsets, group, limit_s)
+            "committing a transaction", lambda: self._kafka.send_offsets_to_transaction(offsets, group, limit_s)
         )
 
     def abort(self, timeout_s: float) -> None:
@@ -146,6 +145,13 @@ class TransactionalProducer(ConfluentProducer):
                 raise
         self._listen()
         self._open, self._failure = False, None
+
+    def _let_go(self, held: list[Any]) -> None:
+        # The library (2.16) aborts the process where it is let go of just as it tells Kafka of a partition that is new
+        # in the transaction. In one that is being aborted, it tells of no more. Nobody waits for the end of that.
+        with contextlib.suppress(KafkaException):
+            held[0].abort_transaction(0)
+        super()._let_go(held)
 
     def _listen(self) -> None:
         """Have the library tell what it has to tell."""
