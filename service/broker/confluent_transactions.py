@@ -147,10 +147,11 @@ class TransactionalProducer(ConfluentProducer):
         self._open, self._failure = False, None
 
     def _let_go(self, held: list[Any]) -> None:
-        # The library (2.16) aborts the process where it is let go of just as it tells Kafka of a partition that is new
-        # in the transaction. In one that is being aborted, it tells of no more. Nobody waits for the end of that.
-        with contextlib.suppress(KafkaException):
-            held[0].abort_transaction(0)
+        # The library (2.16) aborts the process where it is let go of just as it is to tell Kafka of the first partition
+        # in the transaction. In one that is being aborted it does not; nobody waits for the end of that.
+        if len(held[0]):  # all delivered: Kafka knows
+            with contextlib.suppress(KafkaException):
+                held[0].abort_transaction(0)
         super()._let_go(held)
 
     def _listen(self) -> None:
