@@ -166,9 +166,8 @@ class ConfluentProducer(PlainProducer):
         # holds the object any more: so it is handed to the thread that waits for that.
         held, self._kafka = [self._kafka], None
         with contextlib.suppress(BrokerError):
-            self._server.within(_CLOSE_SECONDS).call("closing the producer", lambda: _let_go(held))
+            self._server.within(_CLOSE_SECONDS).call("closing the producer", lambda: self._let_go(held))
 
-
-def _let_go(held: list[Any]) -> None:
-    held[0].purge(True, True, False)
-    held.clear()
+    def _let_go(self, held: list[Any]) -> None:
+        held[0].purge(True, True, False)
+        held.clear()

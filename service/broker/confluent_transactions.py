@@ -2,6 +2,9 @@
 
 A record that fails makes the library refuse the commit, without a word of why: `_delivered` has it. An error that the
 library takes for fatal (fenced) is told to `_hear`, and as "fatal" to all calls that follow.
+
+One call does not keep its limit: where Kafka goes away just as the offsets are handed over, the library (2.16) waits
+for some connection to come or go, which may be never (confluentinc/librdkafka#5456). See `_send_offsets`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
@@ -96,8 +99,7 @@ class TransactionalProducer(ConfluentProducer):
             group = member.membership(topic, offsets)
             found = [TopicPartition(topic, p, offset, text) for p, (offset, text) in offsets.items()]
             try:
-                with server.errors(doing):
-                    self._kafka.send_offsets_to_transaction(found, group, timeout_s)
+                self._send_offsets(found, group, timeout_s)
             except Replaced as error:
                 member.doubt(error, doing)
             if self._kafka.flush(max(0.0, deadline - time.monotonic())):
@@ -110,6 +112,16 @@ class TransactionalProducer(ConfluentProducer):
                 self._commit_asked = not error.args[0].txn_requires_abort()  # then Kafka was not asked, or refused
                 raise
         self._open = self._commit_asked = False
+
+    def _send_offsets(self, offsets: list[TopicPartition], group: Any, timeout_s: float) -> None:
+        """In a thread of its own, which is left behind, with the producer, where the library does not come back.
+
+        Not for longer than a transaction may last: Kafka has ended it by then.
+        """
+        limit_s = min(timeout_s, TRANSACTION_TIMEOUT_MS / 1_000)
+        self._server.within(limit_s).call(
+            "committing a transaction", lambda: self._kafka.send_offsets_to_transaction(offsets, group, limit_s)
+        )
 
     def abort(self, timeout_s: float) -> None:
         """Drop what was produced since `begin`; nothing is done where no transaction is open or Kafka aborted it.
@@ -133,6 +145,14 @@ class TransactionalProducer(ConfluentProducer):
                 raise
         self._listen()
         self._open, self._failure = False, None
+
+    def _let_go(self, held: list[Any]) -> None:
+        # The library (2.16) aborts the process where it is let go of just as it is to tell Kafka of the first partition
+        # in the transaction. In one that is being aborted it does not; nobody waits for the end of that.
+        if len(held[0]):  # all delivered: Kafka knows
+            with contextlib.suppress(KafkaException):
+                held[0].abort_transaction(0)
+        super()._let_go(held)
 
     def _listen(self) -> None:
         """Have the library tell what it has to tell."""

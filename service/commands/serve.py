@@ -102,14 +102,21 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 
 def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
-    """SIGTERM and SIGINT ask the loop to end; what hangs for longer than the limit is ended with its stacks shown."""
+    """SIGTERM and SIGINT ask the loop to end; what hangs for longer than the limit is ended with its stacks shown.
+
+    A handler has to wait while the main thread is inside of a library. So a thread reads of the signals, from a pipe
+    that the interpreter writes to as soon as one comes.
+    """
+    come, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
     def give_up() -> None:
         log.critical("not stopped within the limit, giving up", extra={"seconds": limit_seconds})
         stacks.show()
         os._exit(1)
 
-    def ask(signum: int, frame: FrameType | None) -> None:
+    def ask(signum: int) -> None:
         if worker.stopping:
             if signum == signal.SIGINT:
                 os._exit(130)
@@ -119,5 +126,13 @@ def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
         timer.daemon = True
         timer.start()
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, ask)
+    def listen() -> None:
+        while True:
+            for signum in os.read(come, 64):
+                if signum in asking:
+                    ask(signum)
+
+    asking = (signal.SIGTERM, signal.SIGINT)
+    threading.Thread(target=listen, name="signals", daemon=True).start()
+    for signum in asking:
+        signal.signal(signum, lambda signum, frame: None)

@@ -1,5 +1,6 @@
 """What is confluent-kafka's own: its texts, a group that it shares with kafka-python, and a Kafka that was away."""
 
+import subprocess
 import sys
 import time
 
@@ -10,6 +11,34 @@ from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
 from service.errors import UsageError
 from tests.contract.broker_contract import Member, drain, fill, poll_until
+
+# Lets go of producers, each a moment after the first records of its transaction.
+LET_GO = """
+import sys, threading, time
+from service.broker.base import Outgoing
+from service.broker.connect import connect
+
+servers, topic = sys.argv[1:]
+
+def let_go(name):
+    port = connect(servers, client="confluent", timeout_s=20)
+    for i in range(25):
+        producer = port.producer(transactional_id=f"{topic}-{name}-{i}")
+        producer.begin()
+        for partition in range(4):
+            outgoing = Outgoing(topic)
+            outgoing.append(b"k", b"v", partition=partition)
+            producer.produce(outgoing)
+        time.sleep(i % 8 * 0.0005)
+        producer.close()
+
+threads = [threading.Thread(target=let_go, args=(name,)) for name in "abcd"]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("all let go of")
+"""
 
 
 def test_without_its_package_it_is_told_what_to_install(monkeypatch):
@@ -81,3 +110,10 @@ def test_a_named_member_comes_back_when_kafka_was_away_for_longer_than_its_sessi
         assert member.consumer.committed([0]) == {0: (5, "again")}
         member.consumer.close()
         port.close()
+
+
+def test_giving_up_a_transaction_that_has_just_begun_does_not_end_the_process(broker, topic):
+    """An assertion of librdkafka's failed then, now and then: once in some fifty times."""
+    command = [sys.executable, "-c", LET_GO, broker, topic()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "all let go of\n"), done.stderr

@@ -23,9 +23,31 @@ from service.cli import main
 sys.exit(main())
 """
 
+# Here it hangs inside of a library, and Python gets no turn: a mutex is waited for that nobody lets go.
+STUCK_INSIDE = """
+import ctypes, sys
+from service.broker.kafka_python_transactions import TransactionalProducer
+
+library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+
+def waits_inside(self, *what):
+    print("waiting", file=sys.stderr, flush=True)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
+
+TransactionalProducer.commit_transaction = waits_inside
+
+from service.cli import main
+sys.exit(main())
+"""
+
 
 class Stuck(Serve):
     program = ("-c", STUCK, "serve")
+
+
+class StuckInside(Serve):
+    program = ("-c", STUCK_INSIDE, "serve")
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +72,18 @@ def test_a_worker_stuck_in_a_commit_leaves_its_stacks_and_ends_with_a_failure(to
     reported, told = log.index("CRITICAL stuck"), log.index("giving up")
     assert reported < log.index("in waits_for_ever") < told, "the report does not show where it is stuck"
     assert "Traceback" not in log
+
+
+def test_sigterm_ends_a_worker_whose_client_library_does_not_come_back(topics, model):
+    """It did nothing: Python's handlers wait until the library is back, and so did the time limit that they start."""
+    t = topics()
+    worker = StuckInside("--model", model, "--shutdown-timeout-seconds=1", *t.flags)
+    try:
+        worker.ready()
+        t.send([(0, b"s", b'{"ts": 1700000000000, "value": 1, "wind": 2}')])
+        worker.wait_for("the commit", lambda: "waiting" in worker.log)
+        code, log = worker.end()
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+    assert code == 1 and "in waits_inside" in log[log.index("not stopped within the limit, giving up") :]
