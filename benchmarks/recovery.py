@@ -97,11 +97,14 @@ def check(broker: Broker, topic: str, model: Model, series: int, steps: int) -> 
         np.testing.assert_allclose(got, y[:, 0, 0, :], rtol=1e-4, atol=1e-4)
 
 
-def restored(log: str) -> tuple[float, int]:
-    """Seconds from the first fetch until the last partition was restored, and the records read, by its own account."""
-    lines = [line for line in log.splitlines() if "states restored" in line]
-    found = {name: re.findall(rf"\b{name}=([\d.]+)", "\n".join(lines)) for name in ("seconds", "records")}
-    return max(map(float, found["seconds"])), sum(map(int, found["records"]))
+def restored(log: str) -> tuple[float, int] | None:
+    """Seconds from the first fetch until the last partition was restored, and the records read, by its own account.
+
+    None where it has not said so of all partitions yet: it is ready a moment before.
+    """
+    lines = [line for line in log.splitlines(keepends=True) if "states restored" in line and line.endswith("\n")]
+    found = {name: re.findall(rf"\b{name}=([\d.]+)", "".join(lines)) for name in ("seconds", "records")}
+    return (max(map(float, found["seconds"])), sum(map(int, found["records"]))) if len(lines) == PARTITIONS else None
 
 
 def main() -> None:
@@ -152,7 +155,7 @@ def main() -> None:
                 worker = start()
                 worker.wait(lambda w=worker: w.metric("forecasts_total") > 0)
                 first.append(time.perf_counter() - began)
-                seconds, records = restored(worker.log.read_text())
+                seconds, records = worker.wait(lambda w=worker: restored(w.log.read_text()))
                 ready.append(worker.seconds)
                 rates.append(args.series / seconds)
                 row = f"{ready[-1]:.2f} | {first[-1]:.2f} | {seconds:.2f} | {records:,} | {records / seconds:,.0f}"
