@@ -56,6 +56,7 @@ class _Reading:
     committed: Committed | None
     anew: bool  # the states there are of another layout
     series: int = 0
+    records: int = 0  # that were read, of which a series may have several
     useless: set[bytes] = field(default_factory=set)  # series whose state is of another layout
     started: float = 0.0
 
@@ -194,6 +195,7 @@ class Restore:
         for partition, reading in self._reading.items():
             mine = (partitions == partition).tolist()
             keys = list(compress(batch.keys, mine))
+            reading.records += len(keys)
             last = dict(zip(keys, compress(batch.values, mine), strict=True))
             if len(last) < len(keys):
                 for key in keys:  # the place of a series is that of its last record
@@ -249,8 +251,8 @@ class Restore:
             reading.engine.table.buried += [(key, partition) for key in reading.useless]
         seconds = round(self._clock() - reading.started, 3)
         offset = committed.offset if committed is not None else None
-        found = {"partition": partition, "series": reading.series, "replay_from": start, "committed": offset}
-        log.info("states restored", extra={**found, "seconds": seconds})
+        found = {"partition": partition, "series": reading.series, "records": reading.records, "seconds": seconds}
+        log.info("states restored", extra={**found, "replay_from": start, "committed": offset})
         return Restored(start, offset, reading.series, seconds)
 
     def _replay_from(self, partition: int, reading: _Reading, committed: Committed, consumer: Consumer) -> int:

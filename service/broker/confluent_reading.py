@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
@@ -19,6 +20,7 @@ from service.broker.confluent_group import Member
 from service.broker.confluent_records import Arrivals, batch_of, without
 
 _AGAIN_PAUSE_S = 0.005
+_CONNECT_S = 1.0
 
 
 class Reading:
@@ -85,6 +87,7 @@ class Reading:
     def next(self, deadline: float, max_records: int) -> Batch:
         """What has arrived, at most `max_records`; waits until `deadline` (monotonic) for the first."""
         if self._to_assign:
+            self._connect(deadline)
             self.kafka.assign([self.tp(p, offset) for p, offset in self._to_assign.items()])
             if self._paused:
                 self.kafka.pause(list(map(self.tp, self._paused)))
@@ -106,6 +109,13 @@ class Reading:
             if records or (ends and self.member is None) or time.monotonic() >= deadline:
                 self._arrivals.ends = {}
                 return batch_of(self.topic, records, ends, self._positions)
+
+    def _connect(self, deadline: float) -> None:
+        """Ask where the topic is: a library that is only about to connect may fetch nothing for a second, unasked."""
+        left = min(_CONNECT_S, deadline - time.monotonic())
+        if left > 0:
+            with suppress(KafkaException):  # then it goes on asking by itself
+                self.kafka.list_topics(self.topic, left)
 
     def _still_ours(
         self, member: Member, records: list[Any], failure: BaseException | None

@@ -9,6 +9,7 @@ from typing import Any
 from kafka import KafkaAdminClient, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
+from service.broker import kafka_python_bytes
 from service.broker.base import DYNAMIC, Broker, Consumer, Membership, Producer
 from service.broker.kafka_python_calls import Server
 from service.broker.kafka_python_consumer import KafkaPythonConsumer
@@ -23,6 +24,7 @@ class KafkaPythonBroker(Broker):
     """
 
     def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0) -> None:
+        kafka_python_bytes.install()
         self._server = Server(bootstrap_servers, timeout_s)
         self._admin: Any = None
         self._lock = threading.Lock()

@@ -1,7 +1,8 @@
 """Kafka's record batches (format 2) as rows, in a fraction of the time that kafka-python takes for them.
 
-The library makes two objects of each record, by way of a dozen calls. Here a batch is one loop over its bytes. All that
-is not about single records stays the library's: checksums, compression, which transactions were aborted.
+The library makes two objects of each record, by way of a dozen calls. Here a batch is one loop over its bytes, where
+they are: a response is not copied batch by batch. All that is not about single records stays the library's: checksums,
+compression, which transactions were aborted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from kafka import errors
 from kafka.consumer.fetcher import Fetcher, IsolationLevel
+from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
 
 from service.broker.base import Headers
@@ -43,7 +45,7 @@ class FetchedRows(Fetcher.PartitionRecords):  # type: ignore[misc]
         return rows
 
     def _unpack_records(self, tp: Any, records: Any, *_: object) -> Iterator[Row]:
-        while (batch := records.next_batch()) is not None:
+        while (batch := _next(records)) is not None:
             if self.check_crcs and not batch.validate_crc():
                 what = f"the record batch of {tp.topic}-{tp.partition} at offset {batch.base_offset}"
                 raise errors.CorruptRecordError(f"{what} failed its crc check")
@@ -70,17 +72,43 @@ class FetchedRows(Fetcher.PartitionRecords):  # type: ignore[misc]
         return bool(batch.is_control_batch)
 
 
+class _InPlace(DefaultRecordBatch):  # type: ignore[misc]
+    """The library's batch, without a copy of its bytes."""
+
+    def __init__(self, whole: bytes, begin: int, buffer: memoryview) -> None:
+        super().__init__(buffer[: self.HEADER_STRUCT.size])
+        self._buffer = buffer
+        self.whole, self.begin = whole, begin  # what it is part of, and where in that
+
+
+def _next(records: Any) -> Any:
+    """The next batch of the library's MemoryRecords, None after the last whole one; that of an old format is theirs."""
+    view = records._next_slice
+    if view is None or len(view) < DefaultRecordBatch.HEADER_STRUCT.size or view[records.MAGIC_OFFSET] < 2:
+        return records.next_batch()
+    batch = _InPlace(records._buffer, records._pos - len(view), view)
+    if batch.is_control_batch:  # the library reads these
+        return records.next_batch()
+    records._cache_next()
+    return batch
+
+
 def rows_of(batch: Any) -> list[Row]:
     """The records of a library's DefaultRecordBatch.
 
     Raises:
         CorruptRecordError: the bytes are no records.
     """
-    batch._maybe_uncompress()
+    if isinstance(batch, _InPlace) and not batch.compression_type:
+        data, begin, size = batch.whole, batch.begin, len(batch._buffer)
+    else:
+        batch._maybe_uncompress()
+        data, begin, size = bytes(batch._buffer), 0, len(batch._buffer)
     try:
         return _rows(
-            bytes(batch._buffer),
-            batch._pos,
+            data,
+            begin + batch._pos,
+            begin + size,
             batch.records_count,
             batch.base_offset,
             batch.max_timestamp if batch.timestamp_type else batch.first_timestamp,
@@ -90,8 +118,8 @@ def rows_of(batch: Any) -> list[Row]:
         raise errors.CorruptRecordError(f"the record batch at offset {batch.base_offset}: {error}") from None
 
 
-def _rows(data: bytes, at: int, count: int, offset: int, timestamp: int, *, moves: bool) -> list[Row]:
-    """`moves`: a record's own time counts, else that of the batch.
+def _rows(data: bytes, at: int, stop: int, count: int, offset: int, timestamp: int, *, moves: bool) -> list[Row]:
+    """The records from `at` to `stop`. `moves`: a record's own time counts, else that of the batch.
 
     A record is: its length, attributes (1 byte), time and offset relative to the batch's, key, value, headers; all
     numbers but the attributes are zigzag varints. Those of up to two bytes are read in place, which is most of them.
@@ -133,7 +161,7 @@ def _rows(data: bytes, at: int, count: int, offset: int, timestamp: int, *, move
         time = timestamp + ((since >> 1) ^ -(since & 1)) if moves else timestamp
         rows.append(new(Row, (offset + (nth >> 1), time, key, value, headers)))
         at = end
-    if at != len(data):
+    if at != stop:
         raise ValueError("its records do not fill it")
     return rows
 
