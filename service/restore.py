@@ -83,8 +83,7 @@ class Restore:
         gone = set(self._reading) & set(partitions)
         for partition in gone:
             del self._reading[partition]
-        if gone:
-            self._assign()
+        self._pause(gone)
 
     @property
     def partitions(self) -> set[int]:
@@ -112,8 +111,7 @@ class Restore:
         done = {p: r for p, r in self._reading.items() if r.position >= r.end}
         for partition in done:
             del self._reading[partition]
-        if done:
-            self._assign()
+        self._pause(done)
         try:
             outdated = {p for p, r in done.items() if self._outdated(p, r, consumer)}
             handed_over = {p: self._handed_over(p, r, consumer) for p, r in done.items() if p not in outdated}
@@ -187,6 +185,11 @@ class Restore:
     def _assign(self) -> None:
         if self._reader is not None and self._reading:
             self._reader.assign(self._settings.changelog_topic, {p: r.position for p, r in self._reading.items()})
+
+    def _pause(self, partitions: Collection[int]) -> None:
+        """Read no more of these. What has been fetched of the others stays, which `_assign` would fetch again."""
+        if self._reader is not None and partitions:
+            self._reader.pause(partitions)
 
     def _apply(self, batch: Batch) -> None:
         """A batch's records into the table: of each series only the last, in the order in which these were written."""

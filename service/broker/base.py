@@ -106,7 +106,10 @@ class Consumer(Protocol):
         """
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
-        """Read these partitions from these offsets, without a group's say (-1 = the end, -2 = the beginning)."""
+        """Read these partitions from these offsets, without a group's say (-1 = the end, -2 = the beginning).
+
+        None of them is paused then, whatever was before.
+        """
 
     def poll(self, timeout_s: float, max_records: int) -> Batch:
         """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""

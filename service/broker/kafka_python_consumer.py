@@ -109,6 +109,7 @@ class KafkaPythonConsumer(Consumer):
         self._positions = {}
         with self._server.errors(f"reading {topic}"):
             self._kafka.assign([self._tp(p) for p in offsets])
+            self._kafka.resume(*map(self._tp, offsets))  # the library keeps in mind that one was paused before
             # asked for now: the library would only ask at the first fetch, and miss what arrives in between
             ends = self.end_offsets([p for p, o in offsets.items() if o == -1])
             starts = self.beginning_offsets([p for p, o in offsets.items() if o == -2])

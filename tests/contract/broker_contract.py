@@ -192,6 +192,15 @@ class BrokerContract:
         poll_until([reader], lambda: len(reader.lag()) == 4)  # an end is known once a fetch was answered
         assert reader.lag() == dict.fromkeys(range(4), 0)
 
+    def test_what_is_assigned_again_is_read_though_it_was_paused(self, port, topic, reader):
+        fill(port, topic, 3, partition=1)
+        drain(reader, 3)
+        reader.pause([1])
+        fill(port, topic, 2, partition=2)
+        assert drain(reader, 2).partitions == [2, 2]
+        reader.assign(topic, {1: 1, 2: 2})
+        assert drain(reader, 2).offsets == [1, 2]
+
     def test_a_group_goes_on_where_it_committed(self, port, topic):
         fill(port, topic, 10, partition=0)
         member = Member(port, topic, topic)
