@@ -89,6 +89,7 @@ class Reading:
         if self._to_assign:
             self._connect(deadline)
             self.kafka.assign([self.tp(p, offset) for p, offset in self._to_assign.items()])
+            self.kafka.resume(list(map(self.tp, self._to_assign)))  # it keeps in mind that one was paused before
             if self._paused:
                 self.kafka.pause(list(map(self.tp, self._paused)))
             self._to_assign = {}
