@@ -211,8 +211,7 @@ class Commits:
 
     def commit_all(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit these partitions with all their states, whether they have moved on or not; True = Kafka has it."""
-        if not self.look(consumer):
-            return False
+        self.look(consumer)  # what was refused is asked for again, here and now
         self._ask_again()
         self._repeat(partitions)
         return not self.pending or self.commit(consumer, everything_of=partitions)
