@@ -93,6 +93,7 @@ class Server(calls.Server):
 
 def consumer_options(server: Server, group: str | None, isolation: str, membership: Membership) -> dict[str, Any]:
     """What a consumer is told."""
+    fetched = (8 if group is None else 5) << 20
     options = server.options() | {
         # The library looks for a coordinator, and wants a name for that, where it will have nothing to do with one.
         "group.id": group or "tidecast-no-group",
@@ -114,11 +115,12 @@ def consumer_options(server: Server, group: str | None, isolation: str, membersh
         # of after such a wait, and a restore reads to the end.
         "fetch.wait.max.ms": 100 if group is not None else 10,
         # What the library may hold ready; with more than so many records it pauses for 5 ms (1 s, if not told).
-        "queued.max.messages.kbytes": 8 << 10,
+        # What a worker reads waits there several times over: as bytes, as messages of the library, as ours.
+        "queued.max.messages.kbytes": fetched >> 10,
         "queued.min.messages": 100_000,
         "fetch.queue.backoff.ms": 5,
-        "fetch.max.bytes": 8 << 20,
-        "max.partition.fetch.bytes": 2 << 20,
+        "fetch.max.bytes": fetched,
+        "max.partition.fetch.bytes": fetched // 4,
     }
     if membership.instance is not None:
         options["group.instance.id"] = membership.instance
