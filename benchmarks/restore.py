@@ -15,6 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
@@ -25,8 +27,9 @@ from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher, IsolationLevel
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from memory import make_model
+from worker_process import PATIENCE
 
-from service.broker.base import Outgoing
+from service.broker.base import Broker, Outgoing
 from service.broker.kafka_python_records import FetchedRows
 from service.broker.memory import MemoryBroker
 from service.changelog import Codec
@@ -34,7 +37,9 @@ from service.engines import Engines
 from service.flush import GROUP_HEADER
 from service.model import Model
 from service.restore import Restore
+from service.series import SeriesTable
 from service.settings import Settings
+from service.topics import CHANGELOG_CONFIG
 
 PARTITIONS, AT_ONCE = 4, 10_000
 FETCHED = 2_000  # records of one response: those of 2 MB
@@ -74,26 +79,56 @@ def unpack(kind: Any, fetched: list[bytes]) -> tuple[int, float]:
     return n, process_time() - began
 
 
-def into_table(broker: MemoryBroker, model: Model, settings: Settings) -> tuple[int, float]:
-    """Series, and the seconds that they took from a batch of records on."""
-    engines = Engines(settings, model, time.monotonic)
+def fill(broker: Broker, model: Model, series: int, settings: Settings) -> None:
+    """The topics, a state of each series, and a commit that fits."""
+    broker.create_topic(settings.input_topic, PARTITIONS)
+    broker.create_topic(settings.changelog_topic, PARTITIONS, CHANGELOG_CONFIG)
+    producer = broker.producer()
+    for out in changelog(model, series, settings):
+        producer.produce(out)
+    producer.flush(PATIENCE)
+    producer.close()
     consumer = broker.consumer(group=settings.group)
     consumer.assign(settings.input_topic, dict.fromkeys(range(PARTITIONS), 0))
-    restore, took = Restore(broker, settings, engines, time.monotonic), 0.0
-    apply = restore._apply
+    consumer.commit(dict.fromkeys(range(PARTITIONS), series), "")
+    consumer.close()
 
-    def timed(batch: Any) -> None:
+
+@contextmanager
+def restoring(
+    broker: Broker, model: Model, settings: Settings, timed: Callable[[Callable[[], None]], None]
+) -> Iterator[tuple[Callable[[], None], SeriesTable]]:
+    """What restores it all, and the table that it fills. `timed` is to call what it is given: it takes a batch in."""
+    consumer = broker.consumer(group=settings.group)
+    consumer.assign(settings.input_topic, dict.fromkeys(range(PARTITIONS), 0))
+    engines = Engines(settings, model, time.monotonic)
+    restore = Restore(broker, settings, engines, time.monotonic)
+    apply = restore._apply
+    restore._apply = lambda batch: timed(partial(apply, batch))  # type: ignore[method-assign]
+    restore.begin(range(PARTITIONS))
+
+    def run() -> None:
+        while restore.partitions:
+            restore.step(consumer, 0.2)
+
+    yield run, engines.current.table
+    restore.close()
+    consumer.close()
+
+
+def into_table(broker: MemoryBroker, model: Model, settings: Settings) -> tuple[int, float]:
+    """Series, and the seconds that they took from a batch of records on."""
+    took = 0.0
+
+    def timed(apply: Callable[[], None]) -> None:
         nonlocal took
         began = process_time()
-        apply(batch)
+        apply()
         took += process_time() - began
 
-    restore._apply = timed  # type: ignore[method-assign]
-    restore.begin(range(PARTITIONS))
-    while restore.partitions:
-        restore.step(consumer, 0.0)
-    restore.close()
-    return len(engines.current.table), took
+    with restoring(broker, model, settings, timed) as (run, table):
+        run()
+    return len(table), took
 
 
 def main() -> None:
@@ -107,14 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as maker:
         model = Model.load(maker.submit(make_model, Path(folder), args.state).result())
     broker, settings = MemoryBroker(), Settings()
-    for topic in (settings.input_topic, settings.changelog_topic):
-        broker.create_topic(topic, PARTITIONS)
-    producer = broker.producer()
-    for out in changelog(model, args.series, settings):
-        producer.produce(out)
-    consumer = broker.consumer(group=settings.group)
-    consumer.assign(settings.input_topic, dict.fromkeys(range(PARTITIONS), 0))
-    consumer.commit(dict.fromkeys(range(PARTITIONS), args.series), "")
+    fill(broker, model, args.series, settings)
     fetched = [*responses(changelog(model, args.series, settings))]
     ways: dict[str, Callable[[], tuple[int, float]]] = {
         "records out of bytes, kafka-python's own": lambda: unpack(Fetcher.PartitionRecords, fetched),

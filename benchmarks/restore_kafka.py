@@ -15,64 +15,38 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
-from typing import Any
 
 from memory import make_model
-from restore import PARTITIONS, changelog
-from worker_process import PATIENCE, spread
+from restore import fill, restoring
+from worker_process import spread
 
 from service.broker.base import Broker
 from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
-from service.engines import Engines
 from service.model import Model
-from service.restore import Restore
 from service.settings import Settings
-from service.topics import CHANGELOG_CONFIG
-
-
-def fill(broker: Broker, model: Model, series: int, settings: Settings) -> None:
-    """The topics, a state of each series, and a commit that fits."""
-    broker.create_topic(settings.input_topic, PARTITIONS)
-    broker.create_topic(settings.changelog_topic, PARTITIONS, CHANGELOG_CONFIG)
-    producer = broker.producer()
-    for out in changelog(model, series, settings):
-        producer.produce(out)
-    producer.flush(PATIENCE)
-    producer.close()
-    consumer = broker.consumer(group=settings.group)
-    consumer.assign(settings.input_topic, dict.fromkeys(range(PARTITIONS), 0))
-    consumer.commit(dict.fromkeys(range(PARTITIONS), series), "")
-    consumer.close()
 
 
 def restored(broker: Broker, model: Model, settings: Settings) -> tuple[int, float, float]:
     """Series, seconds, CPU seconds."""
     gc.collect()  # the table before this one
     gc.disable()  # the worker has it look once a second at the most
-    consumer = broker.consumer(group=settings.group)
-    consumer.assign(settings.input_topic, dict.fromkeys(range(PARTITIONS), 0))
-    engines = Engines(settings, model, time.monotonic)
-    restore, times = Restore(broker, settings, engines, time.monotonic), list[float]()
-    apply = restore._apply
+    times: list[float] = []
 
-    def timed(batch: Any) -> None:
+    def timed(apply: Callable[[], None]) -> None:
         times.append(time.perf_counter())
-        apply(batch)
+        apply()
 
-    restore._apply = timed  # type: ignore[method-assign]
-    restore.begin(range(PARTITIONS))
-    began = process_time()
-    while restore.partitions:
-        restore.step(consumer, 0.2)
-    seconds, cpu = time.perf_counter() - times[0], process_time() - began
-    restore.close()
-    consumer.close()
-    return len(engines.current.table), seconds, cpu
+    with restoring(broker, model, settings, timed) as (run, table):
+        began = process_time()
+        run()
+        seconds, cpu = time.perf_counter() - times[0], process_time() - began
+    return len(table), seconds, cpu
 
 
 def main() -> None:
@@ -99,7 +73,7 @@ def main() -> None:
                 broker.close()
     print(f"{args.series:,} series of {args.state} floats\n")
     print("| | series/s, min / median / max | CPU, µs a series, min / median / max |\n|---|---|---|")
-    medians = {}
+    medians: dict[str, float] = {}
     for client, runs in found.items():
         rates, costs = zip(*runs[1:], strict=True)
         print(f"| {client} | {spread(rates)} | {spread(costs, '.2f')} |")

@@ -233,7 +233,7 @@ class Pipeline:
         """Forecast records and dead letters, and the counts of what became of every record."""
         batch, counts = work.batch, work.counts
         rows: slice | Int64 = slice(None)
-        theirs, fates = batch, [len(batch)] + [0] * Fate.KINDS
+        theirs, fates = batch, [len(batch)] + [0] * (Fate.KINDS - 1)
         if work.fate.any() or work.silent.any():  # nearly never; else all are answered, and nothing is copied
             rows = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
             theirs = batch.take(rows.tolist())

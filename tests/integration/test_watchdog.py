@@ -1,5 +1,7 @@
 """A loop that is stuck, in a worker as its users run it: it says so, shows where, and makes way for a new one."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from tests.models import counting_model
@@ -55,18 +57,24 @@ def model(tmp_path_factory):
     return counting_model(tmp_path_factory.mktemp("model"))
 
 
-def test_a_worker_stuck_in_a_commit_leaves_its_stacks_and_ends_with_a_failure(topics, model):
-    t = topics()
-    worker = Stuck("--model", model, "--broker-timeout-seconds=1", *t.flags)
+@contextmanager
+def at_work(kind, model, topics, *flags):
+    """A worker of that kind that is given a reading."""
+    worker = kind("--model", model, *flags, *topics.flags)
     try:
         worker.ready()
-        t.send([(0, b"s", b'{"ts": 1700000000000, "value": 1, "wind": 2}')])
-        worker.wait_for("the report", lambda: "what every thread does stands below" in worker.log)
-        status, page = worker.get("/livez")
-        code, log = worker.end(signum=None)
+        topics.send([(0, b"s", b'{"ts": 1700000000000, "value": 1, "wind": 2}')])
+        yield worker
     finally:
         worker.process.kill()
         worker.process.wait()
+
+
+def test_a_worker_stuck_in_a_commit_leaves_its_stacks_and_ends_with_a_failure(topics, model):
+    with at_work(Stuck, model, topics(), "--broker-timeout-seconds=1") as worker:
+        worker.wait_for("the report", lambda: "what every thread does stands below" in worker.log)
+        status, page = worker.get("/livez")
+        code, log = worker.end(signum=None)
     assert (status, code) == (503, 1) and "has not turned for" in page
     assert log.count("stuck: the loop has not turned for") == 1 and log.count("giving up") == 1
     reported, told = log.index("CRITICAL stuck"), log.index("giving up")
@@ -76,14 +84,7 @@ def test_a_worker_stuck_in_a_commit_leaves_its_stacks_and_ends_with_a_failure(to
 
 def test_sigterm_ends_a_worker_whose_client_library_does_not_come_back(topics, model):
     """It did nothing: Python's handlers wait until the library is back, and so did the time limit that they start."""
-    t = topics()
-    worker = StuckInside("--model", model, "--shutdown-timeout-seconds=1", *t.flags)
-    try:
-        worker.ready()
-        t.send([(0, b"s", b'{"ts": 1700000000000, "value": 1, "wind": 2}')])
+    with at_work(StuckInside, model, topics(), "--shutdown-timeout-seconds=1") as worker:
         worker.wait_for("the commit", lambda: "waiting" in worker.log)
         code, log = worker.end()
-    finally:
-        worker.process.kill()
-        worker.process.wait()
     assert code == 1 and "in waits_inside" in log[log.index("not stopped within the limit, giving up") :]
