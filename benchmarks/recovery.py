@@ -1,10 +1,9 @@
 """How soon a worker that was killed with many series of state is ready again, and that it goes on correctly.
 
-    python benchmarks/recovery.py [--series 100000] [--runs 3] [--client kafka-python] [--model DIR] [--instance one]
-                                  [--json]
+    python benchmarks/recovery.py [--series 100000] [--state 264] [--runs 3] [--client kafka-python] [--model DIR]
+                                  [--instance one] [--json]
 
-A real broker, a worker process with states of a whole forecaster (without --model, one is trained on the weather sample
-for two epochs). Each run: readings arrive, the worker is killed with kill -9 in the midst of them, and started again at
+A real broker, a worker process, an LSTM with as many numbers of state as in memory.py (or another model). Each run: readings arrive, the worker is killed with kill -9 in the midst of them, and started again at
 once. Then every reading must have exactly one forecast, in order, and those of some series are compared with a linear
 run of the model. A worker without a name of its own (--instance auto) gets its partitions when Kafka has given up the
 dead one, `session_timeout_seconds` later; so the default here has one.
@@ -25,10 +24,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from worker_process import WorkerProcess, make_topics, send, spread, trained_model
+from memory import make_model
+from worker_process import WorkerProcess, make_topics, send, spread
 
 from service.broker.base import Broker
 from service.broker.connect import CLIENTS, connect
@@ -47,10 +49,15 @@ def number(series: int, step: int, feature: int) -> float:
     return 20.0 + (series * 7 + step * 13 + feature * 3) % 17 / 2
 
 
+def time_of(model: Model, step: int) -> int:
+    """The event time of a step, ms; a model of irregular steps gets one a minute."""
+    return START_MS + step * (model.spec.step_ms or 60_000)
+
+
 def readings(model: Model, series: range, step: int) -> Iterator[tuple[int, bytes, bytes]]:
     """(partition, key, value) of one step of these series."""
     names = [json.dumps(name) for name in model.spec.features]
-    ts = START_MS + step * model.spec.step_ms
+    ts = time_of(model, step)
     for i in series:
         values = ",".join(f"{name}:{number(i, step, f)}" for f, name in enumerate(names))
         yield i % PARTITIONS, b"sensor-%d" % i, f'{{"ts":{ts},{values}}}'.encode()
@@ -67,7 +74,7 @@ def check(broker: Broker, topic: str, model: Model, series: int, steps: int) -> 
     keep = {b"sensor-%d" % i: i for i in compared}
     last: dict[bytes, int] = defaultdict(int)
     found: dict[int, list[list[float]]] = {i: [] for i in compared}
-    expected = {START_MS + step * spec.step_ms: step for step in range(steps)}
+    expected = {time_of(model, step): step for step in range(steps)}
     consumer = broker.consumer()
     consumer.assign(topic, dict.fromkeys(range(PARTITIONS), -2))
     n, deadline = 0, time.monotonic() + 10
@@ -91,7 +98,7 @@ def check(broker: Broker, topic: str, model: Model, series: int, steps: int) -> 
     state = np.tile(model.initial_state, (len(compared), 1))
     for step in range(steps):
         x = [[number(i, step, f) for f in range(len(spec.features))] for i in compared]
-        ts = np.full(len(compared), START_MS + step * spec.step_ms, dtype=np.int64)
+        ts = np.full(len(compared), time_of(model, step), dtype=np.int64)
         y, state, _ = model.step(np.array(x, dtype=np.float32), ts, state)
         got = np.array([found[i][step] for i in compared])
         np.testing.assert_allclose(got, y[:, 0, 0, :], rtol=1e-4, atol=1e-4)
@@ -113,13 +120,14 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--client", choices=CLIENTS, default=CLIENTS[0])
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--state", type=int, default=264, help="float32 numbers, even")
+    parser.add_argument("--model", type=Path, help="a model directory, in place of --state")
     parser.add_argument("--instance", default="one")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object of the medians")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(1, get_context("spawn")) as maker:
         folder = Path(name)
-        path = args.model or trained_model(folder)
+        path = args.model or maker.submit(make_model, folder / "model", args.state).result()
         model = Model.load(path)
         with EmbeddedBroker(folder / "kafka", heap_mb=1024, steady=True) as kafka:
             broker = connect(kafka.bootstrap_servers)

@@ -97,7 +97,7 @@ class WorkerProcess:
         while time.monotonic() < deadline and self.process.poll() is None:
             if found := test():
                 return found
-            time.sleep(0.01)
+            time.sleep(0.03)  # it answers pages on the core that it works on
         raise SystemExit(f"the worker did not get so far:\n{self.log.read_text()}")
 
     def metric(self, name: str) -> float:

@@ -93,7 +93,7 @@ class Server(calls.Server):
 
 def consumer_options(server: Server, group: str | None, isolation: str, membership: Membership) -> dict[str, Any]:
     """What a consumer is told."""
-    fetched = (8 if group is None else 5) << 20
+    fetched = (8 if group is None else 4) << 20
     options = server.options() | {
         # The library looks for a coordinator, and wants a name for that, where it will have nothing to do with one.
         "group.id": group or "tidecast-no-group",

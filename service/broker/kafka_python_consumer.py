@@ -24,6 +24,7 @@ log = logging.getLogger("tidecast.broker")
 _offset, _timestamp, _key, _value, _headers = (cast(Callable[[Row], Any], itemgetter(column)) for column in range(5))
 _CLOSE_TIMEOUT_MS = 5_000
 _ASK_SECONDS = 10.0
+_ASK_AGAIN_MS = 20  # the library's default is 100
 
 
 class KafkaPythonConsumer(Consumer):
@@ -63,8 +64,12 @@ class KafkaPythonConsumer(Consumer):
             "max_partition_fetch_bytes": 2 << 20,
             "metrics_enabled": False,
         }
+        if group is None:  # it has just connected when it is to read, and waits so long for the topic's leaders
+            options["retry_backoff_ms"] = _ASK_AGAIN_MS
         self._kafka: Any = server.call("connecting to consume", lambda: KafkaConsumer(**options))
         self._kafka._fetcher.PartitionRecords = FetchedRows
+        # So long after it has connected it asks for the topic that it is to read; its options do not reach that far.
+        self._kafka._cluster.config["retry_backoff_ms"] = _ASK_AGAIN_MS
         if group is not None:
             # This makes the library's OffsetFetch requests ask for stable offsets only (KIP-447): while a transaction
             # with offsets of a partition is open or being ended, it asks again. It does so for readers of committed
