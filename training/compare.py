@@ -53,7 +53,7 @@ def side_by_side(directories: list[Path], data: Path | None, *, scaled: bool) ->
     labels = _labels(directories)
     configs = [read_config(d / "config.toml") for d in directories]
     for config, label in zip(configs[1:], labels[1:], strict=True):
-        _refuse(labels[0], label, _different_task(configs[0], config))
+        _refuse(labels[0], label, different_task(configs[0], config))
     out: list[Measured] = []
     for directory, label in zip(directories, labels, strict=True):
         out.append(measured(directory, data, scaled=scaled, label=label))
@@ -78,7 +78,7 @@ def _labels(directories: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(d) for d in directories]
 
 
-def _different_task(a: Config, b: Config) -> tuple[str, object] | None:
+def different_task(a: Config, b: Config) -> tuple[str, object] | None:
     """What makes two models not comparable, and what each has; None where nothing does."""
     if a.targets != b.targets:
         return "their targets differ", (a.targets, b.targets)

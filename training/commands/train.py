@@ -23,6 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="instead of fit.seed")
     parser.add_argument("--threads", type=int, metavar="N", help="instead of fit.threads (0 = one for each core)")
     parser.add_argument("--epochs", type=int, metavar="N", help="instead of fit.epochs")
+    parser.add_argument("--train-until", metavar="TIME", help="instead of data.train_until")
+    parser.add_argument("--validate-until", metavar="TIME", help="instead of data.validate_until")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the table")
 
 
@@ -31,7 +33,12 @@ def run(args: argparse.Namespace) -> int:
     config_path = Path(args.config)
     config = read_config(config_path)
     overrides = {name: getattr(args, name) for name in ("seed", "threads", "epochs") if getattr(args, name) is not None}
-    config = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, **overrides))
+    dates = {name: getattr(args, name) for name in ("train_until", "validate_until") if getattr(args, name) is not None}
+    config = msgspec.structs.replace(
+        config,
+        fit=msgspec.structs.replace(config.fit, **overrides),
+        data=msgspec.structs.replace(config.data, **dates),
+    )
     check(config)
     data = _data_path(args.data, config, config_path)
     out = folder(args.out)

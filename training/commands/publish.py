@@ -1,0 +1,43 @@
+"""`tidecast publish`: a model takes the place of the one in force, unless it is worse."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from service.errors import UsageError
+
+HELP = """\
+put a trained model in the place of the one in force, unless it is worse on rows that are new to both
+
+Workers that serve the place take it over while readings flow. Where the candidate's forecasts are worse, nothing is
+changed, and the exit code is 1."""
+EXAMPLE = """\
+tidecast publish --candidate build/newer --model model
+tidecast publish --candidate build/newer --model model --data readings.csv --tolerance 0.02"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--candidate", required=True, metavar="DIR", help="the model directory that is to be served")
+    parser.add_argument("--model", required=True, metavar="DIR", help="the one in force; made if there is none yet")
+    parser.add_argument("--data", metavar="FILE", help="readings to measure both by [the candidate's]")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="how much worse it may be, as a share: 0.02 = 2 %% [0]",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, decide, and say in one line what was done."""
+    if not 0 <= args.tolerance < 1:
+        raise UsageError("--tolerance must be from 0 to below 1", got=args.tolerance)
+
+    from training.publish import publish
+
+    data = Path(args.data) if args.data is not None else None
+    print(publish(Path(args.candidate), Path(args.model), data=data, tolerance=args.tolerance))
+    return 0
