@@ -55,6 +55,7 @@ def metrics_page() -> str:
         "|---|---|---|---|",
     ]
     labels = {"lag_records": "topic, partition", "lag_seconds": "topic, partition", "series": "partition"}
+    labels |= {"unwritten_series": "partition", "interval_level": "target, horizon, level"}
     labels |= {"absolute_error": "target, horizon", "naive_error": "target, horizon"}
     labels |= {"interval_coverage": "target, horizon, level", "clipped_values": "target"}
     for family in sorted(registry.collect(), key=lambda f: f.name):

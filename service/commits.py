@@ -191,6 +191,7 @@ class Commits:
 
     def _note_committed(self, offsets: Mapping[int, int]) -> None:
         self._metrics.transactions.labels("committed").inc()
+        self._metrics.note_commit()
         self.committed |= offsets
         self._failing_since = None
 
@@ -202,6 +203,7 @@ class Commits:
         if not self.half_done:
             for states in self._engines.due(everything_of, self.replaying):
                 self._delivery.store(states)
+                self._metrics.changelog_records.inc(len(states))
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""

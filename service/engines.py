@@ -210,12 +210,13 @@ class Engines:
                     return found
         return None
 
-    def series_counts(self, partitions: Collection[int]) -> dict[int, int]:
-        """How many series each partition has."""
+    def series_counts(self, partitions: Collection[int], *, unwritten: bool = False) -> dict[int, int]:
+        """How many series each partition has; or only those whose state is newer than the changelog's."""
         counts: NDArray[np.int64] = np.zeros(max(partitions, default=-1) + 1, dtype=np.int64)
         for engine in self._all():
-            held = engine.table.partitions
-            found = np.bincount(held[held >= 0], minlength=len(counts))[: len(counts)]
+            table = engine.table
+            held = table.partitions[(table.dirty_since if unwritten else table.partitions) >= 0]
+            found = np.bincount(held, minlength=len(counts))[: len(counts)]
             mine = [p for p in partitions if self.owner(p) is engine]
             counts[mine] = found[mine]
         return {p: int(counts[p]) for p in partitions}

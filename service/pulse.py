@@ -18,8 +18,8 @@ _PROBE_SECONDS = 10.0  # an idle worker asks this often whether the broker is st
 class Pulse:
     """When the loop last turned, and when Kafka was last heard of."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], on_heard: Callable[[], object] = lambda: None) -> None:
+        self._clock, self._on_heard = clock, on_heard
         self._turned = self._heard = clock()
         self._allowed = STALLED_SECONDS
         self._probe_again = 0.0
@@ -31,6 +31,7 @@ class Pulse:
     def heard(self) -> None:
         """Kafka has answered."""
         self._heard = self._clock()
+        self._on_heard()
 
     @contextmanager
     def patience(self, seconds: float) -> Iterator[None]:

@@ -91,6 +91,7 @@ class Shares:
         """True where what is in memory is not what could be committed: all of it was dropped, and is restored."""
         if not self._commits.broken:
             return False
+        self._metrics.start_overs.inc()
         self._commits.start_over(self.consumer)
         self._forget(self.assigned)
         self._begin(self.assigned)
@@ -100,10 +101,16 @@ class Shares:
         if partitions:
             self.consumer.pause(partitions)
             self._restore.begin(partitions)
+            self._note_restore()
+
+    def _note_restore(self) -> None:
+        self._metrics.restoring.set(len(self.restoring))
+        self._metrics.restore_remaining.set(self._restore.remaining)
 
     def _forget(self, partitions: Collection[int]) -> None:
         """Drop all that is known of partitions; what is in Kafka is what counts."""
         self._restore.drop(partitions)
+        self._note_restore()
         for partition in partitions:
             self._places.pop(partition, None)
         if self._swap is not None:
@@ -130,7 +137,7 @@ class Shares:
                 self._commits.forget(done)
                 self._restore.again(done)
                 return
-        self._metrics.restore_remaining.set(self._restore.remaining)
+        self._note_restore()
         if done:
             self.consumer.resume(set(done))
             self._metrics.restore_seconds.set(max(restored.seconds for restored in done.values()))
@@ -223,6 +230,7 @@ class Shares:
             self._settings.input_topic,
             {p: lag.get(p, 0) for p in self.assigned},
             self._engines.series_counts(self.assigned),
+            self._engines.series_counts(self.assigned, unwritten=True),
         )
 
     def close(self) -> None:

@@ -45,6 +45,7 @@ class Watchdog:
         clock: seconds, monotonic.
         show: leaves the stacks of all threads in the log.
         end: ends the process.
+        on_stall: told of each stall when it begins.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
         show: Callable[[], None] = show,
         end: Callable[[], object] = end,
+        on_stall: Callable[[], object] = lambda: None,
     ) -> None:
-        self._stalled, self._end_seconds = stalled, end_seconds
+        self._stalled, self._end_seconds, self._on_stall = stalled, end_seconds, on_stall
         self._clock, self._show, self._end = clock, show, end
         self._since: float | None = None  # when the present stall was reported
         self._looked = clock()
@@ -89,6 +91,7 @@ class Watchdog:
             self._since = None
         elif self._since is None:
             self._since = now
+            self._on_stall()
             log.critical(
                 "stuck: %s; what every thread does stands below. If it does not go on, the process ends itself with "
                 "exit code 1, to be started anew; nothing is lost. Please report this with the lines below",

@@ -65,7 +65,8 @@ class Worker:
         self._tracing = Tracing() if tracing is None else tracing
         self._flood = Flood(settings.dead_letter_limit, settings.dead_letter_window_seconds, clock)
         self._stopping = threading.Event()
-        self._pulse = Pulse(clock)
+        self._pulse = Pulse(clock, metrics.note_answer)
+        metrics.max_series.set(settings.max_series)
         self._engines = Engines(settings, model, clock)
         self._commits = Commits(settings, self._engines, metrics, clock, self._pulse.patience)
         self._shares = Shares(settings, broker, self._engines, self._commits, metrics, self._pulse, clock)
@@ -85,6 +86,7 @@ class Worker:
             return
         with self._pulse.patience(4 * self._settings.broker_timeout_seconds):
             self._answered(lambda: check_topics(self._broker, self._settings))
+            self._pulse.heard()
             self._answered(lambda: self._commits.connect(self._broker))
             self._shares.consumer = self._answered(self._member)
         self._prepared = True

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
                 extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
             )
             collector.begin()
-            with Watchdog(worker.not_live):
+            with Watchdog(worker.not_live, on_stall=metrics.stalls.inc):
                 return worker.run()
         finally:
             watch.stop()

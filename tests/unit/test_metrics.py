@@ -7,7 +7,8 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from service.metrics import BulkHistogram, Metrics
+from service.histogram import BulkHistogram
+from service.metrics import Metrics
 from service.spec import Diagnostic, ModelSpec, SelfTest, TrainingData
 
 DIAGNOSTICS = [
@@ -66,7 +67,17 @@ NAMES = {
     "tidecast_clipped_values_total": ("target",),
     "tidecast_lag_records": ("partition", "topic"),
     "tidecast_lag_seconds": ("partition", "topic"),
+    "tidecast_interval_level": ("horizon", "level", "target"),
     "tidecast_series": ("partition",),
+    "tidecast_max_series": (),
+    "tidecast_unwritten_series": ("partition",),
+    "tidecast_changelog_records_total": (),
+    "tidecast_start_overs_total": (),
+    "tidecast_stalls_total": (),
+    "tidecast_replayed_readings_total": (),
+    "tidecast_kafka_answer_timestamp_seconds": (),
+    "tidecast_last_commit_timestamp_seconds": (),
+    "tidecast_restoring_partitions": (),
     "tidecast_last_poll_timestamp_seconds": (),
     "tidecast_restore_remaining_records": (),
     "tidecast_restore_seconds": (),
@@ -95,7 +106,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 
 def test_the_names_and_labels_are_those_that_dashboards_were_built_on(metrics):
-    metrics.partitions.update("readings", {0: 0}, {0: 0})
+    metrics.partitions.update("readings", {0: 0}, {0: 0}, {0: 0})
     found = {
         s.name: tuple(sorted(s.labels)) for f in metrics.families() for s in f.samples if s.name.startswith("tidecast_")
     }
@@ -111,6 +122,8 @@ def test_every_label_value_is_there_at_zero_before_anything_happens(metrics):
     assert found["tidecast_stage_seconds_count{stage=commit}"] == 0
     assert found["tidecast_absolute_error_count{horizon=24,target=t}"] == 0
     assert found["tidecast_interval_coverage_count{horizon=1,level=0.9,target=t}"] == 0
+    assert found["tidecast_interval_level{horizon=1,level=0.9,target=t}"] == 0.9
+    assert found["tidecast_stalls_total"] == found["tidecast_start_overs_total"] == 0
 
 
 def test_stages_are_timed_from_25_microseconds_up(metrics):
@@ -162,7 +175,7 @@ def test_after_a_swap_the_scores_of_both_models_are_in_one_sum(metrics):
 def test_the_lag_in_seconds_goes_on_growing_while_nothing_is_processed(metrics):
     now = [1_000.0]
     metrics = Metrics(SPEC, [], wall=lambda: now[0])
-    metrics.partitions.update("readings", {0: 5, 1: 0}, {0: 2})
+    metrics.partitions.update("readings", {0: 5, 1: 0}, {0: 2}, {0: 2})
     metrics.partitions.seen({0: 990_000, 1: 900_000})
     assert samples(metrics)["tidecast_lag_seconds{partition=0,topic=readings}"] == 10.0
     now[0] = 1_020.0
@@ -173,15 +186,15 @@ def test_the_lag_in_seconds_goes_on_growing_while_nothing_is_processed(metrics):
 
 
 def test_a_partition_that_left_is_no_longer_reported(metrics):
-    metrics.partitions.update("readings", {0: 5, 1: 7}, {0: 1, 1: 1})
-    metrics.partitions.update("readings", {1: 7}, {1: 1})
+    metrics.partitions.update("readings", {0: 5, 1: 7}, {0: 1, 1: 1}, {0: 1, 1: 1})
+    metrics.partitions.update("readings", {1: 7}, {1: 1}, {1: 1})
     assert [k for k in samples(metrics) if k.startswith("tidecast_lag_records")] == [
         "tidecast_lag_records{partition=1,topic=readings}"
     ]
 
 
 def test_both_exposition_formats_can_be_scraped(metrics):
-    metrics.partitions.update("readings", {0: 5}, {0: 1})
+    metrics.partitions.update("readings", {0: 5}, {0: 1}, {0: 1})
     metrics.batch_size.observe([3])
     assert b"# TYPE tidecast_batch_size histogram" in generate_latest(metrics.registry)
     families = list(text_string_to_metric_families(generate_openmetrics(metrics.registry).decode()))

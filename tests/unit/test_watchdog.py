@@ -10,13 +10,14 @@ from service.watchdog import Watchdog
 
 class World:
     def __init__(self, end_seconds=300.0):
-        self.now, self.reason, self.shown, self.ended = 0.0, None, 0, 0
+        self.now, self.reason, self.shown, self.ended, self.counted = 0.0, None, 0, 0, 0
         self.dog = Watchdog(
             lambda: self.reason,
             end_seconds=end_seconds,
             clock=lambda: self.now,
             show=self._show,
             end=self._end,
+            on_stall=self._count,
         )
 
     def _show(self):
@@ -24,6 +25,9 @@ class World:
 
     def _end(self):
         self.ended += 1
+
+    def _count(self):
+        self.counted += 1
 
     def pass_(self, seconds):
         for _ in range(seconds):
@@ -53,7 +57,7 @@ def test_a_stall_is_reported_once_with_the_stacks_and_a_new_one_again(said):
     for stalls in (1, 2):
         world.reason = "the loop has not turned for 31 s"
         world.pass_(100)
-        assert (world.shown, world.ended) == (stalls, 0)
+        assert (world.shown, world.ended, world.counted) == (stalls, 0, stalls)
         assert len(said(logging.CRITICAL)) == stalls and "has not turned for 31 s" in said(logging.CRITICAL)[-1]
         world.reason = None
         world.pass_(10)

@@ -1,0 +1,51 @@
+"""A Prometheus histogram for a loop that counts by the batch."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class BulkHistogram(Collector):
+    """A Prometheus histogram that takes an array at a time; prometheus_client's own takes 1 µs for each value."""
+
+    def __init__(
+        self, name: str, documentation: str, buckets: Sequence[float], label: str = "", values: Sequence[str] = ()
+    ):
+        self._name, self._documentation, self._label = name, documentation, label
+        self._bounds = np.asarray(buckets, dtype=np.float64)  # [buckets], ascending, without +Inf
+        self._ascending = self._bounds.tolist()
+        self._le = [*(f"{b:.12g}" for b in buckets), "+Inf"]
+        self._counts = {v: np.zeros(len(buckets) + 1, dtype=np.int64) for v in (values or ("",))}
+        self._sums = dict.fromkeys(self._counts, 0.0)
+        self._lock = threading.Lock()
+
+    def observe(self, values: NDArray[np.float64] | Sequence[float], label: str = "") -> None:
+        """Count all `values` [n] under one label value."""
+        array = np.asarray(values, dtype=np.float64)
+        counted = np.bincount(self._bounds.searchsorted(array), minlength=len(self._bounds) + 1)
+        with self._lock:
+            self._counts[label] += counted
+            self._sums[label] += float(array.sum())
+
+    def observe_one(self, value: float, label: str = "") -> None:
+        """Count one value under one label value; in a tenth of the time that `observe` takes."""
+        with self._lock:
+            self._counts[label][bisect_left(self._ascending, value)] += 1
+            self._sums[label] += value
+
+    def collect(self) -> Iterable[Metric]:
+        """One family."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label] if self._label else [])
+        with self._lock:
+            for value, counts in self._counts.items():
+                cumulated = [float(n) for n in np.cumsum(counts)]
+                buckets = list(zip(self._le, cumulated, strict=True))
+                family.add_metric([value] if self._label else [], buckets, self._sums[value])
+        yield family

@@ -1,0 +1,81 @@
+"""How the model judges its own earlier forecasts, summed for Prometheus."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from service.spec import Diagnostic, ModelSpec
+
+
+class Scores(Collector):
+    """The model's own scoring of its earlier forecasts, as sums and counts: what a rate can divide.
+
+    Skill over the naive forecast is `1 - rate(absolute_error_sum) / rate(naive_error_sum)`; an interval's coverage
+    is `rate(interval_coverage_sum) / rate(interval_coverage_count)`.
+    """
+
+    KINDS = {  # noqa: RUF012
+        "absolute_error": ("tidecast_absolute_error", "|forecast median - what came|, in the target's unit"),
+        "naive_error": ("tidecast_naive_error", "|naive forecast - what came|, in the target's unit"),
+        "inside": ("tidecast_interval_coverage", "1 where what came lay inside the interval, else 0"),
+    }
+
+    LEVEL = "the share of truths that should lie inside the interval: the label's value as a number, to compare with"
+    CLIPPED = "Values beyond the limits that the model was trained with, taken as the limit itself"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        # What a model scores -> sums [diagnostics] and counts [diagnostics]; one entry for each model of late.
+        self._of: dict[tuple[Diagnostic, ...], tuple[NDArray[np.float64], NDArray[np.int64]]] = {}
+        self._lock = threading.Lock()
+        self.add(np.empty((0, len(spec.diagnostics)), dtype=np.float32), spec)
+
+    def add(self, scores: NDArray[np.float32], spec: ModelSpec) -> None:
+        """Add `scores` [n, diagnostics] of a model; NaN where there was nothing to score."""
+        n = len(spec.diagnostics)
+        scored = np.isfinite(scores)
+        sums = np.where(scored, scores, 0).sum(axis=0, dtype=np.float64)
+        counts = scored.sum(axis=0)
+        with self._lock:
+            zero = np.zeros(n, dtype=np.float64), np.zeros(n, dtype=np.int64)
+            before = self._of.get(tuple(spec.diagnostics), zero)
+            self._of[tuple(spec.diagnostics)] = before[0] + sums, before[1] + counts
+
+    def _totals(self, kind: str) -> dict[Diagnostic, tuple[float, int]]:
+        """Sum and count of each diagnostic of one kind, of all models together, whatever each calls it."""
+        found: dict[Diagnostic, tuple[float, int]] = {}
+        with self._lock:
+            for diagnostics, (sums, counts) in self._of.items():
+                for diagnostic, total, count in zip(diagnostics, sums.tolist(), counts.tolist(), strict=True):
+                    if diagnostic.kind == kind:
+                        same = msgspec.structs.replace(diagnostic, name="")
+                        before = found.get(same, (0.0, 0))
+                        found[same] = before[0] + total, before[1] + count
+        return found
+
+    def collect(self) -> Iterable[Metric]:
+        """One family for each kind, whether the model has such diagnostics or not."""
+        for kind, (name, documentation) in self.KINDS.items():
+            labels = ["target", "horizon"] + (["level"] if kind == "inside" else [])
+            family = SummaryMetricFamily(name, documentation, labels=labels)
+            for diagnostic, (total, count) in self._totals(kind).items():
+                values = [diagnostic.target, str(diagnostic.horizon)]
+                if kind == "inside":
+                    values.append(f"{diagnostic.level or 0:.6g}")
+                family.add_metric(values, count_value=count, sum_value=total)
+            yield family
+        level = GaugeMetricFamily("tidecast_interval_level", self.LEVEL, labels=["target", "horizon", "level"])
+        for diagnostic in self._totals("inside"):
+            share = diagnostic.level or 0.0
+            level.add_metric([diagnostic.target, str(diagnostic.horizon), f"{share:.6g}"], share)
+        yield level
+        clipped = CounterMetricFamily("tidecast_clipped_values", self.CLIPPED, labels=["target"])
+        for diagnostic, (total, _) in self._totals("clipped").items():
+            clipped.add_metric([diagnostic.target], total)
+        yield clipped

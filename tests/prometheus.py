@@ -1,0 +1,53 @@
+"""Finds `prometheus` and `promtool`: on the PATH, or in Debian's package, unpacked into a cache, not installed."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "prometheus"  # Debian's and Ubuntu's; it holds both programs, which need nothing but libc
+
+
+def cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tidecast" / "prometheus"
+
+
+@functools.cache
+def program(name: str) -> str:
+    """The path of one of the two; the test is skipped where it is not there and there is no apt to fetch it with."""
+    if found := shutil.which(name):
+        return found
+    cached = cache_dir() / "usr" / "bin" / name
+    cache_dir().parent.mkdir(parents=True, exist_ok=True)
+    with cache_dir().with_name("prometheus.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be fetching it right now
+        if not cached.exists():
+            _fetch()
+    return str(cached)
+
+
+def _fetch() -> None:
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        pytest.skip("neither promtool nor apt-get is here: install Prometheus, so that promtool is on the PATH")
+    with tempfile.TemporaryDirectory(dir=cache_dir().parent) as folder:
+        download = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", PACKAGE]
+        done = subprocess.run(download, cwd=folder, capture_output=True, text=True)
+        if done.returncode and os.geteuid() == 0:  # a bare machine has no package lists yet
+            subprocess.run(["apt-get", "update", "-qq"], capture_output=True, text=True)
+            done = subprocess.run(download, cwd=folder, capture_output=True, text=True)
+        packages = list(Path(folder).glob("*.deb"))
+        if done.returncode or not packages:
+            last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            pytest.skip(f"apt-get cannot download {PACKAGE} ({last}): install it, so that promtool is on the PATH")
+        root = Path(folder) / "root"
+        subprocess.run(["dpkg", "-x", packages[0], root], check=True)
+        root.chmod(0o755)
+        root.replace(cache_dir())
