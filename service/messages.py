@@ -8,6 +8,7 @@ from enum import StrEnum
 from service.broker.base import Headers
 
 MAX_KEY_BYTES = 1024
+TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context; the second means nothing without the first
 
 
 class DeadLetterReason(StrEnum):
@@ -74,4 +75,4 @@ def forecast_headers(headers: Sequence[Headers]) -> list[Headers]:
     """
     if not any(headers):
         return [()] * len(headers)
-    return [tuple(header for header in theirs if header[0] == "traceparent") for theirs in headers]
+    return [tuple(header for header in theirs if header[0] in TRACE_HEADERS) for theirs in headers]

@@ -148,6 +148,11 @@ class Settings:
     log_format: str = _setting(
         "text", "key=value lines, or one JSON object a line", group="Process", choices=("text", "json")
     )
+    traces: bool = _setting(
+        False,
+        "send spans by OTLP, to where the OTEL_EXPORTER_OTLP_* variables say; comes with tidecast[otel]",
+        group="Process",
+    )
     shutdown_timeout_seconds: float = _setting(
         30.0, "time to drain, commit and leave the group after SIGTERM, s", group="Process", low=0.1
     )

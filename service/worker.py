@@ -25,6 +25,7 @@ from service.pulse import Pulse
 from service.settings import Settings
 from service.shares import POLL_SECONDS, Shares
 from service.topics import check_topics
+from service.tracing import Tracing
 
 log = logging.getLogger("tidecast.worker")
 
@@ -42,6 +43,7 @@ class Worker:
         metrics: to feed; made for this model.
         newer_model: asked at each turn of the loop; a model that it gives takes over while readings flow.
         tidy: called at each turn, between two batches.
+        tracing: told of batches and commits.
         clock: seconds, monotonic; for intervals and time limits.
         wall: seconds since the epoch; only metrics use it.
     """
@@ -54,11 +56,13 @@ class Worker:
         metrics: Metrics,
         newer_model: Callable[[], Model | None] = lambda: None,
         tidy: Callable[[], None] = lambda: None,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._broker, self._metrics = settings, broker, metrics
         self._newer_model, self._tidy, self._clock, self._wall = newer_model, tidy, clock, wall
+        self._tracing = Tracing() if tracing is None else tracing
         self._flood = Flood(settings.dead_letter_limit, settings.dead_letter_window_seconds, clock)
         self._stopping = threading.Event()
         self._pulse = Pulse(clock, metrics.note_answer)
@@ -159,7 +163,8 @@ class Worker:
                     continue
                 self._answered(partial(self._shares.check_unbroken, batch))
                 if batch.offsets:
-                    self._emit(batch, self._process(batch))
+                    with self._tracing.batch(batch):
+                        self._emit(batch, self._process(batch))
                 self._commits.note(batch.next_offsets, self._shares.restoring)
                 if self._commits.pending and (not batch.offsets or self._clock() >= self._commits.due):
                     self._commit()
@@ -242,6 +247,7 @@ class Worker:
         """3. Does not wait for Kafka unless the producer's buffer is full."""
         for result in results:  # one, except during a swap
             with self._stage("emit"):
+                self._tracing.answered(result)
                 self._commits.emit(result)
             self._flood.add(result.counts.dead_letters)
             self._metrics.count(result)
@@ -249,7 +255,7 @@ class Worker:
 
     def _commit(self) -> None:
         """4."""
-        with self._stage("commit"):
+        with self._stage("commit"), self._tracing.commit(len(self._commits.pending)):
             if self._commits.commit(self._consumer, wait=False):
                 self._pulse.heard()
         self._shares.gauges()

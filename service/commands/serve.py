@@ -59,10 +59,12 @@ def run(args: argparse.Namespace) -> int:
     from service.messages import DeadLetterReason
     from service.metrics import Metrics
     from service.model_watch import ModelWatch
+    from service.tracing import open_tracing
     from service.watchdog import Watchdog
     from service.worker import Worker
 
     log.info("starting", extra={"version": __version__, "pid": os.getpid()})
+    tracing = open_tracing(config)
     watch = ModelWatch(config)
     model = watch.model
     log.info(
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
         try:
             collector = Collector()
-            worker = Worker(config, model, broker, metrics, watch.take, collector.turn)
+            worker = Worker(config, model, broker, metrics, watch.take, collector.turn, tracing)
             http.status = worker
             log.info("looking for Kafka", extra={"bootstrap_servers": config.bootstrap_servers})
             worker.prepare()
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         finally:
             watch.stop()
             broker.close()
+            tracing.close()
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
