@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LIVEZ = "/livez"  # says nothing but that the process answers; without a password, as health checks have none
 WRONG_PASSWORD_S = 0.5
+MAX_ADDRESS = 8 << 10  # bytes of path and query; a name is at most 1 KiB, 3 KiB once percent-encoded
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -75,6 +76,8 @@ class Guard:
     async def _refusal(self, scope: Scope, headers: Headers) -> PlainTextResponse | None:
         if scope["method"] not in ("GET", "HEAD"):
             return _refuse(405, "this page can only be read (GET)", {"Allow": "GET, HEAD"})
+        if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_ADDRESS:
+            return _refuse(414, f"an address is at most {MAX_ADDRESS} bytes long")
         if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
             return _refuse(413, "a request has no body here")
         if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:

@@ -67,22 +67,7 @@ def run(config: Settings) -> int:
         hosts=_hosts(config),
     )
     with _listen(config.watch_host, config.watch_port) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                page.app,
-                access_log=False,
-                h11_max_incomplete_event_size=MAX_REQUEST_BYTES,
-                http="h11",
-                limit_concurrency=MAX_CONNECTIONS,
-                log_config=None,
-                log_level="warning",
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=2,
-                timeout_keep_alive=10,
-                ws="none",
-            )
-        )
+        server = server_of(page)
         thread = threading.Thread(target=server.run, args=([listener],), name="watch-http", daemon=True)
         thread.start()
         reader.start()
@@ -100,6 +85,26 @@ def run(config: Settings) -> int:
         reader.stop()
         log.info("stopped")
     return code
+
+
+def server_of(page: Page) -> uvicorn.Server:
+    """The page's server with its limits, not yet running. Requests are not logged: their addresses name series."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            page.app,
+            access_log=False,
+            h11_max_incomplete_event_size=MAX_REQUEST_BYTES,
+            http="h11",
+            limit_concurrency=MAX_CONNECTIONS,
+            log_config=None,
+            log_level="warning",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            timeout_keep_alive=10,
+            ws="none",
+        )
+    )
 
 
 def _hosts(config: Settings) -> list[str] | None:

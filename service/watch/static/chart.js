@@ -40,7 +40,7 @@ export class Chart {
       cursor: { drag: { x: false, y: false }, y: false, points: { size: 8 } },
       scales: { x: { time: true }, y: { range: (u, low, high) => window.uPlot.rangeNum(low ?? 0, high ?? 1, { min: { pad: 0.08 }, max: { pad: 0.08 } }) } },
       axes: [
-        { ...axis, space: 74, values: (u, splits) => labels(splits) },
+        { ...axis, space: 74, size: (u, values) => (values?.some((label) => label?.includes("\n")) ? 40 : 26), values: (u, splits) => labels(splits) },
         { ...axis, size: (u, values) => 14 + 7.2 * Math.max(2, ...(values ?? []).map((text) => text?.length ?? 0)), values: (u, splits) => splits.map((v) => short(v, splits)) },
       ],
       series: [

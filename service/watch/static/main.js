@@ -10,12 +10,13 @@ const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
 
 const choice = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-let span = 168;
+let span = innerWidth < 620 ? 48 : 168; // a narrow chart shows less, so that it can be read
+const HINT = "Point at the chart, or use the arrow keys on it, to read its values.";
 let data = null;
 let about = null;
 let waiting = false; // a frame is asked for
 
-const chart = new Chart($("chart"), (idx) => text("readout", chart?.sentence(idx) ?? ""));
+const chart = new Chart($("chart"), (idx) => text("readout", chart?.sentence(idx) || HINT));
 const picker = new Picker($("series"), $("list"), $("found"), $("count"), (name) => choose({ series: name, target: choice.target }));
 const stream = new Stream({
   all: (all) => {
@@ -123,7 +124,7 @@ function table(fan, step, level) {
   const put = (cell, value) => cell.textContent !== value && (cell.textContent = value);
   fan.ts.forEach((ts, i) => {
     const [when, middle, range] = body.rows[i].cells;
-    put(when, say.time(ts, step));
+    put(when, `${say.day(ts)}${step % 86_400_000 || !step ? ` ${say.clock(ts, step)}` : ""}`);
     put(middle, say.number(fan.values[fan.middle][i], chart.range));
     put(range, `${say.number(fan.values[0][i], chart.range)} – ${say.number(fan.values[last][i], chart.range)}`);
   });
@@ -167,6 +168,7 @@ for (const radio of document.querySelectorAll("[name=span]")) {
     later();
   });
 }
+$(`span-${span}`).checked = true;
 addEventListener("hashchange", () => {
   const next = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   choose({ series: next.series, target: next.target, ahead: next.ahead });

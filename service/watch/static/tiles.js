@@ -51,7 +51,7 @@ export function showTiles(data, step) {
   text("skill", quality?.skill === null || !quality ? "–" : say.percent(quality.skill));
   text("skill-note", quality?.count ? `less error than persistence, ${lead} ahead` : "not scored yet");
   text("coverage", quality?.coverage === null || !quality ? "–" : say.percent(quality.coverage));
-  text("coverage-note", quality?.count ? `of ${say.count(quality.count)} inside; ${say.percent(about.level)} is meant` : "not scored yet");
+  text("coverage-note", quality?.count ? `of ${say.count(quality.count)} readings; meant: ${say.percent(about.level)}` : "not scored yet");
   $("skill").closest(".tile").classList.toggle("warn", (quality?.skill ?? 1) < 0);
   const off = quality?.count >= 50 && quality.coverage !== null && Math.abs(quality.coverage - about.level) > 0.1;
   $("coverage").closest(".tile").classList.toggle("warn", Boolean(off));
