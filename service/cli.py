@@ -33,7 +33,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "produce": "service.commands.produce",
         "state": "service.commands.state",
     },
-    "Look around": {"config": "service.commands.config"},
+    "Look around": {"watch": "service.commands.watch", "config": "service.commands.config"},
 }
 # Training's commands announce themselves here, so that the service never imports training.
 ENTRY_POINTS = "tidecast.commands"
@@ -182,6 +182,7 @@ def overview() -> str:
         "  tidecast broker                                  # a real Kafka here, if you have none",
         "  tidecast topics create --partitions 4",
         "  tidecast serve --model model                     # readings in, forecasts out",
+        "  tidecast watch                                   # the live page, in a browser",
     ]
     training = {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
     for title, group in {**COMMANDS, "Train": dict.fromkeys(sorted(training, key=_training_order), "")}.items():

@@ -19,6 +19,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from service import settings
 from service.errors import TidecastError, UsageError
 
 log = logging.getLogger("tidecast.http")
@@ -32,6 +33,30 @@ PAGES = {
 MAX_REQUEST_LINE = 8 << 10  # a key is at most 1 KiB, 3 KiB once percent-encoded
 MAX_CONNECTIONS = 32
 REQUEST_TIMEOUT_SECONDS = 5.0
+
+
+def refused_address(error: OSError, host: str, port: int, flags: str) -> TidecastError:
+    """Why it cannot be listened there; `flags` is what the settings begin with, such as --http."""
+    if error.errno == errno.EADDRINUSE:
+        return TidecastError(
+            f"port {port} of {host} is taken",
+            do=f"Stop what listens there, or choose another with {flags}-port N (0 = any free one).",
+        )
+    if error.errno == errno.EACCES:
+        return TidecastError(
+            f"port {port} may not be used by this user",
+            do=f"Choose one from 1024 up: {flags}-port {settings.default(f'{flags[2:]}_port')}",
+        )
+    return UsageError(
+        f"cannot listen on {host} port {port}: {error.strerror or error}",
+        do=f"Give an address of this machine: {flags}-host 127.0.0.1, or 0.0.0.0 for all of them.",
+    )
+
+
+def url_of(address: tuple[Any, ...]) -> str:
+    """`http://host:port` of a socket's own address."""
+    host, port = address[:2]
+    return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"
 
 
 class Status(Protocol):
@@ -77,27 +102,13 @@ class HttpServer:
         try:
             self._server = _Server(host, port, registry, status or Starting())
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise TidecastError(
-                    f"port {port} of {host} is taken",
-                    do="Stop what listens there, or choose another with --http-port N (0 = any free one).",
-                ) from None
-            if error.errno == errno.EACCES:
-                raise TidecastError(
-                    f"port {port} may not be used by this user", do="Choose one from 1024 up: --http-port 9108"
-                ) from None
-            raise UsageError(
-                f"cannot listen on {host} port {port}: {error.strerror or error}",
-                do="Give an address of this machine: --http-host 127.0.0.1, or 0.0.0.0 for all of them.",
-            ) from None
+            raise refused_address(error, host, port, "--http") from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
 
     @property
     def url(self) -> str:
         """`http://host:port`, with the port that was got."""
-        host, port = self._server.server_address[:2]
-        shown = f"[{host!s}]" if ":" in str(host) else str(host)
-        return f"http://{shown}:{port}"
+        return url_of(self._server.server_address)
 
     @property
     def status(self) -> Status:

@@ -33,8 +33,9 @@ def _setting(
     choices: tuple[str, ...] = (),
     low: float = -math.inf,
     high: float = math.inf,
+    secret: bool = False,
 ) -> Any:
-    metadata = {"help": help, "group": group, "choices": choices, "low": low, "high": high}
+    metadata = {"help": help, "group": group, "choices": choices, "low": low, "high": high, "secret": secret}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -174,6 +175,35 @@ class Settings:
 
     http_host: str = _setting("127.0.0.1", "address to serve /metrics and the probes on", group="HTTP")
     http_port: int = _setting(9108, "port to serve them on; 0 = any free one", group="HTTP", low=0, high=65_535)
+
+    watch_host: str = _setting("127.0.0.1", "address to serve the live page on", group="Live page")
+    watch_port: int = _setting(9109, "port to serve it on; 0 = any free one", group="Live page", low=0, high=65_535)
+    watch_password: str = _setting(
+        "",
+        "who opens the page must give it, with any user name; empty = nobody is asked",
+        group="Live page",
+        secret=True,
+    )
+    watch_allowed_hosts: str = _setting(
+        "",
+        "names under which it may be asked for, comma-separated, such as a proxy's; on loopback beside its own",
+        group="Live page",
+    )
+    watch_series: int = _setting(
+        20_000, "series shown at most; beyond it the least recently heard of is left out", group="Live page", low=1
+    )
+    watch_points: int = _setting(
+        720, "readings and forecasts kept of each series to draw", group="Live page", low=10, high=10_000
+    )
+    watch_memory_bytes: int = _setting(
+        256 << 20,
+        "what all of them may cost; beyond it fewer are kept of each series, bytes",
+        group="Live page",
+        low=1 << 20,
+    )
+    watch_start_records: int = _setting(
+        5_000, "newest records of each partition that the page begins with", group="Live page", low=0, high=1_000_000
+    )
 
     log_level: str = _setting(
         "info", "least severe message to log", group="Process", choices=("debug", "info", "warning", "error")

@@ -24,7 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print them on stdout."""
-    found = configuration.resolve(configuration.flags_of(args), os.environ)
+    found = {
+        name: ("(set)" if value and settings.FIELDS[name].metadata["secret"] else value, origin)
+        for name, (value, origin) in configuration.resolve(configuration.flags_of(args), os.environ).items()
+    }
     if args.json:
         entries = {
             name: {

@@ -31,12 +31,13 @@ tidecast serve --model model
 tidecast serve --model model --bootstrap-servers kafka:9092 --input-topic sensors --http-host 0.0.0.0
 curl http://127.0.0.1:9108/readyz"""
 
-_NOT_SERVED = ("broker_data_dir", "broker_port")
+_NOT_SERVED = ("Embedded broker", "Live page")  # groups
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Every setting but the embedded broker's."""
-    configuration.add_flags(parser, *(name for name in settings.FIELDS if name not in _NOT_SERVED))
+    """Every setting but the embedded broker's and the live page's."""
+    served = (name for name, f in settings.FIELDS.items() if f.metadata["group"] not in _NOT_SERVED)
+    configuration.add_flags(parser, *served)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,12 +7,13 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -73,6 +74,7 @@ def run(plan: Plan, settings: Settings) -> None:
         worker = _child(stack, 20.0, "worker", plan.folder, "serve", "--model", str(model), *_worker_flags(settings))
         url = _await_ready(worker)
         _say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
+        _page(stack, plan.folder, settings)
         produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings))
         if config.test_from is not None:
             past = str(board.start_ms - HISTORY_MS)
@@ -171,16 +173,21 @@ def _child(stack: contextlib.ExitStack, stop_s: float, name: str, folder: Path, 
 
 
 def _await_ready(worker: Child) -> str:
-    """The worker's address, once it says that it is ready. The port is in its log: it took a free one."""
+    """The worker's address, once it says that it is ready."""
+    return _await_address(worker, _ready)
+
+
+def _await_address(child: Child, ready: Callable[[str], bool] = bool) -> str:
+    """A child's address, once `ready` of it. The port is in its log: it may have taken a free one."""
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
-        if worker.ended():
+        if child.ended():
             break
-        found = re.search(r"url=(http://\S+)", worker.log.read_text(errors="replace"))
-        if found and _ready(found[1]):
+        found = re.search(r"url=(http://\S+)", child.log.read_text(errors="replace"))
+        if found and ready(found[1]):
             return found[1]
         time.sleep(0.1)
-    raise TidecastError(f"the worker was not ready; the end of {worker.log}:\n{worker.last_words()}\n")
+    raise TidecastError(f"the {child.name} was not ready; the end of {child.log}:\n{child.last_words()}\n")
 
 
 def _ready(url: str) -> bool:
@@ -189,6 +196,27 @@ def _ready(url: str) -> bool:
             return True
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _page(stack: contextlib.ExitStack, folder: Path, settings: Settings) -> None:
+    """The live page, where it is installed; on a free port where another has its own."""
+    if any(importlib.util.find_spec(package) is None for package in ("starlette", "uvicorn", "youplot")):
+        _say("for a page of it in a browser: pip install 'tidecast[watch]'")
+        return
+    try:
+        socket.create_server((settings.watch_host, settings.watch_port)).close()
+    except OSError:
+        settings = replace(settings, watch_port=0)
+    page = _child(stack, 5.0, "page", folder, "watch", *_page_flags(settings))
+    _say(f"open {_await_address(page)} in a browser to watch it")
+
+
+def _page_flags(settings: Settings) -> list[str]:
+    return [
+        *_produce_flags(settings), "--output-topic", settings.output_topic, "--client", settings.client,
+        "--watch-host", settings.watch_host, "--watch-port", str(settings.watch_port),
+        "--log-format", "text", "--log-level", "info",
+    ]  # fmt: skip
 
 
 def _history(stack: contextlib.ExitStack, folder: Path, *produce: str) -> None:

@@ -1,0 +1,137 @@
+"""What the page asks its server: its files, the search, one series' history, and the stream of what is new."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from service.watch import assets
+from service.watch.guard import LIVEZ, Guard
+from service.watch.store import Store
+from service.watch.views import Choice, View, whole
+
+MAX_STREAMS = 32  # viewers at once
+MAX_FOUND = 100
+MAX_NAME = 1024  # characters
+LOOK_S = 0.1  # how often a viewer is told what is new
+STATUS_S = 1.0
+
+_json = msgspec.json.Encoder().encode
+
+
+class Page:
+    """The ASGI application.
+
+    Args:
+        status: what the tiles show; called often, from the server's thread.
+        about: what does not change: topics, bootstrap servers, version.
+        password, hosts: see `Guard`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        status: Callable[[], dict[str, Any]],
+        about: dict[str, Any],
+        *,
+        password: str = "",
+        hosts: Collection[str] | None = None,
+    ) -> None:
+        self._store, self._status, self._about = store, status, about
+        self._files = assets.load()
+        self._streams = 0
+        self.closing = threading.Event()  # set = all streams end
+        routes = [
+            Route("/", self._index),
+            Route("/static/{name}", self._static),
+            Route("/api/about", self._get_about),
+            Route("/api/series", self._search),
+            Route("/api/history", self._history),
+            Route("/api/stream", self._stream),
+            Route(LIVEZ, lambda request: PlainTextResponse("ok\n")),
+        ]
+        guard = Middleware(Guard, password=password, hosts=hosts)
+        self.app = Starlette(routes=routes, middleware=[guard, Middleware(GZipMiddleware, minimum_size=1024)])
+
+    async def _index(self, request: Request) -> Response:
+        return self._file("index.html")
+
+    async def _static(self, request: Request) -> Response:
+        return self._file(request.path_params["name"])
+
+    def _file(self, name: str) -> Response:
+        if name not in self._files:
+            return PlainTextResponse("there is no such file\n", 404)
+        content, kind = self._files[name]
+        return Response(content, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
+
+    async def _get_about(self, request: Request) -> Response:
+        return _answer(self._about)
+
+    async def _search(self, request: Request) -> Response:
+        text = request.query_params.get("q", "")
+        if len(text) > MAX_NAME:
+            return PlainTextResponse(f"a series' name is at most {MAX_NAME} characters long\n", 400)
+        count, names = self._store.search(text, MAX_FOUND)
+        return _answer({"count": count, "known": len(self._store), "names": names})
+
+    async def _history(self, request: Request) -> Response:
+        choice = _choice(request)
+        with self._store.lock:
+            one = None if choice is None else self._store.get(choice.series)
+            if choice is None or one is None:
+                return PlainTextResponse("there is no such series here\n", 404)
+            return _answer(whole(one, choice))
+
+    async def _stream(self, request: Request) -> Response:
+        choice = _choice(request)
+        if self._streams >= MAX_STREAMS:
+            return PlainTextResponse(f"{MAX_STREAMS} viewers are watching already\n", 503, {"Retry-After": "10"})
+        if request.method == "HEAD":
+            return Response(headers={"Content-Type": "text/event-stream"})
+        # An event stream is not compressed: each event must leave at once.
+        headers = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._events(choice), headers=headers)
+
+    async def _events(self, choice: Choice | None) -> AsyncIterator[bytes]:
+        view = View(self._store, choice) if choice is not None else None
+        said = 0.0
+        self._streams += 1
+        try:
+            while not self.closing.is_set():
+                if view is not None and (news := view.news()) is not None:
+                    yield _event(*news)
+                if time.monotonic() - said >= STATUS_S:
+                    said = time.monotonic()
+                    yield _event("status", self._status())
+                await asyncio.sleep(LOOK_S)
+        finally:
+            self._streams -= 1
+
+
+def _choice(request: Request) -> Choice | None:
+    asked = request.query_params
+    series, target, ahead = asked.get("series", ""), asked.get("target", ""), asked.get("ahead", "1")
+    if not series or max(len(series), len(target)) > MAX_NAME:
+        return None
+    return Choice(series, target, int(ahead) if ahead.isascii() and ahead.isdecimal() and len(ahead) < 6 else 1)
+
+
+def _answer(value: object) -> Response:
+    return Response(_json(value), media_type="application/json")
+
+
+def _event(kind: str, value: object) -> bytes:
+    # JSON holds no bare line ends, so one data line is the whole of it.
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _json(value))

@@ -1,0 +1,158 @@
+"""Kafka's side of the page: a thread that reads both topics from their recent end, and begins again when Kafka went."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from service.broker.base import Batch, Broker, Consumer
+from service.errors import TidecastError
+from service.watch.pulse import Pulse
+from service.watch.records import answered, read_forecast, read_reading, series_name
+from service.watch.store import Store
+
+log = logging.getLogger("tidecast.watch")
+
+_END = -1
+_RECORDS_AT_ONCE = 2_000
+_POLL_S = 0.05
+_LOOK_S = 5.0  # whether Kafka is there, and with how many partitions
+_RETRY_S = 2.0
+
+
+class Reader:
+    """Fills the store from `start` until `stop`.
+
+    Args:
+        connect: makes a broker; called again after each failure.
+        newest: records of each partition to begin with, and to go on with when this falls behind by ten times as many.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Broker], input_topic: str, output_topic: str, store: Store, *, newest: int
+    ) -> None:
+        self._connect, self._topics, self._store, self._newest = connect, (input_topic, output_topic), store, newest
+        self._pulse, self._lock = Pulse(), threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch-reader", daemon=True)
+        self._state, self._reason = "connecting", ""
+        self._skipped = self._refused = 0
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End, within `timeout_s` where Kafka answers."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+
+    def status(self) -> dict[str, Any]:
+        """What the page's tiles show, and how Kafka is: connecting, waiting (for a topic), behind, live, or away."""
+        with self._lock:
+            pulse = self._pulse.shown(time.monotonic(), time.time() * 1000)
+            return {
+                **pulse,
+                "kafka": self._state,
+                "reason": self._reason,
+                "series": len(self._store),
+                "skipped": self._skipped,
+                "refused": self._refused,
+            }
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._read()
+            except TidecastError as error:
+                self._say("away", str(error))
+            except Exception as error:  # a viewer of the page must learn that it stands still
+                log.exception("reading failed")
+                self._say("away", f"a fault in the page itself: {type(error).__name__}")
+            self._stop.wait(_RETRY_S)
+
+    def _read(self) -> None:
+        broker = self._connect()
+        consumers: list[Consumer] = []
+        try:
+            partitions = self._find(broker)
+            if partitions is None:
+                return
+            consumers = [broker.consumer() for _ in self._topics]
+            self._go_to_the_end(consumers, partitions)
+            looked = time.monotonic()
+            while not self._stop.is_set():
+                for consumer, take in zip(consumers, (self._take_readings, self._take_forecasts), strict=True):
+                    take(consumer.poll(_POLL_S, _RECORDS_AT_ONCE))
+                behind = max(sum(consumer.lag().values()) for consumer in consumers)
+                if behind > 10 * self._newest * max(partitions):
+                    self._go_to_the_end(consumers, partitions)
+                self._say("behind" if behind > _RECORDS_AT_ONCE else "live")
+                if time.monotonic() - looked > _LOOK_S:
+                    looked = time.monotonic()
+                    if self._find(broker) != partitions:
+                        return
+        finally:
+            for consumer in consumers:
+                consumer.close()
+            broker.close()
+
+    def _find(self, broker: Broker) -> tuple[int, int] | None:
+        """How many partitions the topics have; None while one is not there."""
+        counts = [broker.partitions(topic) for topic in self._topics]
+        missing = [topic for topic, count in zip(self._topics, counts, strict=True) if not count]
+        if missing:
+            self._say("waiting", f"there is no topic {' and no topic '.join(missing)} yet")
+            return None
+        return counts[0] or 0, counts[1] or 0
+
+    def _go_to_the_end(self, consumers: list[Consumer], partitions: tuple[int, int]) -> None:
+        for consumer, topic, count in zip(consumers, self._topics, partitions, strict=True):
+            places = range(count)
+            before = sum(consumer.lag().values()) if self._state in ("live", "behind") else 0
+            consumer.assign(topic, dict.fromkeys(places, _END))
+            ends, begins = consumer.end_offsets(places), consumer.beginning_offsets(places)
+            for partition in places:
+                consumer.seek(partition, max(begins[partition], ends[partition] - self._newest))
+            kept = sum(min(self._newest, ends[p] - begins[p]) for p in places)
+            self._skipped += max(0, before - kept)
+        with self._lock:
+            self._pulse.restart()
+
+    def _take_readings(self, batch: Batch) -> None:
+        now = time.monotonic()
+        columns = zip(batch.partitions, batch.offsets, batch.timestamps, batch.keys, batch.values, strict=True)
+        for partition, offset, record_ms, key, value in columns:
+            name = series_name(key)
+            if name is not None and value is None:
+                self._store.forget(name)
+                continue
+            reading = read_reading(value) if value is not None else None
+            awaited = name is not None and reading is not None and self._store.add_reading(name, reading, now)
+            self._refused += reading is None or name is None
+            with self._lock:
+                self._pulse.reading(partition, offset, record_ms, now, awaited=awaited)
+
+    def _take_forecasts(self, batch: Batch) -> None:
+        now = time.monotonic()
+        for key, value in zip(batch.keys, batch.values, strict=True):
+            name, found = series_name(key), read_forecast(value) if value is not None else None
+            if name is None or found is None:
+                self._refused += 1
+                continue
+            forecast, source = found
+            self._store.add_forecast(name, forecast, now)
+            with self._lock:
+                self._pulse.forecast(answered(source, self._topics[0]), now)
+
+    def _say(self, state: str, reason: str = "") -> None:
+        with self._lock:
+            changed = (state, reason) != (self._state, self._reason)
+            self._state, self._reason = state, reason
+        if changed and state in ("away", "waiting"):
+            log.warning("not reading", extra={"state": state, "reason": reason})
+        elif changed and state == "live":
+            log.info("reading", extra={"topics": list(self._topics)})

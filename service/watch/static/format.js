@@ -1,0 +1,53 @@
+// Numbers and times as people read them. All times are UTC.
+const DAY = 86_400_000;
+
+const intl = (options) => new Intl.DateTimeFormat("en-GB", { timeZone: "UTC", hourCycle: "h23", ...options });
+const TIME = intl({ hour: "2-digit", minute: "2-digit" });
+const SECONDS = intl({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const DATE = intl({ day: "numeric", month: "short" });
+const YEAR = intl({ day: "numeric", month: "short", year: "numeric" });
+
+/** `14 Nov, 13:00`; with seconds where steps are shorter than a minute, with the year where it is another. */
+export function time(ms, step = 60_000) {
+  const now = new Date().getUTCFullYear();
+  const date = (new Date(ms).getUTCFullYear() === now ? DATE : YEAR).format(ms);
+  return step % DAY === 0 && step > 0 ? date : `${date}, ${clock(ms, step)}`;
+}
+
+/** `13:00`, or `13:00:05`. */
+export function clock(ms, step = 60_000) {
+  return (step % 60_000 ? SECONDS : TIME).format(ms);
+}
+
+/** `14 Nov`. */
+export const day = (ms) => DATE.format(ms);
+
+/** `6 h`, `90 min`, `2 d`; readings where there is no step. */
+export function span(steps, step) {
+  if (!step) return steps === 1 ? "1 reading" : `${steps} readings`;
+  const ms = steps * step;
+  for (const [unit, size] of [["d", DAY], ["h", 3_600_000], ["min", 60_000], ["s", 1_000]]) {
+    if (ms % size === 0 && (unit !== "d" || ms >= 2 * DAY)) return `${ms / size} ${unit}`;
+  }
+  return `${ms} ms`;
+}
+
+/** As many decimals as tell apart what differs by a thousandth of `range`, and no more. */
+export function number(value, range = 0) {
+  if (value === null || value === undefined) return "–";
+  const size = range > 0 ? range : Math.abs(value) || 1;
+  const decimals = Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(size))));
+  if (Math.abs(value) >= 1e7) return value.toExponential(3);
+  return value.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+}
+
+export const count = (value) => Math.round(value).toLocaleString("en");
+export const percent = (share) => `${Math.round(share * 100)} %`;
+
+/** `0.4 s`, `12 s`, `3 min`, `2 h`. */
+export function age(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7_200) return `${Math.round(seconds / 60)} min`;
+  return `${Math.round(seconds / 3_600)} h`;
+}

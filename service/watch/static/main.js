@@ -1,0 +1,194 @@
+// The page: what was chosen, what came, and one drawing for each frame of the screen at the most.
+import { Chart } from "./chart.js";
+import { Data } from "./data.js";
+import * as say from "./format.js";
+import { Picker } from "./picker.js";
+import { showStatus, showTiles } from "./tiles.js";
+import { Stream } from "./stream.js";
+
+const $ = (id) => document.getElementById(id);
+const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
+
+const choice = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+let span = innerWidth < 620 ? 48 : 168; // a narrow chart shows less, so that it can be read
+const HINT = "Point at the chart, or use the arrow keys on it, to read its values.";
+let data = null;
+let about = null;
+let waiting = false; // a frame is asked for
+
+const chart = new Chart($("chart"), (idx) => text("readout", chart?.sentence(idx) || HINT));
+const picker = new Picker($("series"), $("list"), $("found"), $("count"), (name) => choose({ series: name, target: choice.target }));
+const stream = new Stream({
+  all: (all) => {
+    data = new Data(all);
+    describe(all);
+    later();
+  },
+  more: (more) => {
+    if (!data) return;
+    data.add(more);
+    later();
+  },
+  status: (status) => {
+    showStatus(status, about, Boolean(data?.about.known));
+    if (!choice.series && status.series) first();
+  },
+  state: (state) => connection(state),
+});
+
+function choose(next) {
+  for (const key of ["series", "target", "ahead"]) {
+    if (key in next) choice[key] = next[key];
+    if (!choice[key]) delete choice[key];
+  }
+  // After the #: the browser keeps it to itself, and it can be sent to somebody as a link.
+  history.replaceState(null, "", `#${new URLSearchParams(choice)}`);
+  picker.show(choice.series ?? "");
+  stream.follow(choice.series ? choice : null);
+}
+
+async function first() {
+  try {
+    const answer = await (await fetch("/api/series")).json();
+    if (!choice.series && answer.names.length) choose({ series: answer.names[0] });
+  } catch {
+    // The next status asks again.
+  }
+}
+
+/** What changes seldom: titles, choices, limits. */
+function describe(all) {
+  $("empty").hidden = all.known;
+  $("stage").hidden = !all.known;
+  if (!all.known) return;
+  document.title = `${all.series} · tidecast`;
+  text("title", all.target && all.targets.length > 1 ? `${all.series} · ${all.target}` : all.series);
+  $("target-field").hidden = all.targets.length < 2;
+  const shown = [...$("target").options].map((option) => option.value);
+  if (shown.join("\n") !== all.targets.join("\n")) {
+    $("target").replaceChildren(...all.targets.map((name) => new Option(name, name)));
+  }
+  $("target").value = all.target;
+  $("ahead").max = Math.max(1, all.horizon);
+  $("ahead").disabled = all.horizon < 2;
+  if (document.activeElement !== $("ahead")) $("ahead").value = all.ahead;
+  lead();
+}
+
+function lead() {
+  const before = say.span(Number($("ahead").value), data?.about.step_ms ?? 0);
+  text("ahead-text", `${before} before`);
+  $("ahead").setAttribute("aria-valuetext", `${before} before`);
+  text("key-past", `forecast ${before} before`);
+}
+
+function later() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    if (data?.about.known) draw();
+  });
+}
+
+function draw() {
+  const { about: all, fan } = data;
+  const step = all.step_ms;
+  const newest = data.newest;
+  chart.draw(data.columns(span), newest, step);
+  const value = newest === null ? null : data.actual.get(newest);
+  text("now", value === null ? "missing" : say.number(value, chart.range));
+  text("now-note", newest === null ? "" : `${all.target} at ${say.time(newest, step)} UTC`);
+  const judged = data.judged(span);
+  const level = all.level ? `the ${say.percent(all.level)} interval` : "the interval";
+  text("key-out", judged.of ? `outside ${level}: ${judged.outside} of ${judged.of}` : `outside ${level}`);
+  showTiles(data, step);
+  if (fan) table(fan, step, all.level);
+  const summary = fan ? `, then the forecast up to ${say.time(fan.ts.at(-1), step)}` : "";
+  $("chart").setAttribute("aria-label", `${all.target} of ${all.series}: measured and forecast${summary}. Arrow keys read the points.`);
+  $("chart").dataset.newest = newest ?? "";
+}
+
+function table(fan, step, level) {
+  const body = $("next");
+  while (body.rows.length < fan.ts.length) {
+    const row = body.insertRow();
+    const head = document.createElement("th");
+    head.scope = "row";
+    row.append(head);
+    row.insertCell();
+    row.insertCell();
+  }
+  while (body.rows.length > fan.ts.length) body.deleteRow(-1);
+  const last = fan.values.length - 1;
+  const put = (cell, value) => cell.textContent !== value && (cell.textContent = value);
+  fan.ts.forEach((ts, i) => {
+    const [when, middle, range] = body.rows[i].cells;
+    put(when, `${say.day(ts)}${step % 86_400_000 || !step ? ` ${say.clock(ts, step)}` : ""}`);
+    put(middle, say.number(fan.values[fan.middle][i], chart.range));
+    put(range, `${say.number(fan.values[0][i], chart.range)} – ${say.number(fan.values[last][i], chart.range)}`);
+  });
+  text("next-range", level ? `${say.percent(level)} interval` : "interval");
+  const guessed = fan.guessed ? "; its steps are irregular, so the times are guesses" : "";
+  text("next-note", `made at ${say.time(fan.made, step)}${fan.warm ? "" : ", still warming up"}${guessed}`);
+}
+
+function connection(state) {
+  document.documentElement.dataset.stream = state;
+  if (state !== "lost") return;
+  $("state").dataset.state = "lost";
+  text("state-text", "Reconnecting");
+  $("step-page").dataset.done = "no";
+  text("rate", "–");
+  text("lag", "–");
+}
+
+function dark(on) {
+  document.documentElement.dataset.theme = on ? "dark" : "light";
+  $("theme").setAttribute("aria-pressed", String(on));
+  chart.restyle();
+}
+const isDark = () => document.documentElement.dataset.theme === "dark";
+
+$("theme").addEventListener("click", () => {
+  dark(!isDark());
+  try {
+    localStorage.setItem("tidecast-theme", isDark() ? "dark" : "light");
+  } catch {
+    // It then holds for this visit.
+  }
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => dark(event.matches));
+$("target").addEventListener("change", () => choose({ target: $("target").value }));
+$("ahead").addEventListener("input", lead);
+$("ahead").addEventListener("change", () => choose({ ahead: $("ahead").value }));
+for (const radio of document.querySelectorAll("[name=span]")) {
+  radio.addEventListener("change", () => {
+    span = Number(radio.value);
+    later();
+  });
+}
+$(`span-${span}`).checked = true;
+addEventListener("hashchange", () => {
+  const next = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  choose({ series: next.series, target: next.target, ahead: next.ahead });
+});
+addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input:not([type=range]):not([type=radio]), select");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    $("series").focus();
+  } else if (event.key === "d") $("theme").click();
+});
+
+dark(isDark());
+picker.show(choice.series ?? "");
+stream.follow(choice.series ? choice : null);
+try {
+  about = await (await fetch("/api/about")).json();
+  text("route", `${about.input_topic} → ${about.output_topic}`);
+  text("foot", `tidecast ${about.version}, reading ${about.bootstrap_servers}.`);
+} catch {
+  // It is said by the stream's state.
+}

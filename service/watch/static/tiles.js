@@ -1,0 +1,60 @@
+// The tiles, the state in the corner, and what is still waited for.
+import * as say from "./format.js";
+
+const $ = (id) => document.getElementById(id);
+const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
+
+const STATES = {
+  connecting: ["waiting", "Looking for Kafka"],
+  waiting: ["waiting", "Waiting for topics"],
+  behind: ["waiting", "Catching up"],
+  live: ["live", "Live"],
+  away: ["lost", "Kafka is away"],
+};
+
+/** Once a second: the stream as a whole. */
+export function showStatus(status, about, known) {
+  const [state, words] = STATES[status.kafka] ?? STATES.connecting;
+  const idle = status.kafka === "live" && !status.readings;
+  $("state").dataset.state = idle ? "waiting" : state;
+  $("state").title = status.reason;
+  text("state-text", idle ? "Waiting for readings" : words);
+  text("rate", rate(status.readings_per_s));
+  const series = `${say.count(status.series)} series`;
+  text("rate-note", status.skipped ? `${series}; ${say.count(status.skipped)} left out to keep up` : series);
+  text("lag", say.count(status.waiting));
+  text("lag-note", status.waiting ? `not answered, for ${say.age(status.waiting_s)}` : "all readings are answered");
+  $("lag").closest(".tile").classList.toggle("warn", status.waiting > 0 && status.waiting_s > 10);
+  if (!known) steps(status, about);
+}
+
+function steps(status, about) {
+  const there = ["live", "behind", "waiting"].includes(status.kafka);
+  step("page", true, "is up");
+  step("kafka", there, there ? `answers at ${about?.bootstrap_servers ?? ""}` : status.reason || `looking at ${about?.bootstrap_servers ?? ""}`);
+  const topic = status.kafka === "waiting" ? status.reason : "";
+  step("readings", status.readings > 0, status.readings ? `${say.count(status.readings)} read` : topic || `none yet on ${about?.input_topic ?? "the topic"}`);
+  step("forecasts", status.forecasts > 0, status.forecasts ? `${say.count(status.forecasts)} read` : topic || `none yet on ${about?.output_topic ?? "the topic"}: is a worker running? tidecast serve`);
+}
+
+function step(name, done, words) {
+  const item = $(`step-${name}`);
+  item.dataset.done = done ? "yes" : "no";
+  const note = item.querySelector("span");
+  if (note.textContent !== words) note.textContent = words;
+}
+
+/** With each drawing: the series in view. */
+export function showTiles(data, step) {
+  const { quality, about } = data;
+  const lead = quality ? say.span(quality.ahead, step) : "";
+  text("skill", quality?.skill === null || !quality ? "–" : say.percent(quality.skill));
+  text("skill-note", quality?.count ? `less error than persistence, ${lead} ahead` : "not scored yet");
+  text("coverage", quality?.coverage === null || !quality ? "–" : say.percent(quality.coverage));
+  text("coverage-note", quality?.count ? `of ${say.count(quality.count)} readings; meant: ${say.percent(about.level)}` : "not scored yet");
+  $("skill").closest(".tile").classList.toggle("warn", (quality?.skill ?? 1) < 0);
+  const off = quality?.count >= 50 && quality.coverage !== null && Math.abs(quality.coverage - about.level) > 0.1;
+  $("coverage").closest(".tile").classList.toggle("warn", Boolean(off));
+}
+
+const rate = (value) => (value >= 100 ? say.count(value) : value.toFixed(value >= 10 || value === 0 ? 0 : 1));

@@ -1,0 +1,133 @@
+"""What the page remembers: the newest readings and forecasts of each series, within a limit of memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from service.watch.records import Forecast, Reading
+
+
+@dataclass(slots=True)
+class Series:
+    """One series, oldest first. The counters only grow, so a viewer knows what it has not had yet."""
+
+    name: str
+    epoch: int  # another number = what was sent before is no longer true
+    readings: deque[Reading] = field(default_factory=deque)
+    forecasts: deque[Forecast] = field(default_factory=deque)
+    readings_had: int = 0
+    forecasts_had: int = 0
+    arrived: float = 0.0  # the caller's clock
+
+
+class Store:
+    """All series that are known. Every method may be called from any thread.
+
+    Args:
+        max_series: beyond it the least recently heard of is forgotten.
+        points: readings, and as many forecasts, kept of each series at the most.
+        max_bytes: what all of them together may cost, about. Beyond it every series keeps half as many, and so on.
+    """
+
+    def __init__(self, *, max_series: int, points: int, max_bytes: int) -> None:
+        self._max_series, self._points, self._max_bytes = max_series, points, max_bytes
+        self._series: OrderedDict[str, Series] = OrderedDict()
+        self._lock = threading.RLock()
+        self._epochs = 0
+        self.bytes = 0
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held while a series that `get` returned is read."""
+        return self._lock
+
+    @property
+    def points(self) -> int:
+        """How many readings of a series are kept now."""
+        return self._points
+
+    def __len__(self) -> int:
+        return len(self._series)
+
+    def get(self, name: str) -> Series | None:
+        """One series; read it under `lock`."""
+        return self._series.get(name)
+
+    def add_reading(self, name: str, reading: Reading, now: float) -> bool:
+        """False where it is late or a duplicate: then no forecast will answer it."""
+        with self._lock:
+            one = self._of(name, now)
+            if one.readings and reading.ts <= one.readings[-1].ts:
+                return False
+            one.readings.append(reading)
+            one.readings_had += 1
+            self.bytes += reading.bytes
+            self._trim(one)
+            return True
+
+    def add_forecast(self, name: str, forecast: Forecast, now: float) -> bool:
+        """False where it was there before, as at-least-once delivery may repeat it."""
+        with self._lock:
+            one = self._of(name, now)
+            if one.forecasts and forecast.ts <= one.forecasts[-1].ts:
+                if any(forecast.ts == other.ts for other in one.forecasts) or forecast.ts > one.forecasts[0].ts:
+                    return False
+                # A worker never answers what is older than the series' last: the series has begun again.
+                self._clear(one)
+            one.forecasts.append(forecast)
+            one.forecasts_had += 1
+            self.bytes += forecast.bytes
+            self._trim(one)
+            return True
+
+    def forget(self, name: str) -> None:
+        """Its tombstone has come."""
+        with self._lock:
+            if (one := self._series.pop(name, None)) is not None:
+                self._clear(one)
+
+    def search(self, text: str, limit: int) -> tuple[int, list[str]]:
+        """How many names hold `text`, whatever the case, and the first of them: those that begin with it, by name."""
+        wanted = text.casefold()
+        with self._lock:
+            names = list(self._series)
+        found = [(name.casefold(), name) for name in names] if wanted else [("", name) for name in names]
+        found = [pair for pair in found if wanted in pair[0]]
+        found.sort(key=lambda pair: (not pair[0].startswith(wanted), pair[0], pair[1]))
+        return len(found), [name for _, name in found[:limit]]
+
+    def _of(self, name: str, now: float) -> Series:
+        one = self._series.get(name)
+        if one is None:
+            self._epochs += 1
+            one = self._series[name] = Series(name, self._epochs)
+            if len(self._series) > self._max_series:
+                self._clear(self._series.popitem(last=False)[1])
+        else:
+            self._series.move_to_end(name)
+        one.arrived = now
+        return one
+
+    def _clear(self, one: Series) -> None:
+        self.bytes -= sum(r.bytes for r in one.readings) + sum(f.bytes for f in one.forecasts)
+        one.readings.clear()
+        one.forecasts.clear()
+        self._epochs += 1
+        one.epoch = self._epochs
+
+    def _trim(self, one: Series) -> None:
+        while len(one.readings) > self._points:
+            self.bytes -= one.readings.popleft().bytes
+        while len(one.forecasts) > self._points:
+            self.bytes -= one.forecasts.popleft().bytes
+        while self.bytes > self._max_bytes and self._points > 1:
+            self._points //= 2
+            for other in self._series.values():
+                while len(other.readings) > self._points:
+                    self.bytes -= other.readings.popleft().bytes
+                while len(other.forecasts) > self._points:
+                    self.bytes -= other.forecasts.popleft().bytes
+        while self.bytes > self._max_bytes and len(self._series) > 1:
+            self._clear(self._series.popitem(last=False)[1])

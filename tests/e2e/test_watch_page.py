@@ -1,0 +1,363 @@
+"""The live page in a real Chromium, as its readers see it. Kafka's side of it is tests/integration/test_watch.py.
+
+TIDECAST_SCREENSHOTS=<folder> keeps what the browser showed.
+"""
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.watching import ABOUT, PATIENCE, START, Served, fill, forecast, level, reading
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium")
+
+WAIT_MS = PATIENCE * 1000
+HOSTILE = [
+    "<img src=x onerror=window.hacked=1>",
+    "</script><script>window.hacked=1</script>",
+    "<svg/onload=window.hacked=1>",
+    '"><b onmouseover="window.hacked=1">x</b>',
+    "javascript:window.hacked=1",
+    "{{constructor.constructor('window.hacked=1')()}}",
+]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_api.sync_playwright() as playwright:
+        # Root has no sandbox in a container; what is opened is our own page.
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=sandbox)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def served():
+    one = Served(hosts=["127.0.0.1"])
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def browse(chromium, served):
+    """`browse(fragment="", **context)` opens the page. What the console says must be nothing, unless it is `expected`."""
+    contexts, said, browse_expected = [], [], []
+
+    def open_page(fragment="", **context):
+        contexts.append(chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(served.url + fragment)
+        return page
+
+    open_page.expected = browse_expected
+    yield open_page
+    for context in contexts:
+        context.close()
+    left = [text for text in said if not any(each in text for each in browse_expected)]
+    assert not left, left
+
+
+def expect(locator):
+    return sync_api.expect(locator)
+
+
+def shown(page, series):
+    expect(page.locator("#title")).to_have_text(series, timeout=WAIT_MS)
+    page.wait_for_function("Number(document.querySelector('#chart').dataset.newest) > 0")
+
+
+def newest(page):
+    return int(page.locator("#chart").get_attribute("data-newest"))
+
+
+def picture(page, name):
+    if folder := os.environ.get("TIDECAST_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def painted(page):
+    """How many different colours the chart's canvas has: 1 = nothing is drawn."""
+    return page.evaluate(
+        """() => { const c = document.querySelector('canvas');
+        const d = new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer);
+        return new Set(d).size; }"""
+    )
+
+
+def test_until_there_is_something_to_see_the_page_says_what_it_waits_for(served, browse):
+    served.state |= {"kafka": "waiting", "reason": "there is no topic readings yet", "readings": 0, "forecasts": 0}
+    page = browse()
+    expect(page.locator("#empty-title")).to_be_visible()
+    expect(page.locator("#step-kafka")).to_contain_text(ABOUT["bootstrap_servers"])
+    expect(page.locator("#step-readings")).to_contain_text("there is no topic readings yet")
+    expect(page.locator("#stage")).to_be_hidden()
+    picture(page, "empty")
+    served.state |= {"kafka": "live", "reason": "", "readings": 5, "forecasts": 5}
+    fill(served.store, "first", range(30))
+    shown(page, "first")
+    expect(page.locator("#empty")).to_be_hidden()
+
+
+def test_data_arrives_and_the_chart_moves(served, browse):
+    fill(served.store, "pump-1", range(200))
+    page = browse()
+    shown(page, "pump-1")
+    assert painted(page) > 20
+    assert newest(page) == reading(199).ts
+    fill(served.store, "pump-1", range(200, 205))
+    page.wait_for_function(f"document.querySelector('#chart').dataset.newest == '{reading(204).ts}'")
+    expect(page.locator("#rate")).to_have_text("4.2")
+    expect(page.locator("#lag")).to_have_text("2")
+    expect(page.locator("#skill")).to_have_text("50 %")
+    expect(page.locator("#coverage")).to_have_text("90 %")
+    expect(page.locator("#next tr")).to_have_count(12)
+    expect(page.locator("#state-text")).to_have_text("Live")
+    picture(page, "moves")
+
+
+def test_readings_outside_of_the_interval_are_marked_and_counted(served, browse):
+    fill(served.store, "a", range(40))
+    served.store.add_reading("a", reading(40, temp=level(40) + 30), 0.0)
+    page = browse("#series=a&ahead=1")
+    shown(page, "a")
+    expect(page.locator("#key-out")).to_have_text("outside the 90 % interval: 1 of 40")
+
+
+def test_past_forecasts_are_shown_for_the_chosen_steps_ahead_by_keyboard(served, browse):
+    fill(served.store, "a", range(60))
+    page = browse()
+    shown(page, "a")
+    expect(page.locator("#key-past")).to_have_text("forecast 1 h before")
+    page.locator("#ahead").focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#key-past")).to_have_text("forecast 6 h before")
+    page.wait_for_function("location.hash.includes('ahead=6')")
+    expect(page.locator("#key-out")).to_contain_text("of 54")
+
+
+def test_one_of_ten_thousand_series_is_found_and_chosen_by_keyboard_alone(served, browse):
+    for n in range(10_000):
+        served.store.add_reading(f"site-{n % 100:02}/pump-{n:05}", reading(1), 0.0)
+    fill(served.store, "site-42/pump-04242", range(2, 30))
+    page = browse()
+    page.wait_for_function("location.hash.includes('series=')")
+    page.locator("#chart").focus()
+    page.keyboard.press("/")
+    expect(page.locator("#count")).to_have_text("the first 100 of 10,000 of 10,000 series")
+    page.keyboard.type("PUMP-0424")
+    expect(page.locator("#found [role=option]")).to_have_count(10)
+    expect(page.locator("#count")).to_have_text("10 of 10,000 series")
+    picture(page, "search")
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    active = page.locator("#series").get_attribute("aria-activedescendant")
+    expect(page.locator(f"#{active}")).to_have_text("site-42/pump-04242")
+    page.keyboard.press("Enter")
+    shown(page, "site-42/pump-04242")
+    expect(page.locator("#list")).to_be_hidden()
+    page.keyboard.type("no such thing")
+    page.keyboard.press("Escape")
+    expect(page.locator("#series")).to_have_value("site-42/pump-04242")
+
+
+def test_the_page_comes_back_by_itself_after_the_server_restarts(served, browse):
+    fill(served.store, "a", range(20))
+    page = browse()
+    shown(page, "a")
+    browse.expected += ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET"]
+    served.stop()
+    expect(page.locator("#state-text")).to_have_text("Reconnecting")
+    expect(page.locator("#title")).to_have_text("a")  # what was seen stays
+    picture(page, "lost")
+    fill(served.store, "a", range(20, 25))
+    served.start()
+    expect(page.locator("#state-text")).to_have_text("Live", timeout=WAIT_MS)
+    page.wait_for_function(f"document.querySelector('#chart').dataset.newest == '{reading(24).ts}'")
+
+
+def test_names_that_hold_markup_are_text_and_nothing_else(served, browse):
+    for name in HOSTILE:
+        for i in range(3):
+            served.store.add_reading(name, reading(i, **{name: 1.0}), 0.0)
+            served.store.add_forecast(name, forecast(i, targets=(name, "<i>second</i>")), 0.0)
+    page = browse()
+    for name in HOSTILE:
+        page.locator("#series").fill("")
+        page.locator("#series").fill(name)
+        page.locator("#found [role=option]", has_text=name).click()
+        shown(page, f"{name} · {name}")
+        assert page.locator("#target option").all_text_contents() == [name, "<i>second</i>"]
+        assert name in page.title()
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("main img, main script, main svg[onload], main b[onmouseover]").count() == 0
+    picture(page, "hostile")
+
+
+def test_a_script_that_gets_into_the_page_is_not_run(served, browse):
+    fill(served.store, "a", range(5))
+    page = browse()
+    shown(page, "a")
+    browse.expected += ["Content Security Policy", "TrustedHTML", "Executing inline"]
+    with pytest.raises(sync_api.Error, match="TrustedHTML"):
+        page.evaluate("document.body.innerHTML = '<img src=x onerror=window.hacked=1>'")
+    page.evaluate(
+        "() => { const s = document.createElement('img'); s.setAttribute('onerror', 'window.hacked=1'); s.src = 'x:'; document.body.append(s) }"
+    )
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_target_is_chosen_where_there_are_several(served, browse):
+    for i in range(10):
+        served.store.add_reading("a", reading(i, temp=level(i), wind=3.25), 0.0)
+        served.store.add_forecast("a", forecast(i, targets=("temp", "wind")), 0.0)
+    page = browse()
+    shown(page, "a · temp")
+    page.locator("#target").select_option("wind")
+    shown(page, "a · wind")
+    expect(page.locator("#now-note")).to_contain_text("wind at")
+
+
+def test_the_chart_is_read_by_keyboard(served, browse):
+    fill(served.store, "a", range(30))
+    page = browse()
+    shown(page, "a")
+    page.locator("#chart").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#readout")).to_contain_text("measured")
+    first = page.locator("#readout").text_content()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#readout")).not_to_have_text(first)
+    page.keyboard.press("End")
+    expect(page.locator("#readout")).to_contain_text("forecast")
+    assert page.locator("#readout").text_content().count("measured") == 0
+
+
+def test_every_control_is_reached_by_tab_and_shows_that_it_has_the_focus(served, browse):
+    fill(served.store, "a", range(30))
+    page = browse()
+    shown(page, "a")
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        seen = page.evaluate(
+            """() => { const e = document.activeElement, of = (x) => x && getComputedStyle(x).outlineStyle;
+            return e === document.body || of(e) !== 'none' || of(e.nextElementSibling) !== 'none'; }"""
+        )
+        assert seen, reached
+    assert {"theme", "series", "ahead", "span-168", "chart"} <= set(reached)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_takes_the_system_s_colours_and_the_button_changes_and_keeps_them(served, browse, scheme):
+    fill(served.store, "a", range(100))
+    page = browse(color_scheme=scheme)
+    shown(page, "a")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(ground)
+    assert page.locator("html").get_attribute("data-theme") == scheme
+    page.locator("#theme").click()
+    assert page.evaluate(ground) != before
+    page.reload()
+    shown(page, "a")
+    assert page.locator("html").get_attribute("data-theme") != scheme
+    assert painted(page) > 20
+
+
+def test_a_phone_of_380_pixels_shows_all_without_scrolling_sideways(served, browse):
+    name = "a-very-long-name-of-a-series/with-parts-that-cannot-be-broken-" + "x" * 80
+    fill(served.store, name, range(100))
+    page = browse(viewport={"width": 380, "height": 800}, has_touch=True)
+    shown(page, name)
+    assert page.evaluate("document.documentElement.scrollWidth") == 380
+    for control in ("#series", "#ahead", "#theme", "#chart", "#skill"):
+        box = page.locator(control).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 380
+    picture(page, "phone")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("known", [True, False])
+def test_axe_finds_nothing_that_keeps_people_out(served, browse, scheme, known):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    if known:
+        fill(served.store, "a", range(100))
+    else:
+        served.state |= {"kafka": "away", "readings": 0, "forecasts": 0}
+    page = browse(color_scheme=scheme, bypass_csp=True)
+    if known:
+        shown(page, "a")
+        page.locator("#series").focus()
+        expect(page.locator("#found [role=option]")).to_have_count(1)
+    else:
+        expect(page.locator("#state-text")).to_have_text("Kafka is away")
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_fifty_readings_a_second_with_ten_thousand_series_known_are_drawn_without_a_long_task(served, browse):
+    for n in range(10_000):
+        served.store.add_reading(f"s{n}", reading(1), 0.0)
+    fill(served.store, "fast", range(720))
+    page = browse("#series=fast")
+    shown(page, "fast")
+    page.evaluate(
+        """() => { window.frames_ = 0; window.long = [];
+        new PerformanceObserver((l) => l.getEntries().forEach((e) => window.long.push(e.duration)))
+            .observe({ type: 'longtask' });
+        const tick = () => { window.frames_++; requestAnimationFrame(tick); }; tick(); }"""
+    )
+    stop = threading.Event()
+
+    def feed():
+        i = 720
+        while not stop.wait(0.02):
+            fill(served.store, "fast", range(i, i + 1))
+            i += 1
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    began = newest(page)
+    time.sleep(2.0)
+    stop.set()
+    feeder.join()
+    steps = (newest(page) - began) // 3_600_000
+    assert steps > 20, f"only {steps} readings were drawn"  # of 100; a busy machine feeds fewer
+    print(
+        f"{steps} readings drawn, {page.evaluate('window.frames_')} frames, long tasks {page.evaluate('window.long')}"
+    )
+    assert START < newest(page)
+
+
+def test_the_password_is_asked_for_by_the_browser_and_opens_the_stream_too(chromium):
+    locked = Served(password="secret", hosts=["127.0.0.1"])
+    try:
+        fill(locked.store, "a", range(10))
+        context = chromium.new_context(http_credentials={"username": "me", "password": "secret"})
+        page = context.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(locked.url)
+        shown(page, "a")
+        assert not [url for url in asked if "secret" in url]
+        context.close()
+        context = chromium.new_context()
+        assert context.new_page().goto(locked.url).status == 401
+        context.close()
+    finally:
+        locked.stop()
