@@ -47,6 +47,7 @@ class Plan:
     model: Path | None  # None = train on the sample, once
     data: Path | None  # None = the sample
     bootstrap_servers: str | None  # None = an embedded broker
+    connection: tuple[str, ...] = ()  # flags for whoever connects to it
 
 
 class Asked(BaseException):
@@ -70,10 +71,20 @@ def run(plan: Plan, settings: Settings) -> None:
         settings = _own_topics(settings, stack)
         board = Scoreboard(parse_time(config.test_from) if config.test_from else 0)
 
-        worker = _child(stack, 20.0, "worker", plan.folder, "serve", "--model", str(model), *_worker_flags(settings))
+        worker = _child(
+            stack,
+            20.0,
+            "worker",
+            plan.folder,
+            "serve",
+            "--model",
+            str(model),
+            *_worker_flags(settings),
+            *plan.connection,
+        )
         url = _await_ready(worker)
         _say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
-        produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings))
+        produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings), *plan.connection)
         if config.test_from is not None:
             past = str(board.start_ms - HISTORY_MS)
             _history(stack, plan.folder, *produce, "--from", past, "--until", str(board.start_ms), "--speed", "max")
