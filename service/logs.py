@@ -62,11 +62,11 @@ class JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),  # before JSON has its way with quotes and the like
             **_fields(record),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = masked(self.formatException(record.exc_info))
         return masked(json.dumps(entry, default=_jsonable, ensure_ascii=False))
 
 

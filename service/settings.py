@@ -33,9 +33,8 @@ def _setting(
     choices: tuple[str, ...] = (),
     low: float = -math.inf,
     high: float = math.inf,
-    secret: bool = False,
 ) -> Any:
-    metadata = {"help": help, "group": group, "choices": choices, "low": low, "high": high, "secret": secret}
+    metadata = {"help": help, "group": group, "choices": choices, "low": low, "high": high}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -178,11 +177,10 @@ class Settings:
 
     watch_host: str = _setting("127.0.0.1", "address to serve the live page on", group="Live page")
     watch_port: int = _setting(9109, "port to serve it on; 0 = any free one", group="Live page", low=0, high=65_535)
-    watch_password: str = _setting(
-        "",
-        "who opens the page must give it, with any user name; empty = nobody is asked",
+    watch_password: Secret = _setting(
+        Secret,
+        "file that holds what who opens the page must give, with any user name; none = nobody is asked",
         group="Live page",
-        secret=True,
     )
     watch_allowed_hosts: str = _setting(
         "",

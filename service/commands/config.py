@@ -24,10 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print them on stdout."""
-    found = {
-        name: ("(set)" if value and settings.FIELDS[name].metadata["secret"] else value, origin)
-        for name, (value, origin) in configuration.resolve(configuration.flags_of(args), os.environ).items()
-    }
+    found = configuration.resolve(configuration.flags_of(args), os.environ)
     if args.json:
         entries = {
             name: {

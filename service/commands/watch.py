@@ -11,13 +11,13 @@ HELP = """\
 Serve the live page: what is measured beside what was forecast, as it comes, for people to watch.
 
 Reads both topics from their recent end, outside of any group, and changes nothing. It listens on this machine only,
-unless --watch-host says otherwise; then give it a password, in TIDECAST_WATCH_PASSWORD."""
+unless --watch-host says otherwise; then give it a password, in a file."""
 EXAMPLE = """\
 tidecast watch
 tidecast watch --bootstrap-servers kafka:9092 --input-topic sensors --watch-port 8080
-TIDECAST_WATCH_PASSWORD=... tidecast watch --watch-host 0.0.0.0"""
+tidecast watch --watch-host 0.0.0.0 --watch-password-file page-password"""
 
-_KAFKA = ("bootstrap_servers", "client", "input_topic", "output_topic", "broker_timeout_seconds")
+_KAFKA = (*settings.CONNECTION, "input_topic", "output_topic")
 _PROCESS = ("log_level", "log_format")
 
 

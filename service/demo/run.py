@@ -48,6 +48,7 @@ class Plan:
     model: Path | None  # None = train on the sample, once
     data: Path | None  # None = the sample
     bootstrap_servers: str | None  # None = an embedded broker
+    connection: tuple[str, ...] = ()  # flags for whoever connects to it
 
 
 class Asked(BaseException):
@@ -71,11 +72,21 @@ def run(plan: Plan, settings: Settings) -> None:
         settings = _own_topics(settings, stack)
         board = Scoreboard(parse_time(config.test_from) if config.test_from else 0)
 
-        worker = _child(stack, 20.0, "worker", plan.folder, "serve", "--model", str(model), *_worker_flags(settings))
+        worker = _child(
+            stack,
+            20.0,
+            "worker",
+            plan.folder,
+            "serve",
+            "--model",
+            str(model),
+            *_worker_flags(settings),
+            *plan.connection,
+        )
         url = _await_ready(worker)
         _say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
-        _page(stack, plan.folder, settings)
-        produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings))
+        _page(stack, plan.folder, settings, *plan.connection)
+        produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings), *plan.connection)
         if config.test_from is not None:
             past = str(board.start_ms - HISTORY_MS)
             _history(stack, plan.folder, *produce, "--from", past, "--until", str(board.start_ms), "--speed", "max")
@@ -198,7 +209,7 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _page(stack: contextlib.ExitStack, folder: Path, settings: Settings) -> None:
+def _page(stack: contextlib.ExitStack, folder: Path, settings: Settings, *connection: str) -> None:
     """The live page, where it is installed; on a free port where another has its own."""
     if any(importlib.util.find_spec(package) is None for package in ("starlette", "uvicorn", "youplot")):
         _say("for a page of it in a browser: pip install 'tidecast[watch]'")
@@ -207,7 +218,7 @@ def _page(stack: contextlib.ExitStack, folder: Path, settings: Settings) -> None
         socket.create_server((settings.watch_host, settings.watch_port)).close()
     except OSError:
         settings = replace(settings, watch_port=0)
-    page = _child(stack, 5.0, "page", folder, "watch", *_page_flags(settings))
+    page = _child(stack, 5.0, "page", folder, "watch", *_page_flags(settings), *connection)
     _say(f"open {_await_address(page)} in a browser to watch it")
 
 

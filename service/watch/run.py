@@ -6,12 +6,13 @@ import logging
 import signal
 import socket
 import threading
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
 
 from service import __version__
-from service.broker.connect import connect
+from service.broker.connect import connect_as_set
 from service.http import refused_address, url_of
 from service.settings import Settings
 from service.watch.app import Page
@@ -45,10 +46,10 @@ def run(config: Settings) -> int:
         signal.signal(signum, stop)
 
     store = Store(max_series=config.watch_series, points=config.watch_points, max_bytes=config.watch_memory_bytes)
-    timeout_s = min(config.broker_timeout_seconds, ASKED_TIMEOUT_S)
-    connect(config.bootstrap_servers, client=config.client).close()  # a wrong setting is told at once
+    config = replace(config, broker_timeout_seconds=min(config.broker_timeout_seconds, ASKED_TIMEOUT_S))
+    connect_as_set(config).close()  # a wrong setting is told at once
     reader = Reader(
-        lambda: connect(config.bootstrap_servers, client=config.client, timeout_s=timeout_s),
+        lambda: connect_as_set(config),
         config.input_topic,
         config.output_topic,
         store,
@@ -63,7 +64,7 @@ def run(config: Settings) -> int:
             "output_topic": config.output_topic,
             "bootstrap_servers": config.bootstrap_servers,
         },
-        password=config.watch_password,
+        password=config.watch_password.reveal(),
         hosts=_hosts(config),
     )
     with _listen(config.watch_host, config.watch_port) as listener:
@@ -73,7 +74,7 @@ def run(config: Settings) -> int:
         reader.start()
         log.info("listening", extra={"url": url_of(listener.getsockname())})
         if not is_loopback(config.watch_host) and not config.watch_password:
-            log.warning("everybody who reaches this address can read the page: no --watch-password is set")
+            log.warning("everybody who reaches this address can read the page: no --watch-password-file is set")
         while not stopped.wait(0.5):
             if not thread.is_alive():
                 log.critical("the server ended by itself")
