@@ -177,7 +177,7 @@ class Settings:
 
     watch_host: str = _setting("127.0.0.1", "address to serve the live page on", group="Live page")
     watch_port: int = _setting(9109, "port to serve it on; 0 = any free one", group="Live page", low=0, high=65_535)
-    watch_password: Secret = _setting(
+    watch_password: Secret = _setting(  # noqa: RUF009
         Secret,
         "file that holds what who opens the page must give, with any user name; none = nobody is asked",
         group="Live page",
@@ -243,7 +243,7 @@ CONNECTION = (  # what every command needs that goes to Kafka
 
 def is_secret(name: str) -> bool:
     """Whether it is one that nobody may see. It has no flag for its value, which every user of a machine could read."""
-    return isinstance(default(name), Secret)
+    return name in FIELDS and isinstance(default(name), Secret)
 
 
 def flag(name: str) -> str:
