@@ -53,13 +53,15 @@ def make(folder):
 
 
 class SecuredKafka:
-    """Kafka on three ports: `open` (no questions, for the test itself), `sasl` (TLS; SCRAM, PLAIN), `mutual` (mTLS)."""
+    """Kafka on some ports: `open` (no questions, for the test itself), `sasl` (TLS; SCRAM, PLAIN), `mutual` (mTLS), and
+    `misnamed`, TLS, where it calls itself 127.0.0.1 to who asks."""
 
     def __init__(self, folder):
         self.files = make(folder)
-        sasl, mutual = free_port(), free_port()
-        self.sasl, self.mutual = f"localhost:{sasl}", f"localhost:{mutual}"
-        listeners = f"PLAINTEXT://127.0.0.1:{{port}},SASL://127.0.0.1:{sasl},MUTUAL://127.0.0.1:{mutual}"
+        sasl, mutual, other = free_port(), free_port(), free_port()
+        self.sasl, self.mutual, self.misnamed = (f"localhost:{port}" for port in (sasl, mutual, other))
+        asking = {"SASL": sasl, "MUTUAL": mutual, "OTHER": other}
+        listeners = ",".join(["PLAINTEXT://127.0.0.1:{port}"] + [f"{n}://127.0.0.1:{p}" for n, p in asking.items()])
         jaas = "org.apache.kafka.common.security"
         quoted = PASSWORD.replace("\\", "\\\\").replace('"', '\\"').replace("\\", "\\\\")  # JAAS, then properties
         properties = {
@@ -67,7 +69,7 @@ class SecuredKafka:
             "advertised.listeners": listeners.replace("SASL://127.0.0.1", "SASL://localhost").replace(
                 "MUTUAL://127.0.0.1", "MUTUAL://localhost"
             ),
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL,OTHER:SSL",
             "inter.broker.listener.name": "PLAINTEXT",
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(self.files.kafka),

@@ -1,15 +1,18 @@
 """TLS and SASL on a real Kafka: who belongs there gets in, who does not is told why; and no secret is seen anywhere."""
 
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from service.broker.base import Outgoing
 from service.broker.connect import CLIENTS, connect
 from tests.counted import Counted
-from tests.integration.secured import KEY_PASSWORD, PASSWORD, SecuredKafka
+from tests.integration.secured import KEY_PASSWORD, PASSWORD, SecuredKafka, free_port
 from tests.serving import serving
 
 KINDS = ("SCRAM-SHA-512", "PLAIN", "mTLS")
@@ -114,6 +117,52 @@ def test_a_kafka_under_a_name_that_its_certificate_does_not_have_is_refused(secu
     address = secured.sasl.replace("localhost", "127.0.0.1")
     said = refused(secured, t, model, f"--bootstrap-servers={address}")
     assert f"the certificate of Kafka at {address} is for another name" in said and "127.0.0.1" in said
+
+
+def test_a_broker_that_gives_itself_another_name_than_its_certificates_is_refused(secured, t, model):
+    flags = (f"--bootstrap-servers={secured.misnamed}", "--security-protocol=SSL", f"--tls-ca-file={secured.files.ca}")
+    said = refusal(model, *t.flags, *flags)
+    assert "is for another name" in said and "127.0.0.1" in said and "advertised.listeners" in said
+
+
+def test_a_kafka_that_comes_up_later_refuses_a_wrong_password_all_the_same(secured, t, model):
+    """A proxy in its place, whose port nobody listens on at first."""
+    port = free_port()
+    flags = dict(flag.split("=", 1) for flag in (*t.flags, *secured.flags("PLAIN")))
+    flags["--bootstrap-servers"] = f"localhost:{port}"
+    flags["--kafka-password-file"] = secured.files.wrong_password
+    with serving("--model", model, *(f"{name}={value}" for name, value in flags.items())) as worker:
+        worker.wait_for("looking for Kafka", lambda: "looking for Kafka" in worker.log)
+        time.sleep(2)
+        assert worker.process.poll() is None, "it waits"
+        with forwarding(port, secured.sasl):
+            code, log = worker.end(signum=None)
+    assert code == 1 and "refuses the user 'alice' with PLAIN" in log.splitlines()[-1], log
+
+
+@contextmanager
+def forwarding(port, to):
+    """Whoever connects to `port` speaks with `to`."""
+    host, _, far = to.partition(":")
+
+    def pump(source, sink):
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                near, _ = server.accept()
+                there = socket.create_connection((host, int(far)))
+                for ends in ((near, there), (there, near)):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", port)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        yield
 
 
 def test_tls_to_a_port_without_is_refused(secured, t, model):
