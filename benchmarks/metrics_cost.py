@@ -26,7 +26,6 @@ import forecaster64
 from engine import backlog_of
 from prometheus_client import generate_latest
 
-from service.broker.base import Batch
 from service.messages import DeadLetterReason
 from service.metrics import Metrics
 from service.model import Model
@@ -50,7 +49,7 @@ class Loop:
     def stage(self, name: str) -> Any:
         return Worker._stage(self.own, name)  # type: ignore[arg-type]
 
-    def turn(self, batch: Batch, result: Result) -> None:
+    def turn(self, result: Result) -> None:
         """A turn that polls, answers and commits: more often than they do."""
         metrics = self.metrics
         metrics.last_poll.set(time())
@@ -60,7 +59,6 @@ class Loop:
         with self.stage("emit"):
             pass
         metrics.count(result)
-        metrics.partitions.seen(dict(zip(batch.partitions, batch.timestamps, strict=True)))
         with self.stage("commit"):
             metrics.transactions.labels("committed").inc()
             metrics.note_commit()
@@ -73,13 +71,13 @@ def measure(model: Model, size: int, readings: int) -> tuple[float, float, float
     loop = Loop(metrics)
     backlog = backlog_of(forecaster64, readings + 3 * SERIES, SERIES, size)
     for batch in islice(backlog, 3 * SERIES // size):
-        loop.turn(batch, pipeline.process(batch))
+        loop.turn(pipeline.process(batch))
     work, counting, batches = 0.0, 0.0, 0
     for batch in backlog:
         began = process_time()
         result = pipeline.process(batch)
         between = process_time()
-        loop.turn(batch, result)
+        loop.turn(result)
         work, counting, batches = work + between - began, counting + process_time() - between, batches + 1
     began = process_time()
     for _ in range(20):
