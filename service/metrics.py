@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -27,6 +28,7 @@ OUTCOMES = ("committed", "failed")
 SWAP_OUTCOMES = ("done", "refused")
 
 _STAGE_BUCKETS = tuple(m * 10.0**e for e in range(-6, 2) for m in (1, 2.5, 5) if 2.4e-5 < m * 10.0**e < 11)
+_FEW = 100  # records, for which plain Python is faster than arrays
 _BATCH_BUCKETS = tuple(float(2**e) for e in range(13))
 _LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -45,9 +47,16 @@ class Partitions(Collector):
         self._series: Mapping[int, int] = {}
         self._unwritten: Mapping[int, int] = {}
 
-    def seen(self, last_timestamps_ms: Mapping[int, int]) -> None:
-        """The timestamp of the last record processed of each partition, ms."""
-        self._last_ms = {**self._last_ms, **last_timestamps_ms}
+    def seen(self, partitions: NDArray[np.int32], timestamps_ms: NDArray[np.int64]) -> None:
+        """Records were processed, in this order: their partitions [n] and timestamps [n]."""
+        if len(partitions) < _FEW:
+            self._last_ms = {**self._last_ms, **dict(zip(partitions.tolist(), timestamps_ms.tolist(), strict=True))}
+            return
+        last = np.full(int(partitions.max(initial=-1)) + 1, -1)  # [partition] the row of its last record
+        last[partitions] = np.arange(len(partitions))  # where a partition comes twice, the later one stays
+        held = np.flatnonzero(last >= 0)
+        found = zip(held.tolist(), timestamps_ms[last[held]].tolist(), strict=True)
+        self._last_ms = {**self._last_ms, **dict(found)}
 
     def update(
         self, topic: str, lag: Mapping[int, int], series: Mapping[int, int], unwritten: Mapping[int, int]
@@ -204,6 +213,7 @@ class Metrics:
         for size in counts.waves:
             self.batch_size.observe_one(size)
         self.scores.add(result.scores, result.spec)
+        self.partitions.seen(result.partitions, result.timestamps)
         self.event_to_forecast.observe(np.maximum(self._wall() - result.event_times / 1_000, 0.0))
 
     def note_commit(self) -> None:

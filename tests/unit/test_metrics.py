@@ -176,13 +176,22 @@ def test_the_lag_in_seconds_goes_on_growing_while_nothing_is_processed(metrics):
     now = [1_000.0]
     metrics = Metrics(SPEC, [], wall=lambda: now[0])
     metrics.partitions.update("readings", {0: 5, 1: 0}, {0: 2}, {0: 2})
-    metrics.partitions.seen({0: 990_000, 1: 900_000})
+    metrics.partitions.seen(np.array([0, 1, 0], np.int32), np.array([980_000, 900_000, 990_000]))
     assert samples(metrics)["tidecast_lag_seconds{partition=0,topic=readings}"] == 10.0
     now[0] = 1_020.0
     found = samples(metrics)
     assert found["tidecast_lag_seconds{partition=0,topic=readings}"] == 30.0
     assert found["tidecast_lag_seconds{partition=1,topic=readings}"] == 0.0, "nothing is waiting there"
     assert found["tidecast_series{partition=0}"] == 2
+
+
+@pytest.mark.parametrize("times", [1, 1_000])
+def test_of_many_records_of_a_partition_the_last_one_counts(metrics, times):
+    metrics.partitions.update("readings", {0: 1, 2: 1}, {}, {})
+    metrics.partitions.seen(np.array([2, 0, 2] * times, np.int32), np.array([1, 2, 3] * times) * 100_000)
+    found = samples(metrics)
+    assert found["tidecast_lag_seconds{partition=0,topic=readings}"] == 800.0
+    assert found["tidecast_lag_seconds{partition=2,topic=readings}"] == 700.0
 
 
 def test_a_partition_that_left_is_no_longer_reported(metrics):
@@ -204,3 +213,17 @@ def test_both_exposition_formats_can_be_scraped(metrics):
 def test_two_workers_in_one_process_do_not_share_counts(metrics):
     metrics.readings.inc()
     assert samples(Metrics(SPEC, []))["tidecast_readings_total"] == 0
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 1_000])
+def test_the_sums_of_scores_are_those_of_a_plain_sum_for_any_number_of_rows(metrics, n):
+    rows = np.random.default_rng(0).normal(size=(n, len(DIAGNOSTICS))).astype(np.float32)
+    rows[::3, 2] = np.nan
+    metrics.scores.add(rows, SPEC)
+    metrics.scores.add(rows, SPEC)
+    found = samples(metrics)
+    assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == pytest.approx(2 * rows[:, 0].astype(float).sum())
+    assert found["tidecast_naive_error_sum{horizon=1,target=t}"] == pytest.approx(
+        2 * np.nansum(rows[:, 2].astype(float))
+    )
+    assert found["tidecast_naive_error_count{horizon=1,target=t}"] == 2 * (n - len(range(0, n, 3)))
