@@ -22,7 +22,7 @@ DEMO_SECONDS := $(if $(filter-out environment default,$(origin SECONDS)),--secon
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test chaos bench lint types unit integration format pins clean
+.PHONY: help demo setup test chaos bench lint types unit integration format pins audit clean
 
 help: ## Print this
 	@echo "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka."; echo
@@ -72,6 +72,9 @@ pins: $(BIN)/python ## Bring requirements.txt up to date with pyproject.toml (UP
 	@mv requirements.new requirements.txt
 	@echo "tidecast: requirements.txt is made again; run make test before you keep it"
 
+audit: $(VENV)/.audit ## Known weaknesses of all pinned packages, and an SBOM (CycloneDX) in build/sbom.json
+	@$(BIN)/python deploy/audit.py requirements.txt build/sbom.json
+
 clean: ## Remove .venv, caches and what was built; trained models stay
 	rm -rf $(VENV) build/lib build/bdist.* dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find service training tests -name __pycache__ -prune -exec rm -rf {} +
@@ -91,6 +94,11 @@ $(VENV)/.dev: pyproject.toml requirements.txt | $(VENV)/.demo
 	@$(call install,$(TORCH_INDEX) -e '.[$(DEV_EXTRAS)]')
 	@touch $(VENV)/.demo $@
 	@echo "tidecast: installed"
+
+$(VENV)/.audit: pyproject.toml requirements.txt | $(VENV)/.demo
+	@echo "tidecast: installing the tools for the audit into $(VENV)"
+	@$(call install,-e '.[audit]')
+	@touch $(VENV)/.demo $@
 
 # Python 3.11 or newer with its venv module. Versions with a tested set of pins are taken before newer ones.
 $(BIN)/python:

@@ -35,7 +35,9 @@ def settings_page() -> str:
                 what += f" ({', '.join(choices)})"
             default = str(default).lower() if isinstance(default, bool) else default
             flag, variable = settings.flag(f.name), settings.variable(f.name)
-            lines.append(f"| `{flag}` | `{variable}` | `{default}` | {what} |")
+            plain = "".join(f", or itself in `{each}`" for each in settings.variables(f.name)[1:])
+            shown = f"`{default}`" if str(default) else ""
+            lines.append(f"| `{flag}` | `{variable}` | {shown} | {what}{plain} |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Protocol, cast
 
 from service import __version__
 from service.errors import TidecastError, UsageError
+from service.secrets import masked
 
 # Imported by name, when asked for: `tidecast config` should not pay for onnxruntime.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except TidecastError as error:
-        print(f"tidecast: {error}", file=sys.stderr)
+        print(f"tidecast: {masked(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("tidecast: interrupted", file=sys.stderr)

@@ -5,12 +5,16 @@ Threads of their own answer; the loop is never waited for except for the moment 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
 import threading
+import time
 from http import HTTPStatus
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from socketserver import TCPServer
 from typing import Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
@@ -31,7 +35,9 @@ PAGES = {
 }
 MAX_REQUEST_LINE = 8 << 10  # a key is at most 1 KiB, 3 KiB once percent-encoded
 MAX_CONNECTIONS = 32
-REQUEST_TIMEOUT_SECONDS = 5.0
+MAX_REQUEST_BYTES = 32 << 10  # with its headers; a body is never read
+REQUEST_TIMEOUT_SECONDS = 5.0  # for each of its bytes to come
+TOTAL_SECONDS = 15.0  # for all of it, and the answer to be taken: who sends a byte a second keeps no place for long
 
 
 class Status(Protocol):
@@ -134,6 +140,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, registry: CollectorRegistry, status: Status) -> None:
         self.registry, self.status = registry, status
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._open: dict[socket.socket, float] = {}  # connection -> when it began; changed in one step each time
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
@@ -150,20 +157,53 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._open[request] = time.monotonic()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._open.pop(request, None)
             self._free.release()
+
+    def service_actions(self) -> None:
+        # Called by the accepting thread about ten times a second.
+        oldest = time.monotonic() - TOTAL_SECONDS
+        for request, began in list(self._open.items()):
+            if began < oldest:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)  # its thread wakes up, and ends
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that hangs up is no news; anything else is, but must not end the worker.
         log.debug("a request failed", exc_info=True)
 
 
+class _Capped:
+    """A request, up to its limit."""
+
+    def __init__(self, file: BufferedIOBase) -> None:
+        self._file, self._left = file, MAX_REQUEST_BYTES
+
+    def readline(self, limit: int) -> bytes:
+        """The next line; HTTPException where the request is too long, which the library answers with 431."""
+        line = self._file.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise HTTPException(f"more than {MAX_REQUEST_BYTES} bytes")
+        return line
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._file.close()
+
+
 class _Handler(BaseHTTPRequestHandler):
     timeout = REQUEST_TIMEOUT_SECONDS
     server_version = "tidecast"
     sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = cast(BufferedIOBase, _Capped(self.rfile))
 
     def do_GET(self) -> None:
         if len(self.requestline) > MAX_REQUEST_LINE:

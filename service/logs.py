@@ -17,6 +17,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from service.secrets import masked
+
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PLAIN = re.compile(r"[^\s\"=]+")
 
@@ -36,7 +38,7 @@ class TextFormatter(logging.Formatter):
         """One line, and the traceback below it where there is one."""
         pairs = "".join(f" {name}={self._value(value)}" for name, value in _fields(record).items())
         line = f"{_time(record)} {record.levelname:<7} {_one_line(record.getMessage())}{pairs}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return masked(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
 
     @staticmethod
     def _value(value: Any) -> str:
@@ -60,12 +62,12 @@ class JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),  # before JSON has its way with quotes and the like
             **_fields(record),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=_jsonable, ensure_ascii=False)
+            entry["exception"] = masked(self.formatException(record.exc_info))
+        return masked(json.dumps(entry, default=_jsonable, ensure_ascii=False))
 
 
 def _jsonable(value: object) -> object:

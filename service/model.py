@@ -66,7 +66,9 @@ class Model:
         digest = hashlib.sha256(data).hexdigest()
         if sha256 is not None and digest != sha256.strip().lower():
             raise ModelError(
-                "the model file is not the one that was asked for", got=f"sha256 {digest}", do=f"Expected {sha256}"
+                "the model file is not the one that was asked for",
+                got=f"sha256 {digest}",
+                do=f"Expected {sha256}: serve that file, or give --model-sha256 this one's once you trust it",
             )
         spec = _read_spec(read_metadata(data))  # refuses foreign operators and external data before a runtime sees them
         check_spec(spec)
@@ -159,6 +161,8 @@ def _read(path: Path, max_bytes: int) -> bytes:
     """The bytes of the model file, at most `max_bytes` of them."""
     file = path / MODEL_FILE if path.is_dir() else path
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for, a device never ends
+            raise OSError(0, "it is not a file")
         with file.open("rb") as stream:
             data = stream.read(max_bytes + 1)
     except OSError as error:

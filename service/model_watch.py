@@ -99,4 +99,9 @@ class ModelWatch:
 
     def _load(self) -> Model:
         s = self._settings
-        return Model.load(self._file, max_bytes=s.model_max_bytes, intra_op_threads=s.intra_op_threads)
+        return Model.load(
+            self._file,
+            max_bytes=s.model_max_bytes,
+            intra_op_threads=s.intra_op_threads,
+            sha256=s.model_sha256 or None,
+        )

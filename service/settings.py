@@ -6,12 +6,13 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from service.errors import UsageError
+from service.secrets import Secret
 
 PREFIX = "TIDECAST_"
 
@@ -96,7 +97,39 @@ class Settings:
         60.0, "how long to wait for a broker that does not answer before giving up, s", group="Kafka", low=1
     )
 
+    security_protocol: str = _setting(
+        "PLAINTEXT",
+        "how to speak with Kafka: with TLS (…SSL), with a user's name and password (SASL_…)",
+        group="Kafka security",
+        choices=("PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"),
+    )
+    sasl_mechanism: str = _setting(
+        "SCRAM-SHA-512",
+        "how to prove the password, with SASL",
+        group="Kafka security",
+        choices=("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
+    )
+    kafka_username: str = _setting("", "the user's name, with SASL", group="Kafka security")
+    kafka_password: Secret = _setting(  # noqa: RUF009 - a field, as all of them
+        Secret, "file that holds the user's password, with SASL", group="Kafka security"
+    )
+    tls_ca_file: str = _setting(
+        "", "PEM file of the authorities whose brokers are trusted; none = this machine's own", group="Kafka security"
+    )
+    tls_cert_file: str = _setting(
+        "", "PEM file of our certificate, for a Kafka that asks for one", group="Kafka security"
+    )
+    tls_key_file: str = _setting(
+        "", "PEM file of its key; none = the certificate's file holds it too", group="Kafka security"
+    )
+    tls_key_password: Secret = _setting(  # noqa: RUF009
+        Secret, "file that holds the password of an encrypted key", group="Kafka security"
+    )
+
     model: str = _setting("model", "model directory, or the .onnx file itself", group="Model")
+    model_sha256: str = _setting(
+        "", "the model file must have this sha256 (hex), a newer one too; none = any", group="Model"
+    )
     model_max_bytes: int = _setting(64 << 20, "a larger model file is refused, bytes", group="Model", low=1)
     intra_op_threads: int = _setting(
         1, "threads that onnxruntime may use inside one step", group="Model", low=1, high=256
@@ -172,14 +205,32 @@ def default(name: str) -> Any:
     return f.default_factory() if callable(f.default_factory) else f.default
 
 
+CONNECTION = (  # what every command needs that goes to Kafka
+    "bootstrap_servers",
+    "client",
+    "broker_timeout_seconds",
+    *(name for name, f in FIELDS.items() if f.metadata["group"] == "Kafka security"),
+)
+
+
+def is_secret(name: str) -> bool:
+    """Whether it is one that nobody may see. It has no flag for its value, which every user of a machine could read."""
+    return isinstance(default(name), Secret)
+
+
 def flag(name: str) -> str:
-    """`input_topic` -> `--input-topic`."""
-    return "--" + name.replace("_", "-")
+    """`input_topic` -> `--input-topic`; a secret's names its file: `kafka_password` -> `--kafka-password-file`."""
+    return "--" + name.replace("_", "-") + ("-file" if is_secret(name) else "")
 
 
 def variable(name: str) -> str:
-    """`input_topic` -> `TIDECAST_INPUT_TOPIC`."""
-    return PREFIX + name.upper()
+    """`input_topic` -> `TIDECAST_INPUT_TOPIC`; a secret's names its file: `TIDECAST_KAFKA_PASSWORD_FILE`."""
+    return PREFIX + name.upper() + ("_FILE" if is_secret(name) else "")
+
+
+def variables(name: str) -> tuple[str, ...]:
+    """All that can set it: a secret can also be given itself, `TIDECAST_KAFKA_PASSWORD`."""
+    return (variable(name), PREFIX + name.upper()) if is_secret(name) else (variable(name),)
 
 
 def parse(name: str, given: object, origin: str) -> Any:
@@ -197,7 +248,7 @@ def parse(name: str, given: object, origin: str) -> Any:
     if kind in (int, float) and not meta["low"] <= value <= meta["high"]:
         bounds = f"at least {meta['low']:,}" + (f" and at most {meta['high']:,}" if meta["high"] < math.inf else "")
         raise UsageError(f"{origin} must be {bounds}", got=given)
-    if kind is str and not value:
+    if kind is str and not value and default(name):
         raise UsageError(
             f"{origin} is empty", do=f"Give it a value, or leave it out for the default {default(name)!r}."
         )
@@ -232,22 +283,5 @@ def _to_float(given: object) -> float:
     return value
 
 
-LONGEST_TRANSACTION_MS = 5_000  # half of the producer's transaction time-out
-
 _PARSERS: dict[type, Callable[[object], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: str}
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-def check_together(found: Mapping[str, tuple[Any, str]]) -> None:
-    """What no setting can tell alone."""
-    topics = {name: found[name] for name in ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")}
-    if len({value for value, _ in topics.values()}) < len(topics):
-        got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, (value, _) in topics.items())
-        raise UsageError(f"the topics must differ: {got}", do="A worker that reads what it writes never ends.")
-    value, origin = found["commit_interval_ms"]
-    if found["delivery"][0] == "exactly-once" and value > LONGEST_TRANSACTION_MS:
-        raise UsageError(
-            f"{origin}: a commit at least every {LONGEST_TRANSACTION_MS} ms is needed with exactly-once delivery",
-            got=value,
-            do="Kafka ends a transaction that stays open for longer than 10 s. Use a shorter interval.",
-        )

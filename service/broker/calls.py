@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import ClassVar, Self, TypeVar
 
 from service.broker.base import Headers
+from service.broker.security import PLAIN_TEXT, Security
 from service.errors import BrokerError, Fenced, PutOut, Replaced, Unanswered
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class Server:
     bootstrap_servers: str
     timeout_s: float
     instance: str | None = None  # the name of the group's member that asks
+    security: Security = PLAIN_TEXT
 
     raised: ClassVar[tuple[type[BaseException], ...]] = ()  # what the library raises
 

@@ -17,6 +17,7 @@ from service.broker.confluent_consumer import ConfluentConsumer
 from service.broker.confluent_producer import ConfluentProducer
 from service.broker.confluent_transactions import TransactionalProducer
 from service.broker.kafka_python import KafkaPythonBroker
+from service.broker.security import PLAIN_TEXT, Security
 
 _LOOK_AGAIN_S = 0.02
 
@@ -27,9 +28,11 @@ class ConfluentBroker(Broker):
     `timeout_s` limits every wait: for a connection, for an admin call, for an acknowledgement.
     """
 
-    def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0) -> None:
-        self._server = Server(bootstrap_servers, timeout_s)
-        self._other = KafkaPythonBroker(bootstrap_servers, timeout_s=timeout_s)  # see ConfluentConsumer.committed
+    def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0, security: Security = PLAIN_TEXT) -> None:
+        self._server = Server(bootstrap_servers, timeout_s, security=security)
+        self._other = KafkaPythonBroker(
+            bootstrap_servers, timeout_s=timeout_s, security=security
+        )  # see ConfluentConsumer.committed
         self._admin: Any = None
         self._lock = threading.Lock()
 
@@ -137,5 +140,6 @@ class ConfluentBroker(Broker):
     def _connected(self) -> Any:
         with self._lock:
             if self._admin is None:
+                self._server.call("connecting", self._other.greet)
                 self._admin = AdminClient(self._server.options())
             return self._admin

@@ -78,6 +78,7 @@ class Server(calls.Server):
             "reconnect.backoff.max.ms": 1_000,  # a broker that comes back is found again within a second
             "logger": log,
             "log_level": 4,  # warnings; where nobody polls, its lines wait in memory
+            **self.security.librdkafka(),
         }
 
     def trouble(self, error: BaseException | KafkaError) -> tuple[Trouble, str]:

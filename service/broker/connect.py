@@ -5,19 +5,38 @@ from __future__ import annotations
 import re
 
 from service.broker.base import Broker
+from service.broker.security import PLAIN_TEXT, Security
 from service.errors import UsageError
+from service.settings import Settings
 
 CLIENTS = ("kafka-python", "confluent")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
 
 
-def connect(bootstrap_servers: str, *, client: str = "kafka-python", timeout_s: float = 60.0) -> Broker:
+def connect_as_set(settings: Settings) -> Broker:
+    """The broker that the settings name, as who they say.
+
+    Raises:
+        UsageError: as for `connect`.
+    """
+    return connect(
+        settings.bootstrap_servers,
+        client=settings.client,
+        timeout_s=settings.broker_timeout_seconds,
+        security=Security.of(settings),
+    )
+
+
+def connect(
+    bootstrap_servers: str, *, client: str = "kafka-python", timeout_s: float = 60.0, security: Security = PLAIN_TEXT
+) -> Broker:
     """The broker at `host:port[,host:port…]`, through the client library of that name.
 
     Nothing is contacted yet: the first call that needs the broker waits for it, at most `timeout_s`.
 
     Raises:
-        UsageError: not a list of servers, no such client, or its package is not installed.
+        UsageError: not a list of servers, no such client, its package is not installed, or a certificate's file cannot
+            be used.
     """
     servers = [server.strip() for server in bootstrap_servers.split(",")]
     if not all(_SERVER.fullmatch(server) for server in servers):
@@ -26,6 +45,7 @@ def connect(bootstrap_servers: str, *, client: str = "kafka-python", timeout_s: 
         )
     if client not in CLIENTS:
         raise UsageError(f"there is no Kafka client {client!r}", do=f"Use one of: {', '.join(CLIENTS)}.")
+    security.context()
     if client == "confluent":
         try:
             from service.broker.confluent import ConfluentBroker
@@ -33,7 +53,7 @@ def connect(bootstrap_servers: str, *, client: str = "kafka-python", timeout_s: 
             raise UsageError(
                 f"the client {client!r} cannot be used: {error}", do="Install it: pip install 'tidecast[fast]'"
             ) from error
-        return ConfluentBroker(",".join(servers), timeout_s=timeout_s)
+        return ConfluentBroker(",".join(servers), timeout_s=timeout_s, security=security)
     from service.broker.kafka_python import KafkaPythonBroker
 
-    return KafkaPythonBroker(",".join(servers), timeout_s=timeout_s)
+    return KafkaPythonBroker(",".join(servers), timeout_s=timeout_s, security=security)

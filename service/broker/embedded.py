@@ -14,9 +14,9 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO
 
 import psutil
@@ -40,7 +40,8 @@ class EmbeddedBroker:
 
     `port` 0 takes a free one and keeps it in `data_dir` for the next start. `jars` finds Kafka's class path. A `steady`
     one is compiled in full while it runs, and stops seldom to collect garbage, as a server does: for who measures,
-    after a minute or so of work.
+    after a minute or so of work. `properties` are settings of Kafka's that hold in the place of ours; {port} and
+    {controller_port} in their values are what was chosen.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class EmbeddedBroker:
         heap_mb: int = 512,
         steady: bool = False,
         jars: Callable[[Callable[[str], None]], Sequence[Path]] = kafka_jars.classpath,
+        properties: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.log_file = self.data_dir / "broker.log"
@@ -59,7 +61,7 @@ class EmbeddedBroker:
         self._heap_mb = heap_mb
         # By default C1 alone: Java starts a second sooner, and leaves the cores to the worker.
         self._java = [f"-Xms{heap_mb}m", f"-Xmn{heap_mb * 2 // 3}m"] if steady else ["-XX:TieredStopAtLevel=1"]
-        self._jars = jars
+        self._jars, self._properties = jars, properties
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -97,7 +99,7 @@ class EmbeddedBroker:
                 "-cp",
                 classpath,
             ]
-            server = server_properties(HOST, self._port, _free_port(), self.data_dir / "kafka")
+            server = server_properties(HOST, self._port, _free_port(), self.data_dir / "kafka", self._properties)
             config = self._write("server.properties", server)
             if not (self.data_dir / "kafka" / "meta.properties").exists():
                 progress(f"formatting {self.data_dir}")

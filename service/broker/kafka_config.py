@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 # After a kill -9 the node is taken for its own ghost until the broker session ends: 9 s by default, 3 s here.
 _SERVER = """\
@@ -54,9 +56,15 @@ appender.file.strategy.max=2
 """
 
 
-def server_properties(host: str, port: int, controller_port: int, log_dir: Path) -> str:
-    """The text of server.properties; clients connect to `host:port`."""
-    return _SERVER.format(host=host, port=port, controller_port=controller_port, log_dir=_escaped(log_dir))
+def server_properties(
+    host: str, port: int, controller_port: int, log_dir: Path, more: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The text of server.properties; clients connect to `host:port`. What `more` says comes last, and so holds."""
+    text = _SERVER.format(host=host, port=port, controller_port=controller_port, log_dir=_escaped(log_dir))
+    for name, value in more.items():
+        value = value.replace("{port}", str(port)).replace("{controller_port}", str(controller_port))
+        text += f"{name}={value}\n"
+    return text
 
 
 def log4j_properties(log: Path) -> str:

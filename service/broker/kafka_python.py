@@ -11,10 +11,12 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from service.broker import kafka_python_bytes
 from service.broker.base import DYNAMIC, Broker, Consumer, Membership, Producer
+from service.broker.greeting import greet
 from service.broker.kafka_python_calls import Server
 from service.broker.kafka_python_consumer import KafkaPythonConsumer
 from service.broker.kafka_python_producer import KafkaPythonProducer
 from service.broker.kafka_python_transactions import TransactionalProducer
+from service.broker.security import PLAIN_TEXT, Security
 
 
 class KafkaPythonBroker(Broker):
@@ -23,9 +25,10 @@ class KafkaPythonBroker(Broker):
     `timeout_s` limits every wait: for a connection, for an admin call, for an acknowledgement.
     """
 
-    def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0, security: Security = PLAIN_TEXT) -> None:
         kafka_python_bytes.install()
-        self._server = Server(bootstrap_servers, timeout_s)
+        self._server = Server(bootstrap_servers, timeout_s, security=security)
+        self._greeted = False
         self._admin: Any = None
         self._lock = threading.Lock()
 
@@ -33,6 +36,7 @@ class KafkaPythonBroker(Broker):
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
         """A new consumer; `group` None = only `assign` may be used."""
+        self._server.call("connecting to consume", self.greet)
         return KafkaPythonConsumer(
             self._server,
             self.partitions,
@@ -43,6 +47,7 @@ class KafkaPythonBroker(Broker):
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
+        self._server.call("connecting to produce", self.greet)
         if transactional_id is None:
             return KafkaPythonProducer(self._server, self.partitions)
         return TransactionalProducer(self._server, self.partitions, transactional_id)
@@ -129,8 +134,19 @@ class KafkaPythonBroker(Broker):
         if admin is not None:
             admin.close()
 
+    def greet(self) -> None:
+        """See that Kafka takes us in, once, and wait for it; see `service.broker.greeting`.
+
+        Raises:
+            BrokerError: it refuses us.
+        """
+        if not self._greeted:
+            greet(self._server)
+            self._greeted = True
+
     def _connected(self) -> Any:
         with self._lock:
             if self._admin is None:
+                self.greet()
                 self._admin = KafkaAdminClient(**self._server.options())
             return self._admin

@@ -1,25 +1,32 @@
 """How kafka-python (3.0.12) gets a response's bytes: a few times less often out of the socket, and with fewer copies.
 
 The library reads 4 kB at a time, for each of which its thread gives the GIL away and has to get it back, and copies a
-response four times before it is looked at: that was most of a restore's time. `install` puts these two in the place of
-the library's own, for all of its clients in this process.
+response four times before it is looked at: that was most of a restore's time. And of a connection that has ended it
+throws away what came before the end, which may be Kafka's word that the password is wrong. `install` puts these in the
+place of the library's own, for all of its clients in this process.
 """
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import numpy as np
 from kafka import errors
 from kafka.net import manager
-from kafka.net.transport import KafkaTCPTransport
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.protocol import parser
 
 _ROOM = 512 << 10  # bytes taken at a time: they stay in the processor's cache until they are in their frame
 
 
-class Transport(KafkaTCPTransport):  # type: ignore[misc]
-    """One connection."""
+_NOTHING_YET = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class _Reading:
+    """How a connection of either kind reads; the library's own transport comes behind it."""
+
+    _sock: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -32,13 +39,25 @@ class Transport(KafkaTCPTransport):  # type: ignore[misc]
             while size < _ROOM:
                 more = self._sock.recv_into(self._room[size:])
                 if not more:
-                    return self._room[:size], errors.KafkaConnectionError("socket disconnected")
+                    return self._ended(size, errors.KafkaConnectionError("socket disconnected"))
                 size += more
-        except (BlockingIOError, InterruptedError):
+        except _NOTHING_YET:
             pass
         except Exception as error:  # the library, too, takes whatever it is for the connection's end
-            return self._room[:size], errors.KafkaConnectionError(error)
+            return self._ended(size, errors.KafkaConnectionError(error))
         return self._room[:size], None
+
+    def _ended(self, size: int, error: BaseException) -> tuple[memoryview, BaseException | None]:
+        """The library looks at nothing that comes with an error: what came before goes first, the end is met again."""
+        return self._room[:size], None if size else error
+
+
+class Transport(_Reading, KafkaTCPTransport):  # type: ignore[misc]
+    """One connection."""
+
+
+class TLSTransport(_Reading, KafkaSSLTransport):  # type: ignore[misc]
+    """One encrypted connection."""
 
 
 class Frame:
@@ -80,4 +99,5 @@ def _memory(size: int) -> memoryview:
 def install() -> None:
     """From now on, what connects reads so."""
     manager.KafkaTCPTransport = Transport
+    manager.KafkaSSLTransport = TLSTransport
     parser.KafkaBytes = Frame

@@ -37,6 +37,7 @@ class Server(calls.Server):
             "bootstrap_timeout_ms": self.timeout_ms,
             "request_timeout_ms": max(1_000, min(30_000, self.timeout_ms)),
             "reconnect_backoff_max_ms": 1_000,  # a broker that comes back is found again within a second
+            **self.security.kafka_python(),
         }
 
     def not_ready(self, error: BaseException) -> bool:

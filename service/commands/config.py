@@ -7,6 +7,7 @@ import json
 import os
 
 from service import configuration, settings
+from service.secrets import Secret
 
 HELP = "Print the settings in force, and where each came from."
 EXAMPLE = """\
@@ -27,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         entries = {
             name: {
-                "value": value,
+                "value": _shown(value),
                 "origin": origin,
-                "default": settings.default(name),
+                "default": _shown(settings.default(name)),
                 "variable": settings.variable(name),
                 "flag": settings.flag(name),
                 "help": settings.FIELDS[name].metadata["help"],
@@ -39,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(entries, indent=2))
         return 0
     wide = max(len(name) for name in found)
-    shown = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, (value, _) in found.items()}
+    shown = {
+        name: str(value).lower() if isinstance(value, bool) else str(value) or "-" for name, (value, _) in found.items()
+    }
     wide_value = max(len(text) for text in shown.values())
     group = ""
     for name, (_, origin) in found.items():
@@ -48,3 +51,7 @@ def run(args: argparse.Namespace) -> int:
             group = settings.FIELDS[name].metadata["group"]
         print(f"{name:<{wide}}  {shown[name]:<{wide_value}}  {origin}")
     return 0
+
+
+def _shown(value: object) -> object:
+    return str(value) if isinstance(value, Secret) else value

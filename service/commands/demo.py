@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 from pathlib import Path
 
 from service import configuration, logs, settings
@@ -38,14 +39,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="use this Kafka [an embedded one is started]",
     )
-    configuration.add_flags(parser, "client", "broker_timeout_seconds")
+    configuration.add_flags(parser, *(name for name in settings.CONNECTION if name != "bootstrap_servers"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, then run it."""
     logs.setup("critical")  # what matters comes as an error; the worker's log is a file
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    config = configuration.from_args(args)
+    found = configuration.resolve(
+        configuration.flags_of(args) | ({"bootstrap_servers": args.kafka} if args.kafka else {}), os.environ
+    )
+    config = settings.Settings(**{name: value for name, (value, _) in found.items()})
+    if args.kafka is None and config.security_protocol != settings.default("security_protocol"):
+        raise UsageError(
+            "the demo's own Kafka asks nobody who they are",
+            got=f"{found['security_protocol'][1]} {config.security_protocol}",
+            do="Name the Kafka that it is for with --bootstrap-servers, or leave it out.",
+        )
     from service.demo.run import Plan
     from service.demo.run import run as run_demo
 
@@ -59,10 +69,24 @@ def run(args: argparse.Namespace) -> int:
             model=Path(args.model).absolute() if args.model else None,
             data=Path(args.data).absolute() if args.data else None,
             bootstrap_servers=args.kafka,
+            connection=_connection(args, config),
         ),
         config,
     )
     return 0
+
+
+def _connection(args: argparse.Namespace, config: settings.Settings) -> tuple[str, ...]:
+    """What the worker and the producer are told of Kafka, besides its address; they run in another folder."""
+    flags = []
+    for name in settings.CONNECTION:
+        value = getattr(config, name)
+        if settings.is_secret(name):
+            value = getattr(args, name) or os.environ.get(settings.variable(name)) or ""
+        if name != "bootstrap_servers" and value != settings.default(name) and value:
+            path = settings.flag(name).endswith("-file")
+            flags += [settings.flag(name), str(Path(value).expanduser().absolute() if path else value)]
+    return tuple(flags)
 
 
 def _positive(flag: str, text: str) -> float:

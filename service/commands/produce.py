@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from service import configuration, logs, sources
+from service import configuration, logs, settings, sources
 from service.errors import UsageError
 from service.pace import Clock, LiveClock, paced, parse_speed
 from service.records import Reading, read_model_config, readings
@@ -91,7 +91,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--speed", metavar="X", help="event seconds for each second: 1 [default], 3600, or max")
     add("--limit", metavar="N", help="stop after so many readings")
     add("--dry-run", action="store_true", help="print the records to stdout, one JSON object a line; needs no Kafka")
-    configuration.add_flags(parser, "bootstrap_servers", "client", "input_topic", "broker_timeout_seconds", "log_level")
+    configuration.add_flags(parser, *settings.CONNECTION, "input_topic", "log_level")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,9 +106,9 @@ def run(args: argparse.Namespace) -> int:
         with stop_on_signals(clock):
             return send(batches, Printer(), config.input_topic, 0.0, "printed")
 
-    from service.broker.connect import connect
+    from service.broker.connect import connect_as_set
 
-    broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
+    broker = connect_as_set(config)
     try:
         check_topic(broker, config)
         producer = broker.producer()

@@ -21,7 +21,7 @@ EXAMPLE = """\
 tidecast replay --model model --data weather.csv --out forecasts.jsonl
 tidecast replay --model model --data weather.csv.gz | jq -c '[.series, .ts, .targets.temp.p50[0]]' | head"""
 
-_SETTINGS = ("model_max_bytes", "max_gap_steps", "intra_op_threads")
+_SETTINGS = ("model_sha256", "model_max_bytes", "max_gap_steps", "intra_op_threads")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,12 @@ def run(args: argparse.Namespace) -> int:
 
     config = configuration.from_args(args)
     columns = read_model_config(args.model).columns
-    model = Model.load(args.model, max_bytes=config.model_max_bytes, intra_op_threads=config.intra_op_threads)
+    model = Model.load(
+        args.model,
+        max_bytes=config.model_max_bytes,
+        intra_op_threads=config.intra_op_threads,
+        sha256=config.model_sha256 or None,
+    )
     check_features(columns, model.spec.features, args.model)
     # The file is history: no clock limits its times, and no series is forgotten for being idle.
     config = dataclasses.replace(

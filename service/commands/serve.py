@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a worker, the model that is loaded is the newest
 
     # Imported here: `tidecast serve --help` need not wait for onnxruntime.
-    from service.broker.connect import connect
+    from service.broker.connect import connect_as_set
     from service.collector import Collector
     from service.http import HttpServer
     from service.messages import DeadLetterReason
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     watch.refused = metrics.model_swaps.labels("refused").inc
     with HttpServer(config.http_host, config.http_port, metrics.registry) as http:
         log.info("listening", extra={"url": http.url})
-        broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
+        broker = connect_as_set(config)
         try:
             collector = Collector()
             worker = Worker(config, model, broker, metrics, watch.take, collector.turn, tracing)

@@ -13,7 +13,7 @@ import msgspec
 
 from service import configuration, settings, state_file, states
 from service.broker.base import Broker
-from service.broker.connect import connect
+from service.broker.connect import connect_as_set
 from service.changelog import Codec, Header, Snapshot, read_header
 from service.errors import BrokerError, UsageError
 from service.output import open_output
@@ -74,13 +74,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     configuration.add_flags(
         parser,
-        "bootstrap_servers",
-        "client",
+        *settings.CONNECTION,
         "input_topic",
         "changelog_topic",
         "group",
-        "broker_timeout_seconds",
         "model",
+        "model_sha256",
         "model_max_bytes",
     )
 
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     config = configuration.from_args(args)
     _check(args)
     spec = _spec(args, config) if args.action == "show" else None  # before Kafka: a wrong file should not wait for it
-    broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
+    broker = connect_as_set(config)
     try:
         if args.action == "list":
             _list(broker, config, limit=args.limit, as_json=bool(args.json))
@@ -130,7 +129,7 @@ def _spec(args: argparse.Namespace, config: Settings) -> ModelSpec | None:
         return None
     from service.model import Model  # onnxruntime takes a while to import, and only this needs it
 
-    return Model.load(config.model, max_bytes=config.model_max_bytes).spec
+    return Model.load(config.model, max_bytes=config.model_max_bytes, sha256=config.model_sha256 or None).spec
 
 
 def _list(broker: Broker, config: Settings, *, limit: int | None, as_json: bool) -> None:

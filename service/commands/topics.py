@@ -6,7 +6,7 @@ import argparse
 
 from service import configuration, settings
 from service.broker.base import Broker
-from service.broker.connect import connect
+from service.broker.connect import connect_as_set
 from service.errors import BrokerError, UsageError
 from service.settings import Settings
 from service.topics import CHANGELOG_CONFIG, check_compacted
@@ -39,13 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     configuration.add_flags(
         parser,
-        "bootstrap_servers",
-        "client",
+        *settings.CONNECTION,
         "input_topic",
         "output_topic",
         "dead_letter_topic",
         "changelog_topic",
-        "broker_timeout_seconds",
     )
 
 
@@ -56,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1", got=value)
-    broker = connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
+    broker = connect_as_set(config)
     try:
         if args.action == "create":
             made = create(broker, config, partitions=args.partitions, replication_factor=args.replication_factor)

@@ -20,7 +20,7 @@ from types import FrameType
 import msgspec
 
 from service.broker.base import Batch, Broker, Consumer
-from service.broker.connect import connect
+from service.broker.connect import connect_as_set
 from service.commands import topics
 from service.demo.children import Child, command
 from service.demo.display import error_lines, make_display
@@ -47,6 +47,7 @@ class Plan:
     model: Path | None  # None = train on the sample, once
     data: Path | None  # None = the sample
     bootstrap_servers: str | None  # None = an embedded broker
+    connection: tuple[str, ...] = ()  # flags for whoever connects to it
 
 
 class Asked(BaseException):
@@ -70,10 +71,20 @@ def run(plan: Plan, settings: Settings) -> None:
         settings = _own_topics(settings, stack)
         board = Scoreboard(parse_time(config.test_from) if config.test_from else 0)
 
-        worker = _child(stack, 20.0, "worker", plan.folder, "serve", "--model", str(model), *_worker_flags(settings))
+        worker = _child(
+            stack,
+            20.0,
+            "worker",
+            plan.folder,
+            "serve",
+            "--model",
+            str(model),
+            *_worker_flags(settings),
+            *plan.connection,
+        )
         url = _await_ready(worker)
         _say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
-        produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings))
+        produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings), *plan.connection)
         if config.test_from is not None:
             past = str(board.start_ms - HISTORY_MS)
             _history(stack, plan.folder, *produce, "--from", past, "--until", str(board.start_ms), "--speed", "max")
@@ -137,7 +148,7 @@ def _own_topics(settings: Settings, stack: contextlib.ExitStack) -> Settings:
         changelog_topic=f"{run_name}-state",
         group=run_name,
     )
-    broker = connect(own.bootstrap_servers, client=own.client, timeout_s=own.broker_timeout_seconds)
+    broker = connect_as_set(own)
     stack.callback(_delete_topics, broker, own)
     topics.create(broker, own, partitions=PARTITIONS)
     return own
@@ -204,7 +215,7 @@ def _watch(
     """Read both topics from their beginning and show them, until the time is up or the file has ended."""
     target = UNIVARIATE if config.columns.each_column else config.data.targets[0]
     unit = config.data.units.get(config.data.targets[0], "")
-    broker = connect(settings.bootstrap_servers, client=settings.client, timeout_s=settings.broker_timeout_seconds)
+    broker = connect_as_set(settings)
     display = make_display(target, unit, title)
     end = time.monotonic() + plan.seconds
     readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))

@@ -115,6 +115,45 @@ def test_an_endless_request_line_is_refused(server):
     assert get(server, "/series/" + "a" * pages.MAX_REQUEST_LINE)[0].status == 414
 
 
+def sent(server, request):
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    connection.sendall(request)
+    return connection
+
+
+def test_endless_headers_are_refused(server):
+    with sent(server, b"GET /livez HTTP/1.0\r\n" + b"X-A: %b\r\n" % (b"a" * 4_000) * 9) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.0 431 ")
+
+
+def test_a_body_is_not_waited_for(server):
+    with sent(server, b"GET /livez HTTP/1.0\r\nContent-Length: 1000000000\r\n\r\n") as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.0 200 ")
+
+
+def test_who_sends_a_byte_now_and_then_keeps_no_place(server, monkeypatch):
+    monkeypatch.setattr(pages, "TOTAL_SECONDS", 0.3)
+    with sent(server, b"GET /livez HTTP/1.0\r\nX-Slow: ") as connection:
+        connection.settimeout(0.02)
+        for _ in range(500):  # within the time for each byte
+            try:
+                connection.sendall(b"a")
+                if connection.recv(1) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    pytest.fail("it was never closed")
+
+
+def test_who_asks_and_says_nothing_more_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(pages._Handler, "timeout", 0.2)
+    with sent(server, b"GET /li") as connection:
+        assert connection.recv(1) == b""
+
+
 def test_more_connections_than_it_serves_are_dropped_and_do_not_stop_it(server, monkeypatch):
     host, port = server.url.removeprefix("http://").split(":")
     idle = [socket.create_connection((host, int(port)), timeout=5) for _ in range(pages.MAX_CONNECTIONS)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -357,3 +358,8 @@ def test_the_self_test_allows_what_its_tolerance_says(tmp_path: Path) -> None:
     near = [v * (1 + 5e-4) for v in spec.self_test.y]
     test = SelfTest(x=spec.self_test.x, ts=spec.self_test.ts, y=near, rtol=1e-3)
     assert Model.load(counting_model(tmp_path, self_test=test)).spec.self_test.y == near
+
+
+def test_a_pipe_in_the_place_of_the_file_is_refused_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    refused(tmp_path, "it is not a file")

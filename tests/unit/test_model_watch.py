@@ -94,3 +94,22 @@ def test_when_told_to_it_looks_at_once(watch, place, tmp_path):
 def test_a_worker_without_a_model_does_not_start(tmp_path):
     with pytest.raises(ModelError, match="cannot be read"):
         ModelWatch(Settings(model=str(tmp_path / "none")))
+
+
+def test_a_newer_file_that_is_not_the_pinned_one_is_refused_with_one_line_and_the_old_one_goes_on(
+    place, tmp_path, caplog
+):
+    digest = ModelWatch(Settings(model=str(place))).model.sha256
+    watch = ModelWatch(Settings(model=str(place), model_sha256=digest))
+    with caplog.at_level(logging.ERROR):
+        published(place, tmp_path, SUCCESSORS[1])
+        assert looks(watch, 5) is None
+    (line,) = caplog.records
+    assert line.message == "the new model is refused, the old one goes on"
+    assert "not the one that was asked for" in line.reason and digest in line.reason
+    assert watch.model.sha256 == digest
+
+
+def test_a_worker_whose_first_model_is_not_the_pinned_one_does_not_start(place):
+    with pytest.raises(ModelError, match=r"not the one that was asked for.*--model-sha256"):
+        ModelWatch(Settings(model=str(place), model_sha256="0" * 64))

@@ -1,0 +1,48 @@
+"""Secrets: texts that go to the library that needs them, and are shown nowhere."""
+
+from __future__ import annotations
+
+import json
+
+MASK = "***"
+_SHORTEST = 4  # what is shorter stands in too many other words to be hidden wherever it stands
+
+_known: set[str] = set()  # every form in which a secret of this process may stand in a text
+
+
+class Secret:
+    """A password. Its text is had by `reveal` alone: printed, logged or in a traceback it is `***`."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+        if len(text) >= _SHORTEST:
+            # Libraries print what they send: as text, as repr, as bytes; we, as JSON.
+            _known.update((text, repr(text)[1:-1], repr(text.encode())[2:-1], json.dumps(text)[1:-1]))
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __str__(self) -> str:
+        return MASK if self._text else ""
+
+    def __repr__(self) -> str:
+        return f"Secret({str(self)!r})"
+
+
+def masked(text: str) -> str:
+    """`text` without the secrets of this process that stand in it."""
+    for secret in sorted(_known, key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return text

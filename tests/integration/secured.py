@@ -1,0 +1,112 @@
+"""A real Kafka that asks who is there: TLS with SASL on one port, TLS with certificates of both sides on another."""
+
+import socket
+from types import SimpleNamespace
+
+import trustme
+from cryptography.hazmat.primitives import serialization
+from kafka import KafkaAdminClient
+from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
+
+from service.broker.embedded import EmbeddedBroker
+from service.broker.security import Security
+from service.secrets import Secret
+
+USER, PASSWORD = "alice", "s3cret-\"pass'word\\of-alice"
+KEY_PASSWORD = "k3y-pass-of-the-certificate"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def write_key_and_chain(path, issued, *, password=None, key_only=False):
+    """PKCS#8, as Java reads keys; encrypted with a password where one is given."""
+    key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
+    how = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
+    path.write_bytes(pem if key_only else pem + b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    return path
+
+
+def make(folder):
+    """The files of an authority, of Kafka (known as `localhost`, and by no other name), and of a client."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    files = SimpleNamespace(folder=folder, ca=folder / "ca.pem", other_ca=folder / "other-ca.pem")
+    authority.cert_pem.write_to_path(files.ca)
+    stranger.cert_pem.write_to_path(files.other_ca)
+    files.kafka = write_key_and_chain(folder / "kafka.pem", authority.issue_cert("localhost"))
+    client = authority.issue_cert("client@tidecast")
+    files.client = folder / "client.pem"
+    files.client.write_bytes(b"".join(blob.bytes() for blob in client.cert_chain_pems))
+    files.client_key = write_key_and_chain(folder / "client.key", client, password=KEY_PASSWORD, key_only=True)
+    files.strangers = write_key_and_chain(folder / "stranger.pem", stranger.issue_cert("client@nowhere"))
+    files.password = folder / "password"
+    files.password.write_text(PASSWORD + "\n")
+    files.wrong_password = folder / "wrong-password"
+    files.wrong_password.write_text("wr0ng-password-of-alice\n")
+    files.key_password = folder / "key-password"
+    files.key_password.write_text(KEY_PASSWORD)
+    return files
+
+
+class SecuredKafka:
+    """Kafka on three ports: `open` (no questions, for the test itself), `sasl` (TLS; SCRAM, PLAIN), `mutual` (mTLS)."""
+
+    def __init__(self, folder):
+        self.files = make(folder)
+        sasl, mutual = free_port(), free_port()
+        self.sasl, self.mutual = f"localhost:{sasl}", f"localhost:{mutual}"
+        listeners = f"PLAINTEXT://127.0.0.1:{{port}},SASL://127.0.0.1:{sasl},MUTUAL://127.0.0.1:{mutual}"
+        jaas = "org.apache.kafka.common.security"
+        quoted = PASSWORD.replace("\\", "\\\\").replace('"', '\\"').replace("\\", "\\\\")  # JAAS, then properties
+        properties = {
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{{controller_port}}",
+            "advertised.listeners": listeners.replace("SASL://127.0.0.1", "SASL://localhost").replace(
+                "MUTUAL://127.0.0.1", "MUTUAL://localhost"
+            ),
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self.files.kafka),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.files.ca),
+            "listener.name.mutual.ssl.client.auth": "required",
+            "listener.name.sasl.sasl.enabled.mechanisms": "SCRAM-SHA-512,PLAIN",
+            "listener.name.sasl.scram-sha-512.sasl.jaas.config": f"{jaas}.scram.ScramLoginModule required;",
+            "listener.name.sasl.plain.sasl.jaas.config": (
+                f'{jaas}.plain.PlainLoginModule required user_{USER}="{quoted}";'
+            ),
+        }
+        self.embedded = EmbeddedBroker(folder / "kafka", heap_mb=256, properties=properties)
+        self.embedded.start(print)
+        self.open = self.embedded.bootstrap_servers
+        admin = KafkaAdminClient(bootstrap_servers=self.open)
+        admin.alter_user_scram_credentials([UserScramCredentialUpsertion(USER, ScramMechanism.SCRAM_SHA_512, PASSWORD)])
+        admin.close()
+
+    def flags(self, kind):
+        """What a command is told to get in."""
+        if kind == "mTLS":
+            return [
+                f"--bootstrap-servers={self.mutual}",
+                "--security-protocol=SSL",
+                f"--tls-ca-file={self.files.ca}",
+                f"--tls-cert-file={self.files.client}",
+                f"--tls-key-file={self.files.client_key}",
+                f"--tls-key-password-file={self.files.key_password}",
+            ]
+        return [
+            f"--bootstrap-servers={self.sasl}",
+            "--security-protocol=SASL_SSL",
+            f"--sasl-mechanism={kind}",
+            f"--kafka-username={USER}",
+            f"--kafka-password-file={self.files.password}",
+            f"--tls-ca-file={self.files.ca}",
+        ]
+
+    def security(self):
+        """The same for a port, with SCRAM."""
+        return Security("SASL_SSL", username=USER, password=Secret(PASSWORD), ca_file=str(self.files.ca))

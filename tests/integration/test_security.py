@@ -1,0 +1,168 @@
+"""TLS and SASL on a real Kafka: who belongs there gets in, who does not is told why; and no secret is seen anywhere."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from service.broker.base import Outgoing
+from service.broker.connect import CLIENTS, connect
+from tests.counted import Counted
+from tests.integration.secured import KEY_PASSWORD, PASSWORD, SecuredKafka
+from tests.serving import serving
+
+KINDS = ("SCRAM-SHA-512", "PLAIN", "mTLS")
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory):
+    kafka = SecuredKafka(tmp_path_factory.mktemp("secured"))
+    yield kafka
+    kafka.embedded.stop()
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request):
+    return request.param
+
+
+@pytest.fixture
+def t(secured, client):
+    """The topics of one test, looked at through the port that asks no questions."""
+    made = Counted(secured.open, 2, 3, client=client)
+    yield made
+    made.broker.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_answers_exactly_once_over_tls_and_no_secret_is_seen(secured, t, model, kind):
+    t.feed(5)
+    flags = ("--model", model, *t.flags, *secured.flags(kind), "--log-level=debug")
+    with serving(*flags) as worker:
+        worker.ready()
+        t.feed(5)
+        t.read(t.forecasts, t.steps * len(t.series))
+        pages = "".join(worker.get(page)[1] for page in ("/metrics", "/series/s0-0", "/readyz", "/livez", "/"))
+        code, log = worker.end()
+    assert code == 0, log
+    t.feed(2)
+    with serving(*flags) as worker:  # restores its states over TLS
+        t.read(t.forecasts, t.steps * len(t.series))
+        code, again = worker.end()
+    assert code == 0, again
+    t.check()
+    assert len(log) > 10_000, "the libraries have said what they do"
+    no_secret_in(log + again + pages)
+
+
+def no_secret_in(text):
+    for secret in (PASSWORD, KEY_PASSWORD):
+        for form in (secret, secret.encode().hex(), repr(secret)[1:-1], repr(secret.encode())[2:-1], secret[:12]):
+            assert form not in text
+
+
+def refused(secured, t, model, *flags, kind="SCRAM-SHA-512"):
+    """What a worker says that Kafka does not take in, or that does not trust it."""
+    given = dict(flag.split("=", 1) for flag in (*t.flags, *secured.flags(kind), *flags))
+    began = time.monotonic()
+    said = refusal(model, *(f"{name}={value}" for name, value in given.items() if value))
+    assert time.monotonic() - began < 45, "it went on for as long as for a Kafka that is away"
+    no_secret_in(said)
+    return said
+
+
+def refusal(model, *flags):
+    with serving("--model", model, *flags) as worker:
+        code, log = worker.end(signum=None)
+    assert code == 1 and "Traceback" not in log, log
+    last = log.splitlines()[-1]
+    assert last.startswith("tidecast: ")
+    return last
+
+
+@pytest.mark.parametrize("kind", ["SCRAM-SHA-512", "PLAIN"])
+def test_a_wrong_password_is_refused_with_the_user_and_what_to_check(secured, t, model, kind):
+    said = refused(secured, t, model, f"--kafka-password-file={secured.files.wrong_password}", kind=kind)
+    assert f"refuses the user 'alice' with {kind}: the name or the password is wrong" in said
+    assert "Check --kafka-username, --kafka-password-file and --sasl-mechanism" in said
+
+
+def test_a_mechanism_that_kafka_does_not_take_is_refused(secured, t, model):
+    assert "does not take SCRAM-SHA-256" in refused(secured, t, model, "--sasl-mechanism=SCRAM-SHA-256")
+
+
+def test_a_kafka_whose_authority_is_not_trusted_is_refused(secured, t, model):
+    said = refused(secured, t, model, f"--tls-ca-file={secured.files.other_ca}")
+    assert f"the certificate of Kafka at {secured.sasl} is not trusted" in said and "--tls-ca-file" in said
+    assert "is not trusted" in refused(secured, t, model, "--tls-ca-file=")  # the machine's own authorities
+
+
+def test_a_missing_client_certificate_is_refused(secured, t, model):
+    nothing = ("--tls-cert-file=", "--tls-key-file=", "--tls-key-password-file=")
+    said = refused(secured, t, model, *nothing, kind="mTLS")
+    assert "want" in said and "certificate of ours" in said and "--tls-cert-file" in said
+
+
+def test_a_client_certificate_of_an_authority_that_kafka_does_not_trust_is_refused(secured, t, model):
+    strange = (f"--tls-cert-file={secured.files.strangers}", "--tls-key-file=", "--tls-key-password-file=")
+    said = refused(secured, t, model, *strange, kind="mTLS")
+    assert f"refuses our certificate {secured.files.strangers}" in said
+
+
+def test_a_kafka_under_a_name_that_its_certificate_does_not_have_is_refused(secured, t, model):
+    address = secured.sasl.replace("localhost", "127.0.0.1")
+    said = refused(secured, t, model, f"--bootstrap-servers={address}")
+    assert f"the certificate of Kafka at {address} is for another name" in said and "127.0.0.1" in said
+
+
+def test_tls_to_a_port_without_is_refused(secured, t, model):
+    said = refused(secured, t, model, f"--bootstrap-servers={secured.open}")
+    assert "speak TLS on this port" in said
+
+
+def test_no_tls_to_a_port_with_it_is_refused(secured, t, model):
+    said = refusal(model, *t.flags, f"--bootstrap-servers={secured.sasl}")
+    assert "it may want TLS" in said and "--security-protocol SSL" in said
+
+
+def test_each_command_gets_in_with_the_same_flags(secured, t, model, tmp_path):
+    flags = [*secured.flags("SCRAM-SHA-512"), f"--client={t.client}"]
+    t.feed(1)
+    t.live(model)
+    topics = [f"--input-topic={t.readings}", f"--changelog-topic={t.states}", f"--group={t.group}"]
+    output = tidecast("topics", "list", *flags)
+    assert t.readings in output
+    assert "s0-0" in tidecast("state", "list", *flags, *topics)
+    sent = ["produce", "sine", "--series", "2", "--limit", "6", "--speed", "max", f"--input-topic={t.readings}"]
+    tidecast(*sent, *flags)
+    assert len(t.read(t.readings, 12)) == 12
+
+
+def tidecast(*args):
+    command = [sys.executable, "-m", "service", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    no_secret_in(done.stdout + done.stderr)
+    return done.stdout
+
+
+def test_a_changelog_of_megabytes_comes_whole_over_tls(secured, client):
+    port = connect(secured.sasl, client=client, timeout_s=30, security=secured.security())
+    name = f"large-{client}-{time.time_ns()}"
+    port.create_topic(name, 1)
+    producer, sent = port.producer(), [bytes([i % 251]) * (100_000 + i) for i in range(100)]
+    outgoing = Outgoing(name)
+    for value in sent:
+        outgoing.append(b"k", value, partition=0)
+    producer.produce(outgoing)
+    producer.flush(30)
+    producer.close()
+    consumer, found = port.consumer(), []
+    consumer.assign(name, {0: -2})
+    deadline = time.monotonic() + 60
+    while len(found) < len(sent) and time.monotonic() < deadline:
+        found += consumer.poll(0.5, 1_000).values
+    consumer.close()
+    port.close()
+    assert found == sent
