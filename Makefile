@@ -22,7 +22,7 @@ DEMO_SECONDS := $(if $(filter-out environment default,$(origin SECONDS)),--secon
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test chaos bench lint types unit integration format pins audit clean
+.PHONY: help demo setup test chaos bench lint types unit integration format pins audit compose-test clean
 
 help: ## Print this
 	@echo "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka."; echo
@@ -71,6 +71,10 @@ pins: $(BIN)/python ## Bring requirements.txt up to date with pyproject.toml (UP
 	  --all-extras --no-annotate --no-header $(if $(UPGRADE),,-c requirements.txt) pyproject.toml - >> requirements.new
 	@mv requirements.new requirements.txt
 	@echo "tidecast: requirements.txt is made again; run make test before you keep it"
+
+COMPOSE_CHECK := $(wildcard ../shared/compose-check/compose-check)
+compose-test: $(VENV)/.dev ## The compose file for real: up, forecasts, a scrape, three workers, one killed, down without a trace
+	@$(BIN)/python -m tests.compose $(if $(shell command -v docker),,$(if $(COMPOSE_CHECK),--check $(COMPOSE_CHECK)))
 
 audit: $(VENV)/.audit ## Known weaknesses of all pinned packages, and an SBOM (CycloneDX) in build/sbom.json
 	@$(BIN)/python deploy/audit.py requirements.txt build/sbom.json
