@@ -63,7 +63,7 @@ def weather(tmp_path_factory):
         config = config.replace(ours, small)
     (folder / "weather.toml").write_text(config)
     command = [sys.executable, "-m", "service", "train", folder / "weather.toml", "--out", folder / "model"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder / "model"
 
