@@ -1,20 +1,23 @@
 """TLS and SASL on a real Kafka: who belongs there gets in, who does not is told why; and no secret is seen anywhere."""
 
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from service.broker.base import Outgoing
 from service.broker.connect import CLIENTS, connect
 from tests.counted import Counted
-from tests.integration.secured import KEY_PASSWORD, PASSWORD, SecuredKafka, free_port
+from tests.integration.secured import KEY_PASSWORD, LIMITED, PASSWORD, SecuredKafka, free_port
 from tests.serving import serving
 
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 KINDS = ("SCRAM-SHA-512", "PLAIN", "mTLS")
 
 
@@ -173,6 +176,33 @@ def test_tls_to_a_port_without_is_refused(secured, t, model):
 def test_no_tls_to_a_port_with_it_is_refused(secured, t, model):
     said = refusal(model, *t.flags, f"--bootstrap-servers={secured.sasl}")
     assert "it may want TLS" in said and "--security-protocol SSL" in said
+
+
+def test_a_worker_needs_no_more_rights_than_the_page_says(secured, t, model):
+    rights = re.findall(r"^\| (TOPIC|GROUP|TRANSACTIONAL_ID) \| (.*) \| (.*) \|$", PAGE.read_text("utf-8"), re.M)
+    names = {"input": t.readings, "output": t.forecasts, "dead letters": t.dead, "changelog": t.states}
+    names |= {"--group": t.group, "--group and a beginning": f"{t.group}*"}
+    allowed = [
+        (kind, names[name], operation)
+        for kind, which, operations in rights
+        for name in which.split(", ")
+        for operation in operations.split(", ")
+    ]
+    assert len(allowed) > 6
+    secured.allow(allowed)
+    flags = [*t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={LIMITED}"]
+    for _ in range(2):  # the second restores
+        t.feed(3)
+        with serving("--model", model, *flags) as worker:
+            t.read(t.forecasts, t.steps * len(t.series))
+            code, log = worker.end()
+        assert code == 0, log
+    t.check()
+
+
+def test_a_right_that_is_missing_is_told(secured, t, model):
+    said = refusal(model, *t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={LIMITED}")
+    assert t.readings in said, said
 
 
 def test_each_command_gets_in_with_the_same_flags(secured, t, model, tmp_path):
