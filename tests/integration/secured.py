@@ -22,6 +22,7 @@ from service.broker.security import Security
 from service.secrets import Secret
 
 LIMITED = "bob"  # may do what he is allowed, with the same password
+CHANGING = "carol"  # made by the test that changes the password
 USER, PASSWORD = "alice", "s3cret-\"pass'word\\of-alice"
 KEY_PASSWORD = "k3y-pass-of-the-certificate"
 
@@ -82,7 +83,7 @@ class SecuredKafka:
             "listener.security.protocol.map": protocols,
             "inter.broker.listener.name": "PLAINTEXT",
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "super.users": f"User:ANONYMOUS;User:{USER};User:client",  # all but LIMITED
+            "super.users": f"User:ANONYMOUS;User:{USER};User:{CHANGING};User:client",  # all but LIMITED
             "ssl.principal.mapping.rules": "RULE:^.*$/client/",
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(self.files.kafka),
@@ -98,10 +99,13 @@ class SecuredKafka:
         self.embedded = EmbeddedBroker(folder / "kafka", heap_mb=256, properties=properties)
         self.embedded.start(print)
         self.open = self.embedded.bootstrap_servers
+        for user in (USER, LIMITED):
+            self.set_password(user, PASSWORD)
+
+    def set_password(self, user, password):
+        """With SCRAM; the user is made where there is none."""
         admin = KafkaAdminClient(bootstrap_servers=self.open)
-        admin.alter_user_scram_credentials(
-            [UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_512, PASSWORD) for user in (USER, LIMITED)]
-        )
+        admin.alter_user_scram_credentials([UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_512, password)])
         admin.close()
 
     def allow(self, rights):

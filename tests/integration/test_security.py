@@ -14,7 +14,7 @@ import pytest
 from service.broker.base import Outgoing
 from service.broker.connect import CLIENTS, connect
 from tests.counted import Counted
-from tests.integration.secured import KEY_PASSWORD, LIMITED, PASSWORD, SecuredKafka, free_port
+from tests.integration.secured import CHANGING, KEY_PASSWORD, LIMITED, PASSWORD, SecuredKafka, free_port
 from tests.serving import serving
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
@@ -197,6 +197,18 @@ def test_a_worker_needs_no_more_rights_than_the_page_says(secured, t, model):
             code, log = worker.end()
         assert code == 0, log
     t.check()
+
+
+def test_a_worker_whose_password_is_changed_ends_and_says_so_once_kafka_asks_again(secured, t, model):
+    secured.set_password(CHANGING, PASSWORD)
+    flags = [*t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={CHANGING}", "--broker-timeout-seconds=20"]
+    with serving("--model", model, *flags) as worker:
+        worker.ready()
+        secured.set_password(CHANGING, "an0ther-password")
+        secured.embedded.stop()
+        secured.embedded.start(print)
+        code, log = worker.end(signum=None)
+    assert code == 1 and f"refuses the user '{CHANGING}' with SCRAM-SHA-512" in log.splitlines()[-1], log
 
 
 def test_a_right_that_is_missing_is_told(secured, t, model):
