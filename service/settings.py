@@ -210,7 +210,7 @@ CONNECTION = (  # what every command needs that goes to Kafka
 
 def is_secret(name: str) -> bool:
     """Whether it is one that nobody may see. It has no flag for its value, which every user of a machine could read."""
-    return isinstance(default(name), Secret)
+    return name in FIELDS and isinstance(default(name), Secret)
 
 
 def flag(name: str) -> str:
