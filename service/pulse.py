@@ -60,11 +60,11 @@ class Pulse:
         try:
             with self.patience(timeout_s):
                 ask()
-        except BrokerError:
+        except BrokerError as error:
             since = self._clock() - self._heard
             if since > _PROBE_SECONDS + timeout_s:
                 raise
             self._probe_again = self._clock() + SAY_SECONDS
-            log.warning("Kafka does not answer, waiting", extra={"seconds": round(since)})
+            log.warning("Kafka does not answer, waiting", extra={"seconds": round(since), "reason": error.what})
         else:
             self.heard()

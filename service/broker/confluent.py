@@ -40,29 +40,32 @@ class ConfluentBroker(Broker):
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
         """A new consumer; `group` None = only `assign` may be used."""
-        self._reach("connecting to consume")
-        return ConfluentConsumer(
-            self._server,
-            self.partitions,
-            self._other.holder,  # librdkafka (2.16) aborts the process where this call runs into its time limit
-            lambda name: self._other.consumer(group=name),
-            group=group,
-            isolation=isolation,
-            membership=membership,
-        )
+        with self._other.explained():
+            self._reach("connecting to consume")
+            return ConfluentConsumer(
+                self._server,
+                self.partitions,
+                self._other.holder,  # librdkafka (2.16) aborts the process where this call runs into its time limit
+                lambda name: self._other.consumer(group=name),
+                group=group,
+                isolation=isolation,
+                membership=membership,
+            )
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
-        if transactional_id is None:
-            self._reach("connecting to produce")
-            return ConfluentProducer(self._server, self.partitions)
-        return TransactionalProducer(self._server, self.partitions, transactional_id)
+        with self._other.explained():
+            if transactional_id is None:
+                self._reach("connecting to produce")
+                return ConfluentProducer(self._server, self.partitions)
+            self._server.call("connecting to produce", self._other.greet)
+            return TransactionalProducer(self._server, self.partitions, transactional_id)
 
     def partitions(self, topic: str) -> int | None:
         """How many partitions the topic has, None where there is no such topic."""
         doing = f"looking up the topic {topic}"
         # The library's plain look-up of metadata would make the topic, where the cluster makes topics by itself.
-        with self._server.errors(doing):
+        with self._other.explained(), self._server.errors(doing):
             try:
                 found = self._ask("describe_topics", TopicCollection([topic]))[topic]
             except KafkaException as error:

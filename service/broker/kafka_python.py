@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kafka import KafkaAdminClient, errors
@@ -17,6 +18,9 @@ from service.broker.kafka_python_consumer import KafkaPythonConsumer
 from service.broker.kafka_python_producer import KafkaPythonProducer
 from service.broker.kafka_python_transactions import TransactionalProducer
 from service.broker.security import PLAIN_TEXT, Security
+from service.errors import Unanswered
+
+_WHY_S = 5.0  # to find out why it is silent
 
 
 class KafkaPythonBroker(Broker):
@@ -36,26 +40,29 @@ class KafkaPythonBroker(Broker):
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
         """A new consumer; `group` None = only `assign` may be used."""
-        self._server.call("connecting to consume", self.greet)
-        return KafkaPythonConsumer(
-            self._server,
-            self.partitions,
-            group=group,
-            isolation=isolation,
-            membership=membership,
-        )
+        with self.explained():
+            self._server.call("connecting to consume", self.greet)
+            return KafkaPythonConsumer(
+                self._server,
+                self.partitions,
+                group=group,
+                isolation=isolation,
+                membership=membership,
+            )
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
-        self._server.call("connecting to produce", self.greet)
-        if transactional_id is None:
-            return KafkaPythonProducer(self._server, self.partitions)
-        return TransactionalProducer(self._server, self.partitions, transactional_id)
+        with self.explained():
+            self._server.call("connecting to produce", self.greet)
+            if transactional_id is None:
+                return KafkaPythonProducer(self._server, self.partitions)
+            return TransactionalProducer(self._server, self.partitions, transactional_id)
 
     def partitions(self, topic: str) -> int | None:
         """How many partitions the topic has, None where there is no such topic."""
         doing = f"looking up the topic {topic}"
-        found = self._server.call(doing, lambda: self._connected().describe_topics([topic]))
+        with self.explained():
+            found = self._server.call(doing, lambda: self._connected().describe_topics([topic]))
         with self._server.errors(doing):
             code = found[0]["error_code"]
             if errors.for_code(code) is errors.UnknownTopicOrPartitionError:
@@ -139,10 +146,26 @@ class KafkaPythonBroker(Broker):
 
         Raises:
             BrokerError: it refuses us.
+            TimeoutError: it does not answer.
         """
         if not self._greeted:
             greet(self._server)
             self._greeted = True
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Where Kafka is silent inside, see whether it is because it refuses us by now: a password may have changed.
+
+        Raises:
+            BrokerError: it refuses us, or what was raised inside.
+        """
+        try:
+            yield
+        except Unanswered:
+            if self._server.security != PLAIN_TEXT:
+                with suppress(TimeoutError):
+                    greet(self._server.within(_WHY_S))
+            raise
 
     def _connected(self) -> Any:
         with self._lock:

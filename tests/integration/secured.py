@@ -6,12 +6,23 @@ from types import SimpleNamespace
 import trustme
 from cryptography.hazmat.primitives import serialization
 from kafka import KafkaAdminClient
-from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from service.broker.embedded import EmbeddedBroker
 from service.broker.security import Security
 from service.secrets import Secret
 
+LIMITED = "bob"  # may do what he is allowed, with the same password
+CHANGING = "carol"  # made by the test that changes the password
 USER, PASSWORD = "alice", "s3cret-\"pass'word\\of-alice"
 KEY_PASSWORD = "k3y-pass-of-the-certificate"
 
@@ -60,17 +71,20 @@ class SecuredKafka:
         self.files = make(folder)
         sasl, mutual, other = free_port(), free_port(), free_port()
         self.sasl, self.mutual, self.misnamed = (f"localhost:{port}" for port in (sasl, mutual, other))
-        asking = {"SASL": sasl, "MUTUAL": mutual, "OTHER": other}
-        listeners = ",".join(["PLAINTEXT://127.0.0.1:{port}"] + [f"{n}://127.0.0.1:{p}" for n, p in asking.items()])
+        here = "PLAINTEXT://127.0.0.1:{port}"
+        bound = f"SASL://127.0.0.1:{sasl},MUTUAL://127.0.0.1:{mutual},OTHER://127.0.0.1:{other}"
+        told = f"SASL://localhost:{sasl},MUTUAL://localhost:{mutual},OTHER://127.0.0.1:{other}"
+        protocols = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL,OTHER:SSL"
         jaas = "org.apache.kafka.common.security"
         quoted = PASSWORD.replace("\\", "\\\\").replace('"', '\\"').replace("\\", "\\\\")  # JAAS, then properties
         properties = {
-            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{{controller_port}}",
-            "advertised.listeners": listeners.replace("SASL://127.0.0.1", "SASL://localhost").replace(
-                "MUTUAL://127.0.0.1", "MUTUAL://localhost"
-            ),
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL,OTHER:SSL",
+            "listeners": f"{here},{bound},CONTROLLER://127.0.0.1:{{controller_port}}",
+            "advertised.listeners": f"{here},{told}",
+            "listener.security.protocol.map": protocols,
             "inter.broker.listener.name": "PLAINTEXT",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": f"User:ANONYMOUS;User:{USER};User:{CHANGING};User:client",  # all but LIMITED
+            "ssl.principal.mapping.rules": "RULE:^.*$/client/",
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(self.files.kafka),
             "ssl.truststore.type": "PEM",
@@ -85,8 +99,24 @@ class SecuredKafka:
         self.embedded = EmbeddedBroker(folder / "kafka", heap_mb=256, properties=properties)
         self.embedded.start(print)
         self.open = self.embedded.bootstrap_servers
+        for user in (USER, LIMITED):
+            self.set_password(user, PASSWORD)
+
+    def set_password(self, user, password):
+        """With SCRAM; the user is made where there is none."""
         admin = KafkaAdminClient(bootstrap_servers=self.open)
-        admin.alter_user_scram_credentials([UserScramCredentialUpsertion(USER, ScramMechanism.SCRAM_SHA_512, PASSWORD)])
+        admin.alter_user_scram_credentials([UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_512, password)])
+        admin.close()
+
+    def allow(self, rights):
+        """Give LIMITED these rights: (kind of resource, name, what), a name that ends with `*` being a beginning."""
+        acls = []
+        for kind, name, operation in rights:
+            pattern = ACLResourcePatternType.PREFIXED if name.endswith("*") else ACLResourcePatternType.LITERAL
+            resource = ResourcePattern(ResourceType[kind], name.removesuffix("*"), pattern)
+            acls.append(ACL(f"User:{LIMITED}", "*", ACLOperation[operation], ACLPermissionType.ALLOW, resource))
+        admin = KafkaAdminClient(bootstrap_servers=self.open)
+        admin.create_acls(acls)
         admin.close()
 
     def flags(self, kind):

@@ -67,7 +67,7 @@ def record(offset, steps=1):
 @pytest.fixture
 def bench(monkeypatch):
     bench = Bench()
-    monkeypatch.setattr(state, "connect_as_set", lambda settings: bench.broker)
+    monkeypatch.setattr(state, "connect_as_set", lambda config: bench.broker)
     return bench
 
 

@@ -11,7 +11,7 @@ from service.topics import CHANGELOG_CONFIG, check_topics
 @pytest.fixture
 def memory(monkeypatch):
     broker = MemoryBroker()
-    monkeypatch.setattr(topics, "connect_as_set", lambda settings: broker)
+    monkeypatch.setattr(topics, "connect_as_set", lambda config: broker)
     return broker
 
 
