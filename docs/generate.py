@@ -74,6 +74,9 @@ def metrics_page() -> str:
         "the interval is",
         "`rate(tidecast_interval_coverage_sum[5m]) / rate(tidecast_interval_coverage_count[5m])`.",
         "",
+        "Rules and alerts over these are in `deploy/prometheus/rules` ([what to do](runbook.md)), boards in",
+        "`deploy/grafana`.",
+        "",
         "Reasons of dead letters: " + ", ".join(f"`{r.value}`" for r in DeadLetterReason) + ".",
     ]
     return "\n".join(lines) + "\n"

@@ -69,10 +69,11 @@ def build() -> dashboard.Dashboard:
     ):  # fmt: skip
         made.with_panel(panel)
 
+    mean_rate = f"avg by (stage) (rate(tidecast_stage_seconds_sum{{{OURS}}}[$__rate_interval]))"
     made.with_row(dashboard.Row("Where the time goes"))
     for panel in (
-        lines("Share of the loop's time, by stage", "Seconds of each second. Much of `poll` is waiting for readings, "
-              "and means that there is room.", "percentunit", {"{{stage}}": rate("stage_seconds_sum", "stage")},
+        lines("Share of the loop's time, by stage", "Mean of the workers. Much of `poll` is waiting for readings, "
+              "and means that there is room.", "percentunit", {"{{stage}}": mean_rate},
               span=12, stacked=True),
         lines("Time of a batch, by stage (p99)", "One in a hundred batches takes longer in this stage.", "s",
               quantiles("tidecast_stage_seconds", "stage", (0.99,)), span=12, log=True),

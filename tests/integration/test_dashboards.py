@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.test_readme import free_port
 from tests.prometheus import program
-from tests.serving import PATIENCE, Topics, serving
+from tests.serving import PATIENCE, Topics, free_port, serving
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "training" / "samples"

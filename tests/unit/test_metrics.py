@@ -1,5 +1,7 @@
 """Metrics: the names are a contract, values begin at zero, no label holds a series' name."""
 
+import threading
+
 import msgspec
 import numpy as np
 import pytest
@@ -7,8 +9,11 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from service.broker.base import Outgoing
+from service.encoding import Sources
 from service.histogram import BulkHistogram
 from service.metrics import Metrics
+from service.policy import Counts, Result
 from service.spec import Diagnostic, ModelSpec, SelfTest, TrainingData
 
 DIAGNOSTICS = [
@@ -227,3 +232,50 @@ def test_the_sums_of_scores_are_those_of_a_plain_sum_for_any_number_of_rows(metr
         2 * np.nansum(rows[:, 2].astype(float))
     )
     assert found["tidecast_naive_error_count{horizon=1,target=t}"] == 2 * (n - len(range(0, n, 3)))
+
+
+def result(n, spec=SPEC):
+    """What came of one batch of `n` readings of partition 1, each with an error of 1."""
+    return Result(
+        forecasts=Outgoing("forecasts"),
+        dead_letters=Outgoing("dead-letters"),
+        counts=Counts(readings=n, forecasts=n),
+        scores=np.ones((n, len(spec.diagnostics)), dtype=np.float32),
+        event_times=np.full(n, 999_000),
+        sources=Sources("readings", np.ones(n, np.int32), np.arange(n)),
+        spec=spec,
+        partitions=np.ones(n, np.int32),
+        timestamps=np.full(n, 990_000),
+    )
+
+
+def test_a_scrape_sees_the_batch_of_just_now_however_small(metrics):
+    metrics.partitions.update("readings", {1: 1}, {}, {})
+    metrics.count(result(1))
+    metrics.count(result(2, msgspec.structs.replace(SPEC, diagnostics=DIAGNOSTICS[:1])))
+    found = samples(metrics)
+    assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 3
+    assert found["tidecast_naive_error_count{horizon=1,target=t}"] == 1
+    assert found["tidecast_event_to_forecast_seconds_count"] == 3
+    assert found["tidecast_event_to_forecast_seconds_sum"] == 3.0
+    assert found["tidecast_lag_seconds{partition=1,topic=readings}"] == 10.0
+
+
+def test_scrapes_amid_of_counting_lose_and_double_nothing(metrics):
+    over = threading.Event()
+
+    def scrape():
+        while not over.is_set():
+            samples(metrics)
+
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
+    for _ in range(300):
+        metrics.count(result(100))
+    over.set()
+    scraper.join()
+    found = samples(metrics)
+    assert found["tidecast_forecasts_total"] == 30_000
+    assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 30_000
+    assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 30_000.0
+    assert found["tidecast_event_to_forecast_seconds_count"] == 30_000
