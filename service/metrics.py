@@ -6,10 +6,14 @@ values are known when the worker starts and begin at zero, so that a rate exists
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -27,6 +31,7 @@ OUTCOMES = ("committed", "failed")
 SWAP_OUTCOMES = ("done", "refused")
 
 _STAGE_BUCKETS = tuple(m * 10.0**e for e in range(-6, 2) for m in (1, 2.5, 5) if 2.4e-5 < m * 10.0**e < 11)
+_TOGETHER = 8_192  # records of several batches are counted at a time: many small arrays cost as much as one large
 _BATCH_BUCKETS = tuple(float(2**e) for e in range(13))
 _LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -39,15 +44,21 @@ class Partitions(Collector):
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
+        self._lock = threading.Lock()
         self._topic = ""
         self._lag: Mapping[int, int] = {}
         self._last_ms: dict[int, int] = {}
         self._series: Mapping[int, int] = {}
         self._unwritten: Mapping[int, int] = {}
 
-    def seen(self, last_timestamps_ms: Mapping[int, int]) -> None:
-        """The timestamp of the last record processed of each partition, ms."""
-        self._last_ms = {**self._last_ms, **last_timestamps_ms}
+    def seen(self, partitions: NDArray[np.int32], timestamps_ms: NDArray[np.int64]) -> None:
+        """Records were processed, in this order: their partitions [n] and timestamps [n]."""
+        last = np.full(int(partitions.max(initial=-1)) + 1, -1)  # [partition] the row of its last record
+        last[partitions] = np.arange(len(partitions))  # where a partition comes twice, the later one stays
+        held = np.flatnonzero(last >= 0)
+        found = zip(held.tolist(), timestamps_ms[last[held]].tolist(), strict=True)
+        with self._lock:
+            self._last_ms = {**self._last_ms, **dict(found)}
 
     def update(
         self, topic: str, lag: Mapping[int, int], series: Mapping[int, int], unwritten: Mapping[int, int]
@@ -57,7 +68,8 @@ class Partitions(Collector):
         A partition absent from `lag` is not ours.
         """
         self._topic, self._lag, self._series, self._unwritten = topic, dict(lag), dict(series), dict(unwritten)
-        self._last_ms = {p: ms for p, ms in self._last_ms.items() if p in self._lag}
+        with self._lock:
+            self._last_ms = {p: ms for p, ms in self._last_ms.items() if p in self._lag}
 
     def collect(self) -> Iterable[Metric]:
         """Lag in records and seconds, and series, of each partition."""
@@ -88,6 +100,29 @@ class Partitions(Collector):
         yield from (records, seconds, held, dirty)
 
 
+class _Columns(NamedTuple):
+    """What is counted of one batch a little later, together with others."""
+
+    scores: NDArray[np.float32]  # [forecasts, diagnostics]
+    spec: ModelSpec
+    event_times: NDArray[np.int64]  # [forecasts] ms
+    wall: float  # s, when they were made
+    partitions: NDArray[np.int32]  # [records]
+    timestamps: NDArray[np.int64]  # [records] ms
+
+
+class _Before(Collector):
+    """Does something at the beginning of each scrape, where it is registered first."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing of its own."""
+        self._do()
+        return ()
+
+
 class Metrics:
     """All metrics of one worker, over a registry of its own.
 
@@ -103,6 +138,10 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
         self.registry = CollectorRegistry()
         self._wall = wall
+        self._lock = threading.Lock()
+        self._waiting: list[_Columns] = []
+        self._records = 0  # in these
+        self.registry.register(_Before(self._settle))
         self.readings = self._counter("readings", "records taken from the input topic, without tombstones")
         self.forecasts = self._counter("forecasts", "forecasts written")
         self.dead_letters = self._counter(
@@ -203,8 +242,37 @@ class Metrics:
             self.stage_seconds.observe_one(seconds, stage)
         for size in counts.waves:
             self.batch_size.observe_one(size)
-        self.scores.add(result.scores, result.spec)
-        self.event_to_forecast.observe(np.maximum(self._wall() - result.event_times / 1_000, 0.0))
+        with self._lock:
+            self._waiting.append(
+                _Columns(
+                    result.scores,
+                    result.spec,
+                    result.event_times,
+                    self._wall(),
+                    result.partitions,
+                    result.timestamps,
+                )
+            )
+            self._records += len(result.partitions)
+        if self._records >= _TOGETHER:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count what waits; for the loop, and for a scrape in a thread of its own."""
+        with self._lock:
+            waiting, self._waiting, self._records = self._waiting, [], 0
+            if not waiting:
+                return
+            for _, group in groupby(waiting, key=lambda each: id(each.spec)):
+                of_one = list(group)
+                self.scores.add(np.concatenate([each.scores for each in of_one]), of_one[0].spec)
+            partitions, timestamps, times = (
+                np.concatenate(columns)
+                for columns in zip(*((w.partitions, w.timestamps, w.event_times) for w in waiting), strict=True)
+            )
+            self.partitions.seen(partitions, timestamps)
+            now = np.repeat([each.wall for each in waiting], [len(each.event_times) for each in waiting])
+            self.event_to_forecast.observe(np.maximum(now - times / 1_000, 0.0))
 
     def note_commit(self) -> None:
         """Kafka has taken a commit."""

@@ -252,7 +252,8 @@ class Pipeline:
         counts.tombstones = fates[Fate.TOMBSTONE]
         counts.replayed = int(work.silent.sum())
         counts.readings = len(batch) - counts.tombstones - counts.replayed
-        return Result(forecasts, self._dead_letters(work), counts, score, ts, sources, self._model.spec)
+        return Result(forecasts, self._dead_letters(work), counts, score, ts, sources, self._model.spec,
+                      work.partitions, work.timestamps)  # fmt: skip
 
     def _dead_letters(self, work: Work) -> Outgoing:
         """Each record that was refused, as it was, with the reason; counts them."""

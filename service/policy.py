@@ -88,6 +88,8 @@ class Result:
     event_times: NDArray[np.int64]  # [forecasts] ms
     sources: Sources  # the readings that are answered
     spec: ModelSpec  # of the model that made them
+    partitions: NDArray[np.int32]  # [records] of the batch, whatever became of them
+    timestamps: Int64  # [records] ms, their own
 
 
 @dataclass(slots=True)

@@ -251,7 +251,6 @@ class Worker:
                 self._commits.emit(result)
             self._flood.add(result.counts.dead_letters)
             self._metrics.count(result)
-        self._metrics.partitions.seen(dict(zip(batch.partitions, batch.timestamps, strict=True)))
 
     def _commit(self) -> None:
         """4."""

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 PACKAGE = "prometheus"  # Debian's and Ubuntu's; it holds both programs, which need nothing but libc
 
@@ -51,3 +52,9 @@ def _fetch() -> None:
         subprocess.run(["dpkg", "-x", packages[0], root], check=True)
         root.chmod(0o755)
         root.replace(cache_dir())
+
+
+def names_of(registry: CollectorRegistry) -> set[str]:
+    """Of all series of a registry."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+    return {family.name + suffix for family in registry.collect() for suffix in suffixes.get(family.type, ("",))}

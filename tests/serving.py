@@ -4,6 +4,7 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,12 @@ from service.broker.connect import CLIENTS, connect
 from service.topics import CHANGELOG_CONFIG
 
 PATIENCE = 60.0  # for what must happen; nothing is asserted about how fast it does
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 class Topics:

@@ -1,5 +1,7 @@
 """Metrics: the names are a contract, values begin at zero, no label holds a series' name."""
 
+import threading
+
 import msgspec
 import numpy as np
 import pytest
@@ -7,8 +9,11 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from service.broker.base import Outgoing
+from service.encoding import Sources
 from service.histogram import BulkHistogram
 from service.metrics import Metrics
+from service.policy import Counts, Result
 from service.spec import Diagnostic, ModelSpec, SelfTest, TrainingData
 
 DIAGNOSTICS = [
@@ -176,13 +181,22 @@ def test_the_lag_in_seconds_goes_on_growing_while_nothing_is_processed(metrics):
     now = [1_000.0]
     metrics = Metrics(SPEC, [], wall=lambda: now[0])
     metrics.partitions.update("readings", {0: 5, 1: 0}, {0: 2}, {0: 2})
-    metrics.partitions.seen({0: 990_000, 1: 900_000})
+    metrics.partitions.seen(np.array([0, 1, 0], np.int32), np.array([980_000, 900_000, 990_000]))
     assert samples(metrics)["tidecast_lag_seconds{partition=0,topic=readings}"] == 10.0
     now[0] = 1_020.0
     found = samples(metrics)
     assert found["tidecast_lag_seconds{partition=0,topic=readings}"] == 30.0
     assert found["tidecast_lag_seconds{partition=1,topic=readings}"] == 0.0, "nothing is waiting there"
     assert found["tidecast_series{partition=0}"] == 2
+
+
+@pytest.mark.parametrize("times", [1, 1_000])
+def test_of_many_records_of_a_partition_the_last_one_counts(metrics, times):
+    metrics.partitions.update("readings", {0: 1, 2: 1}, {}, {})
+    metrics.partitions.seen(np.array([2, 0, 2] * times, np.int32), np.array([1, 2, 3] * times) * 100_000)
+    found = samples(metrics)
+    assert found["tidecast_lag_seconds{partition=0,topic=readings}"] == 800.0
+    assert found["tidecast_lag_seconds{partition=2,topic=readings}"] == 700.0
 
 
 def test_a_partition_that_left_is_no_longer_reported(metrics):
@@ -204,3 +218,64 @@ def test_both_exposition_formats_can_be_scraped(metrics):
 def test_two_workers_in_one_process_do_not_share_counts(metrics):
     metrics.readings.inc()
     assert samples(Metrics(SPEC, []))["tidecast_readings_total"] == 0
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 1_000])
+def test_the_sums_of_scores_are_those_of_a_plain_sum_for_any_number_of_rows(metrics, n):
+    rows = np.random.default_rng(0).normal(size=(n, len(DIAGNOSTICS))).astype(np.float32)
+    rows[::3, 2] = np.nan
+    metrics.scores.add(rows, SPEC)
+    metrics.scores.add(rows, SPEC)
+    found = samples(metrics)
+    assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == pytest.approx(2 * rows[:, 0].astype(float).sum())
+    assert found["tidecast_naive_error_sum{horizon=1,target=t}"] == pytest.approx(
+        2 * np.nansum(rows[:, 2].astype(float))
+    )
+    assert found["tidecast_naive_error_count{horizon=1,target=t}"] == 2 * (n - len(range(0, n, 3)))
+
+
+def result(n, spec=SPEC):
+    """What came of one batch of `n` readings of partition 1, each with an error of 1."""
+    return Result(
+        forecasts=Outgoing("forecasts"),
+        dead_letters=Outgoing("dead-letters"),
+        counts=Counts(readings=n, forecasts=n),
+        scores=np.ones((n, len(spec.diagnostics)), dtype=np.float32),
+        event_times=np.full(n, 999_000),
+        sources=Sources("readings", np.ones(n, np.int32), np.arange(n)),
+        spec=spec,
+        partitions=np.ones(n, np.int32),
+        timestamps=np.full(n, 990_000),
+    )
+
+
+def test_a_scrape_sees_the_batch_of_just_now_however_small(metrics):
+    metrics.partitions.update("readings", {1: 1}, {}, {})
+    metrics.count(result(1))
+    metrics.count(result(2, msgspec.structs.replace(SPEC, diagnostics=DIAGNOSTICS[:1])))
+    found = samples(metrics)
+    assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 3
+    assert found["tidecast_naive_error_count{horizon=1,target=t}"] == 1
+    assert found["tidecast_event_to_forecast_seconds_count"] == 3
+    assert found["tidecast_event_to_forecast_seconds_sum"] == 3.0
+    assert found["tidecast_lag_seconds{partition=1,topic=readings}"] == 10.0
+
+
+def test_scrapes_amid_of_counting_lose_and_double_nothing(metrics):
+    over = threading.Event()
+
+    def scrape():
+        while not over.is_set():
+            samples(metrics)
+
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
+    for _ in range(300):
+        metrics.count(result(100))
+    over.set()
+    scraper.join()
+    found = samples(metrics)
+    assert found["tidecast_forecasts_total"] == 30_000
+    assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 30_000
+    assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 30_000.0
+    assert found["tidecast_event_to_forecast_seconds_count"] == 30_000

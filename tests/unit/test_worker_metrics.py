@@ -4,6 +4,7 @@ import pytest
 
 from service.errors import BrokerError
 from service.model import Model
+from service.pulse import Pulse
 from tests.models import counting_model
 from tests.world import SERIES, Fault, Killed, World
 
@@ -34,6 +35,18 @@ def test_when_kafka_last_answered_and_last_took_a_commit_is_told(model):
     worker = world.live()
     assert value(worker, "tidecast_kafka_answer_timestamp_seconds") > 1.7e9
     assert value(worker, "tidecast_last_commit_timestamp_seconds") > 1.7e9
+
+
+def test_an_idle_worker_tells_of_each_answer_and_of_none_that_did_not_come():
+    now, heard = [0.0], []
+    pulse = Pulse(lambda: now[0], lambda: heard.append(now[0]))
+
+    def away():
+        raise BrokerError("nobody answers")
+
+    for now[0], ask in ((5.0, away), (11.0, lambda: None), (15.0, away), (22.0, away), (30.0, lambda: None)):
+        pulse.probe(ask, 60.0)
+    assert heard == [11.0, 30.0], "at 5 and 15 s it was not asked yet, at 22 s there was no answer"
 
 
 def test_a_transaction_that_came_to_nothing_is_counted_with_its_start_over(model):
