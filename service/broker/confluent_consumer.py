@@ -65,7 +65,7 @@ class ConfluentConsumer(Consumer):
                 "on_commit": self._hear_answer,
             }
             self._kafka: Any = Kafka(self._options)
-        self._reading = Reading(self._server, self._kafka)
+        self._reading = Reading(self._server, self._kafka, group is not None)
 
     @property
     def _topic(self) -> str:

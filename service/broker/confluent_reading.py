@@ -29,13 +29,14 @@ class Reading:
     Args:
         server: where, and how long to wait.
         kafka: a Consumer of the library; may be replaced, followed by `clear`.
+        grouped: whether it has a group.
     """
 
-    def __init__(self, server: Server, kafka: Any) -> None:
+    def __init__(self, server: Server, kafka: Any, grouped: bool) -> None:
         self.topic = ""
         self.kafka = kafka
         self.member: Member | None = None
-        self._arrivals = Arrivals(server)
+        self._arrivals = Arrivals(server, grouped)
         self._to_assign: dict[int, int] = {}  # done by the first poll: to ask for offsets needs no fetching
         self._assigned: set[int] = set()  # by `assign`
         self._positions: dict[int, int] = {}  # as last told by `next`

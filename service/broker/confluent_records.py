@@ -18,10 +18,10 @@ Message: Any = _Message  # its stub takes any of them for missing
 
 
 class Arrivals:
-    """What has arrived for a consumer and was not given to its caller."""
+    """What has arrived for a consumer and was not given to its caller; whether it is `grouped`, or of no group."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, server: Server, grouped: bool) -> None:
+        self._server, self._grouped = server, grouped
         self._held: list[Any] = []  # records that arrived together with an error
         self.ends: dict[int, int] = {}  # partition -> its end, where it came to that
 
@@ -50,6 +50,8 @@ class Arrivals:
                 records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 self.ends[message.partition()] = message.offset()
+            elif not self._grouped and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                pass  # of the coordinator that the library looks for all the same, see `consumer_options`
             elif self._server.trouble(error)[0] is not Trouble.SILENT:  # else the library goes on trying
                 failure = KafkaException(error)
         return records, failure

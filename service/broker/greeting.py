@@ -26,7 +26,7 @@ from service.settings import flag
 
 _TRY_S = 5.0  # for one connection
 _AGAIN_S = 0.25
-_HUNG_UP = 3  # so often in a row: a broker that is just going down refuses connections soon after
+_HUNG_UP_S = 5.0  # for so long: a broker that is just going down, or behind something that is sooner up, does so too
 _FILE = "tidecast config shows which file is in force."
 
 
@@ -35,24 +35,25 @@ class _HungUp(Exception):
 
 
 def greet(server: Server) -> None:
-    """Wait until Kafka has taken us in, at most `server.timeout_s`; returns also where it was silent for so long.
+    """Wait until Kafka has taken us in, at most `server.timeout_s`.
 
     Raises:
         BrokerError: it refuses us, or we it, and to try again would change nothing.
+        TimeoutError: it was silent for so long.
     """
     deadline = time.monotonic() + server.timeout_s
-    hung_up = 0
+    hung_up: float | None = None  # since when it does nothing else
     while True:
         try:
             if _tried(server, deadline):
                 return
-            hung_up = 0
+            hung_up = None
         except _HungUp:
-            hung_up += 1
-            if hung_up == _HUNG_UP:
+            hung_up = hung_up or time.monotonic()
+            if time.monotonic() - hung_up >= min(_HUNG_UP_S, server.timeout_s / 2):
                 raise _closed(server) from None
         if time.monotonic() + _AGAIN_S >= deadline:
-            return
+            raise TimeoutError(server.bootstrap_servers)
         time.sleep(_AGAIN_S)
 
 

@@ -139,6 +139,7 @@ class KafkaPythonBroker(Broker):
 
         Raises:
             BrokerError: it refuses us.
+            TimeoutError: it does not answer.
         """
         if not self._greeted:
             greet(self._server)

@@ -6,12 +6,22 @@ from types import SimpleNamespace
 import trustme
 from cryptography.hazmat.primitives import serialization
 from kafka import KafkaAdminClient
-from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from service.broker.embedded import EmbeddedBroker
 from service.broker.security import Security
 from service.secrets import Secret
 
+LIMITED = "bob"  # may do what he is allowed, with the same password
 USER, PASSWORD = "alice", "s3cret-\"pass'word\\of-alice"
 KEY_PASSWORD = "k3y-pass-of-the-certificate"
 
@@ -53,22 +63,27 @@ def make(folder):
 
 
 class SecuredKafka:
-    """Kafka on three ports: `open` (no questions, for the test itself), `sasl` (TLS; SCRAM, PLAIN), `mutual` (mTLS)."""
+    """Kafka on some ports: `open` (no questions, for the test itself), `sasl` (TLS; SCRAM, PLAIN), `mutual` (mTLS), and
+    `misnamed`, TLS, where it calls itself 127.0.0.1 to who asks."""
 
     def __init__(self, folder):
         self.files = make(folder)
-        sasl, mutual = free_port(), free_port()
-        self.sasl, self.mutual = f"localhost:{sasl}", f"localhost:{mutual}"
-        listeners = f"PLAINTEXT://127.0.0.1:{{port}},SASL://127.0.0.1:{sasl},MUTUAL://127.0.0.1:{mutual}"
+        sasl, mutual, other = free_port(), free_port(), free_port()
+        self.sasl, self.mutual, self.misnamed = (f"localhost:{port}" for port in (sasl, mutual, other))
+        here = "PLAINTEXT://127.0.0.1:{port}"
+        bound = f"SASL://127.0.0.1:{sasl},MUTUAL://127.0.0.1:{mutual},OTHER://127.0.0.1:{other}"
+        told = f"SASL://localhost:{sasl},MUTUAL://localhost:{mutual},OTHER://127.0.0.1:{other}"
+        protocols = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL,OTHER:SSL"
         jaas = "org.apache.kafka.common.security"
         quoted = PASSWORD.replace("\\", "\\\\").replace('"', '\\"').replace("\\", "\\\\")  # JAAS, then properties
         properties = {
-            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{{controller_port}}",
-            "advertised.listeners": listeners.replace("SASL://127.0.0.1", "SASL://localhost").replace(
-                "MUTUAL://127.0.0.1", "MUTUAL://localhost"
-            ),
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL",
+            "listeners": f"{here},{bound},CONTROLLER://127.0.0.1:{{controller_port}}",
+            "advertised.listeners": f"{here},{told}",
+            "listener.security.protocol.map": protocols,
             "inter.broker.listener.name": "PLAINTEXT",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": f"User:ANONYMOUS;User:{USER};User:client",  # all but LIMITED
+            "ssl.principal.mapping.rules": "RULE:^.*$/client/",
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(self.files.kafka),
             "ssl.truststore.type": "PEM",
@@ -84,7 +99,20 @@ class SecuredKafka:
         self.embedded.start(print)
         self.open = self.embedded.bootstrap_servers
         admin = KafkaAdminClient(bootstrap_servers=self.open)
-        admin.alter_user_scram_credentials([UserScramCredentialUpsertion(USER, ScramMechanism.SCRAM_SHA_512, PASSWORD)])
+        admin.alter_user_scram_credentials(
+            [UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_512, PASSWORD) for user in (USER, LIMITED)]
+        )
+        admin.close()
+
+    def allow(self, rights):
+        """Give LIMITED these rights: (kind of resource, name, what), a name that ends with `*` being a beginning."""
+        acls = []
+        for kind, name, operation in rights:
+            pattern = ACLResourcePatternType.PREFIXED if name.endswith("*") else ACLResourcePatternType.LITERAL
+            resource = ResourcePattern(ResourceType[kind], name.removesuffix("*"), pattern)
+            acls.append(ACL(f"User:{LIMITED}", "*", ACLOperation[operation], ACLPermissionType.ALLOW, resource))
+        admin = KafkaAdminClient(bootstrap_servers=self.open)
+        admin.create_acls(acls)
         admin.close()
 
     def flags(self, kind):

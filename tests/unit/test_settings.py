@@ -138,3 +138,7 @@ def test_a_commit_interval_that_kafka_would_end_the_transaction_before_is_refuse
     with pytest.raises(UsageError, match=r"--commit-interval-ms: a commit at least every 5000 ms.*got 20000"):
         load({"commit_interval_ms": 20_000}, {})
     assert load({"commit_interval_ms": 20_000, "delivery": "at-least-once"}, {}).commit_interval_ms == 20_000
+
+
+def test_http_listens_on_this_machine_alone_unless_told_otherwise():
+    assert load({}, {}).http_host == "127.0.0.1"

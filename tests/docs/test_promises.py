@@ -1,4 +1,4 @@
-"""docs/guarantees.md promises only what a test shows, and sends nobody to a command or flag that is not there."""
+"""The pages that promise something promise only what a test shows, and send nobody to a command that is not there."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from service import cli, pulse, settings, watchdog
+from service import cli, http, pulse, settings, watchdog
 from service.broker import kafka_python_transactions
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
-SPANS = re.findall(r"`([^`\n]+)`", PAGE)
+PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guarantees.md", "security.md")}
+FEWEST = {"guarantees.md": 40, "security.md": 30}  # rows that promise something
+SPANS = [span for page in PAGES.values() for span in re.findall(r"`([^`\n]+)`", page)]
 NAMED = sorted({span for span in SPANS if "::" in span})
 COMMANDS = sorted({span for span in SPANS if span.startswith("tidecast ")})
+COMMANDS += sorted(set(re.findall(r"^tidecast .*", "\n".join(PAGES.values()), re.M)))
 FLAGS = sorted({span.split()[0] for span in SPANS if span.startswith("--")})
+VARIABLES = sorted({each for page in PAGES.values() for each in re.findall(r"\bTIDECAST_\w+", page)})
+TARGETS = sorted({span for span in SPANS if span.startswith("make ")})
 
 
 @cache
@@ -38,9 +42,10 @@ def test_a_file_or_folder_that_is_named_is_there(path):
     assert (ROOT / path).exists()
 
 
-def test_every_promise_and_every_refusal_names_a_test():
+@pytest.mark.parametrize("name", PAGES)
+def test_every_promise_and_every_refusal_names_a_test(name):
     last, rows = "", 0
-    for line in PAGE.splitlines():
+    for line in PAGES[name].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else None
         if cells is None:
             last = ""
@@ -49,12 +54,12 @@ def test_every_promise_and_every_refusal_names_a_test():
         elif last == "shown by" and set(cells[0]) != {"-"}:
             rows += 1
             assert len(cells) == width and "::test_" in cells[-1], line
-    assert rows > 40
+    assert rows > FEWEST[name]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_that_mends_something_can_be_run_as_written(line):
-    _, name, *rest = line.split()
+    _, name, *rest = line.partition("#")[0].split()
     command = cli.find(name)
     parser = cli.Parser(prog=f"tidecast {name}", command=command)
     command.configure(parser)
@@ -66,7 +71,22 @@ def test_a_flag_that_is_named_is_a_setting(flag):
     assert flag in {settings.flag(name) for name in settings.FIELDS}
 
 
-def test_the_times_are_those_of_the_code():
-    assert f"stands still for {pulse.STALLED_SECONDS:g} s" in PAGE
-    assert f"goes on for {watchdog.END_SECONDS:g} s more" in PAGE
-    assert f"aborts it after {kafka_python_transactions.TRANSACTION_TIMEOUT_MS / 1_000:g} s" in PAGE
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_variable_that_is_named_is_a_setting(variable):
+    assert variable in {each for name in settings.FIELDS for each in settings.variables(name)}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_that_is_named_is_in_the_makefile(target):
+    assert re.search(rf"^{target.split()[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+
+
+def test_the_times_and_limits_are_those_of_the_code():
+    page = PAGES["guarantees.md"]
+    assert f"stands still for {pulse.STALLED_SECONDS:g} s" in page
+    assert f"goes on for {watchdog.END_SECONDS:g} s more" in page
+    assert f"aborts it after {kafka_python_transactions.TRANSACTION_TIMEOUT_MS / 1_000:g} s" in page
+    page = PAGES["security.md"]
+    assert f"{http.TOTAL_SECONDS:g} s is the most for a request" in page
+    assert f"More connections than {http.MAX_CONNECTIONS} are dropped" in page
+    assert f"`--model-max-bytes` ({settings.default('model_max_bytes') >> 20} MiB)" in page
