@@ -10,6 +10,7 @@ its volumes are removed.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -31,9 +32,10 @@ def say(text: str) -> None:
 
 
 def settings() -> dict[str, str]:
-    """The variables of .env."""
+    """The variables of .env; those of the environment win, as in docker's own reading."""
     lines = (ROOT / ".env").read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    found = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return {name: os.environ.get(name, value) for name, value in found.items()}
 
 
 def walk(compose: Compose, env: dict[str, str], pages: list[str]) -> None:
