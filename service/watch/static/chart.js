@@ -36,7 +36,7 @@ export class Chart {
       ms: 1,
       tzDate: (ts) => window.uPlot.tzDate(new Date(ts), "Etc/UTC"),
       legend: { show: false },
-      padding: [12, 4, 0, 0],
+      padding: [12, 20, 0, 0],
       cursor: { drag: { x: false, y: false }, y: false, points: { size: 8 } },
       scales: { x: { time: true }, y: { range: (u, low, high) => window.uPlot.rangeNum(low ?? 0, high ?? 1, { min: { pad: 0.08 }, max: { pad: 0.08 } }) } },
       axes: [

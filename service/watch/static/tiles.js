@@ -13,19 +13,24 @@ const STATES = {
 };
 
 /** Once a second: the stream as a whole. */
-export function showStatus(status, about, known) {
+export function showStatus(status, about, series, known) {
+  document.querySelector("main").dataset.series = status.series ? "yes" : "no";
   const [state, words] = STATES[status.kafka] ?? STATES.connecting;
   const idle = status.kafka === "live" && !status.readings;
   $("state").dataset.state = idle ? "waiting" : state;
   $("state").title = status.reason;
   text("state-text", idle ? "Waiting for readings" : words);
   text("rate", rate(status.readings_per_s));
-  const series = `${say.count(status.series)} series`;
-  text("rate-note", status.skipped ? `${series}; ${say.count(status.skipped)} left out to keep up` : series);
+  const count = `${say.count(status.series)} series`;
+  text("rate-note", status.skipped ? `${count}; ${say.count(status.skipped)} left out to keep up` : count);
   text("lag", say.count(status.waiting));
   text("lag-note", status.waiting ? `not answered, for ${say.age(status.waiting_s)}` : "all readings are answered");
   $("lag").closest(".tile").classList.toggle("warn", status.waiting > 0 && status.waiting_s > 10);
-  if (!known) steps(status, about);
+  if (known) return;
+  const missing = Boolean(series && status.series);
+  text("empty-title", missing ? "This series is not known here" : "Waiting for the first forecast");
+  text("empty-text", missing ? `Nothing of ${series} has come lately. Choose another above, or wait.` : "The chart shows itself as soon as there is something to see.");
+  steps(status, about);
 }
 
 function steps(status, about) {
