@@ -17,6 +17,7 @@ from service.timestamps import MAX_TS_MS, MIN_TS_MS, parse_time
 MAX_FIELDS = 64  # of one reading; more are not shown
 MAX_NUMBERS = 20_000  # of one forecast: horizon * targets * quantiles; a larger one is not shown
 _NAN = math.nan
+_NOT_OURS = (msgspec.DecodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def read_reading(value: bytes) -> Reading | None:
         ts = parse_time(found["ts"])
         names = tuple(name for name, v in found.items() if name != "ts" and (v is None or _number(v)))[:MAX_FIELDS]
         values = array("d", [_or_nan(found[name]) for name in names])
-    except (msgspec.DecodeError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (*_NOT_OURS, AttributeError):
         return None
     return Reading(ts, _same_names(names), values)
 
@@ -136,7 +137,7 @@ def read_forecast(value: bytes) -> tuple[Forecast, str] | None:
         for quantiles in made.targets.values():
             for name in names:
                 values.extend(quantiles[name])
-    except (msgspec.DecodeError, ValueError, TypeError, KeyError, IndexError, OverflowError):
+    except (*_NOT_OURS, IndexError):
         return None
     if not 1 <= len(values) <= MAX_NUMBERS or len(values) != horizon * len(names) * len(shape.targets):
         return None

@@ -10,8 +10,11 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
+from service.broker.base import Outgoing
+from service.broker.connect import CLIENTS, connect
+from service.broker.embedded import EmbeddedBroker
 from tests.models import START_MS, STEP_MS
-from tests.serving import PATIENCE, Serve
+from tests.serving import PATIENCE, Serve, Topics
 
 
 class Watch(Serve):
@@ -68,11 +71,7 @@ def history(watch, name, readings=0, forecasts=0):
     return watch.until(f"{readings} readings and {forecasts} forecasts of {name}", found)
 
 
-@pytest.fixture(params=["kafka-python", "confluent"])
-def client(request):
-    return request.param
-
-
+@pytest.mark.parametrize("client", CLIENTS)
 def test_readings_and_what_a_worker_answers_are_on_the_page_while_it_works(topics, model):
     t = topics(2)
     t.send([(0, b"a", value(i)) for i in range(5)] + [(1, "häfen/<1>".encode(), value(0))])
@@ -127,8 +126,6 @@ def test_only_the_newest_records_are_read_at_the_start(topics):
 
 
 def test_what_a_transaction_has_not_committed_is_not_shown(topics):
-    from service.broker.base import Outgoing
-
     t = topics(1)
     producer = t.broker.producer(transactional_id=f"tx-{t.group}")
     with watching(t) as watch:
@@ -147,14 +144,9 @@ def test_what_a_transaction_has_not_committed_is_not_shown(topics):
 
 
 def test_the_page_outlives_kafka_and_says_so(tmp_path):
-    from service.broker.connect import connect
-    from service.broker.embedded import EmbeddedBroker
-
     own = EmbeddedBroker(tmp_path / "kafka", heap_mb=256)
     own.start(print)
     try:
-        from tests.serving import Topics
-
         t = Topics(own.bootstrap_servers)
         t.send([(0, b"a", value(0))])
         with watching(t) as watch:
