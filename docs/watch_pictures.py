@@ -1,7 +1,7 @@
 """The README's pictures of the live page, taken from a running demo by a real Chromium:  python docs/watch_pictures.py
 
-Needs what the tests of the page need: `pip install -e '.[dev,demo]'`, and chromium. Takes two minutes; the demo's model is
-trained the first time. Another folder than docs: python docs/watch_pictures.py build/pictures
+Needs what the tests of the page need: `pip install -e '.[dev,demo]'`, and chromium. Takes two minutes; the demo's model
+is trained the first time. Another folder than docs: python docs/watch_pictures.py build/pictures
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     """Start the demo, take the pictures, end the demo."""
     folder.mkdir(parents=True, exist_ok=True)
     demo = subprocess.Popen(
-        [sys.executable, "-m", "service", "demo", "--seconds", "600", "--speed", "10800"],
+        [sys.executable, "-m", "service", "demo", "--seconds", "600", "--speed", "10800", *sys.argv[2:]],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -222,7 +222,7 @@ def parse(name: str, given: object, origin: str) -> Any:
     if kind in (int, float) and not meta["low"] <= value <= meta["high"]:
         bounds = f"at least {meta['low']:,}" + (f" and at most {meta['high']:,}" if meta["high"] < math.inf else "")
         raise UsageError(f"{origin} must be {bounds}", got=given)
-    if kind is str and not value:
+    if kind is str and not value and default(name):
         raise UsageError(
             f"{origin} is empty", do=f"Give it a value, or leave it out for the default {default(name)!r}."
         )

@@ -108,7 +108,8 @@ def test_until_there_is_something_to_see_the_page_says_what_it_waits_for(served,
     page = browse()
     expect(page.locator("#empty-title")).to_be_visible()
     expect(page.locator("#step-kafka")).to_contain_text(ABOUT["bootstrap_servers"])
-    expect(page.locator("#step-readings")).to_contain_text("there is no topic readings yet")
+    expect(page.locator("#step-readings")).to_contain_text("there is no topic readings yet: tidecast topics create")
+    expect(page.locator("#step-forecasts")).to_contain_text("is a worker running?")
     expect(page.locator("#stage")).to_be_hidden()
     picture(page, "empty")
     served.state |= {"kafka": "live", "reason": "", "readings": 5, "forecasts": 5}
@@ -140,6 +141,19 @@ def test_readings_outside_of_the_interval_are_marked_and_counted(served, browse)
     page = browse("#series=a&ahead=1")
     shown(page, "a")
     expect(page.locator("#key-out")).to_have_text("outside the 90 % interval: 1 of 40")
+
+
+def test_no_line_is_drawn_across_readings_that_never_came(served, browse):
+    fill(served.store, "a", [*range(20), *range(24, 40)])
+    page = browse()
+    shown(page, "a")
+    page.locator("#chart").focus()
+    seen = set()
+    page.keyboard.press("Home")
+    for _ in range(30):
+        page.keyboard.press("ArrowRight")
+        seen.add(page.locator("#readout").text_content().split(": ")[1].split(" ")[0])
+    assert seen == {"measured", "missing"}
 
 
 def test_past_forecasts_are_shown_for_the_chosen_steps_ahead_by_keyboard(served, browse):

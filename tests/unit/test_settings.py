@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from service import configuration, settings
+from service import cli, configuration, settings
 from service.configuration import load
 from service.errors import UsageError
 from service.settings import Settings
@@ -138,3 +138,9 @@ def test_a_commit_interval_that_kafka_would_end_the_transaction_before_is_refuse
     with pytest.raises(UsageError, match=r"--commit-interval-ms: a commit at least every 5000 ms.*got 20000"):
         load({"commit_interval_ms": 20_000}, {})
     assert load({"commit_interval_ms": 20_000, "delivery": "at-least-once"}, {}).commit_interval_ms == 20_000
+
+
+def test_a_secret_is_not_printed(capsys):
+    for flags in ([], ["--json"]):
+        assert cli.main(["config", "--watch-password", "hush-hush", *flags]) == 0
+        assert "hush" not in capsys.readouterr().out

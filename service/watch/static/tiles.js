@@ -37,9 +37,10 @@ function steps(status, about) {
   const there = ["live", "behind", "waiting"].includes(status.kafka);
   step("page", true, "is up");
   step("kafka", there, there ? `answers at ${about?.bootstrap_servers ?? ""}` : status.reason || `looking at ${about?.bootstrap_servers ?? ""}`);
-  const topic = status.kafka === "waiting" ? status.reason : "";
-  step("readings", status.readings > 0, status.readings ? `${say.count(status.readings)} read` : topic || `none yet on ${about?.input_topic ?? "the topic"}`);
-  step("forecasts", status.forecasts > 0, status.forecasts ? `${say.count(status.forecasts)} read` : topic || `none yet on ${about?.output_topic ?? "the topic"}: is a worker running? tidecast serve`);
+  const absent = (topic) => status.kafka === "waiting" && ` ${status.reason} `.includes(` ${topic} `);
+  const none = (topic) => (absent(topic) ? `there is no topic ${topic} yet: tidecast topics create` : `none yet on ${topic}`);
+  step("readings", status.readings > 0, status.readings ? `${say.count(status.readings)} read` : none(about?.input_topic));
+  step("forecasts", status.forecasts > 0, status.forecasts ? `${say.count(status.forecasts)} read` : `${none(about?.output_topic)}${absent(about?.output_topic) ? "" : "; is a worker running? tidecast serve"}`);
 }
 
 function step(name, done, words) {
