@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -164,11 +163,6 @@ def per_cent(quantile: str) -> float:
     if not quantile.startswith("p") or not 0 <= (found := float(quantile[1:])) <= 100:
         raise ValueError(quantile)
     return found
-
-
-def scores_of(forecast: Forecast) -> Mapping[str, float]:
-    """Its scores by name."""
-    return dict(zip(forecast.scored, forecast.scores, strict=True))
 
 
 # Names are the same in nearly every record: one copy is kept. Bounded, for who writes to the topics is not trusted.

@@ -1,7 +1,7 @@
 // One series as it is drawn: what the server sent, joined by time into the columns of the chart. Pure.
 
 export class Data {
-  constructor(all, keep = 10_000) {
+  constructor(all, keep = 2_000) {
     this.keep = keep;
     this.about = all;
     this.actual = new Map();
