@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ from service.timestamps import MAX_TS_MS, MIN_TS_MS, parse_time
 MAX_FIELDS = 64  # of one reading; more are not shown
 MAX_NUMBERS = 20_000  # of one forecast: horizon * targets * quantiles; a larger one is not shown
 _NAN = math.nan
+_NOT_OURS = (msgspec.DecodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def read_reading(value: bytes) -> Reading | None:
         ts = parse_time(found["ts"])
         names = tuple(name for name, v in found.items() if name != "ts" and (v is None or _number(v)))[:MAX_FIELDS]
         values = array("d", [_or_nan(found[name]) for name in names])
-    except (msgspec.DecodeError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (*_NOT_OURS, AttributeError):
         return None
     return Reading(ts, _same_names(names), values)
 
@@ -136,7 +136,7 @@ def read_forecast(value: bytes) -> tuple[Forecast, str] | None:
         for quantiles in made.targets.values():
             for name in names:
                 values.extend(quantiles[name])
-    except (msgspec.DecodeError, ValueError, TypeError, KeyError, IndexError, OverflowError):
+    except (*_NOT_OURS, IndexError):
         return None
     if not 1 <= len(values) <= MAX_NUMBERS or len(values) != horizon * len(names) * len(shape.targets):
         return None
@@ -163,11 +163,6 @@ def per_cent(quantile: str) -> float:
     if not quantile.startswith("p") or not 0 <= (found := float(quantile[1:])) <= 100:
         raise ValueError(quantile)
     return found
-
-
-def scores_of(forecast: Forecast) -> Mapping[str, float]:
-    """Its scores by name."""
-    return dict(zip(forecast.scored, forecast.scores, strict=True))
 
 
 # Names are the same in nearly every record: one copy is kept. Bounded, for who writes to the topics is not trusted.

@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 from statistics import median
 from typing import Any, TypeVar
 
-from service.watch.records import Forecast, Reading, Shape, scores_of
+from service.watch.records import Forecast, Reading, Shape
 from service.watch.store import Series, Store
 
 _T = TypeVar("_T")
@@ -106,34 +106,31 @@ def quality(forecasts: Iterable[Forecast], target: str, ahead: int) -> dict[str,
 
     A model scores only some numbers of steps ahead; the nearest to `ahead` is taken, and said.
     """
-    scored = [(set(forecast.scored), forecast) for forecast in forecasts]
-    if not scored:
-        return None
+    kept = list(forecasts)
     prefix = f"absolute_error_{target}_"
-    leads = [
-        int(n.removeprefix(prefix)) for n in scored[-1][0] if n.startswith(prefix) and n[len(prefix) :].isdecimal()
-    ]
+    names = [name.removeprefix(prefix) for name in kept[-1].scored if name.startswith(prefix)] if kept else []
+    leads = sorted(int(name) for name in names if name.isdecimal())
     if not leads:
         return None
-    lead = min(sorted(leads), key=lambda each: abs(each - ahead))
-    sums, inside, covered = [0.0, 0.0], 0.0, 0
-    count = 0
-    for _, forecast in scored:
-        found = scores_of(forecast)
-        error, naive = (found.get(f"{kind}_{target}_{lead}", math.nan) for kind in ("absolute_error", "naive_error"))
+    lead = min(leads, key=lambda each: abs(each - ahead))
+    wanted = [f"{kind}_{target}_{lead}" for kind in ("absolute_error", "naive_error", "inside")]
+    places: dict[tuple[str, ...], list[int | None]] = {}  # the names are the same in nearly every forecast
+    errors = naives = inside = 0.0
+    count = covered = 0
+    for forecast in kept:
+        if (at := places.get(forecast.scored)) is None:
+            at = [forecast.scored.index(name) if name in forecast.scored else None for name in wanted]
+            places[forecast.scored] = at
+        error, naive, within = (math.nan if i is None else forecast.scores[i] for i in at)
         if math.isfinite(error) and math.isfinite(naive):
-            sums[0] += error
-            sums[1] += naive
-            count += 1
-        within = found.get(f"inside_{target}_{lead}", math.nan)
+            errors, naives, count = errors + error, naives + naive, count + 1
         if math.isfinite(within):
-            inside += within
-            covered += 1
+            inside, covered = inside + within, covered + 1
     return {
         "ahead": lead,
         "count": count,
-        "skill": 1 - sums[0] / sums[1] if sums[1] > 0 else None,
-        "error": sums[0] / count if count else None,
+        "skill": 1 - errors / naives if naives > 0 else None,
+        "error": errors / count if count else None,
         "coverage": inside / covered if covered else None,
     }
 

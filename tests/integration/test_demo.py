@@ -114,10 +114,12 @@ def test_the_demo_on_a_kafka_that_is_there_shows_forecasts_and_leaves_no_process
     code, out, err = one.end()
     assert code == 0, err
     assert re.search(r"metrics are at http://127\.0\.0\.1:\d+/metrics", err)
+    page = re.search(r"open (http://127\.0\.0\.1:\d+) in a browser", err)
+    assert page and page[1] in (tmp_path / "page.log").read_text()
     assert re.search(r"EWR  temp \S+ °F  forecast 1h before: \d", out)
     checked = re.findall(r"1h ahead: .*\((\d[\d,]*) forecasts checked\)", out)
     assert checked and int(checked[-1].replace(",", "")) > 0
-    assert len(one.family) >= 2 and one.left_running() == []
+    assert len(one.family) >= 3 and one.left_running() == []
     assert kafka.topics() == before
 
 

@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("module", ["service", "service.worker", "service.commands.serve", "service.commands.replay"])
+@pytest.mark.parametrize(
+    "module", ["service", "service.worker", "service.commands.serve", "service.commands.replay", "service.watch.run"]
+)
 def test_the_service_pulls_in_neither_torch_nor_onnx_nor_the_trainer(module):
     heavy = "{'torch', 'onnx', 'onnxscript', 'training', 'polars', 'matplotlib', 'rich'}"
     code = f"import sys, {module}; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"

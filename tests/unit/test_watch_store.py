@@ -194,7 +194,7 @@ def test_another_target_of_the_same_model_is_drawn_when_chosen(store):
         b'{"ts": 5e99}',
         b'{"value": 1}',
         b'{"ts": {}}',
-        b"{" * 9999,
+        b"[" * 9999,
     ],
 )
 def test_what_is_no_reading_is_left_out(value):

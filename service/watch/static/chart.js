@@ -3,6 +3,8 @@ import { clock, day, number, time } from "./format.js";
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+const LINES = { 3: "past", 8: "fan", 9: "actual", 10: "out" }; // columns that have a line or a mark of their own
+
 export class Chart {
   constructor(place, read) {
     Object.assign(this, { place, read, plot: null, step: 60_000, made: null, range: 0 });
@@ -36,8 +38,8 @@ export class Chart {
       ms: 1,
       tzDate: (ts) => window.uPlot.tzDate(new Date(ts), "Etc/UTC"),
       legend: { show: false },
-      padding: [12, 4, 0, 0],
-      cursor: { drag: { x: false, y: false }, y: false, points: { size: 8 } },
+      padding: [12, 20, 0, 0],
+      cursor: { drag: { x: false, y: false }, y: false, hover: { skip: [] }, points: { size: 9, width: 0, fill: (u, i) => colour(LINES[i] ?? "surface") } },
       scales: { x: { time: true }, y: { range: (u, low, high) => window.uPlot.rangeNum(low ?? 0, high ?? 1, { min: { pad: 0.08 }, max: { pad: 0.08 } }) } },
       axes: [
         { ...axis, space: 74, size: (u, values) => (values?.some((label) => label?.includes("\n")) ? 40 : 26), values: (u, splits) => labels(splits) },

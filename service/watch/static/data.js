@@ -1,7 +1,7 @@
 // One series as it is drawn: what the server sent, joined by time into the columns of the chart. Pure.
 
 export class Data {
-  constructor(all, keep = 10_000) {
+  constructor(all, keep = 2_000) {
     this.keep = keep;
     this.about = all;
     this.actual = new Map();
@@ -68,17 +68,29 @@ export class Data {
         xs.add(ts);
       });
     }
+    const gaps = this.gaps(shown);
+    for (const ts of gaps) xs.add(ts);
     const x = [...xs].sort((a, b) => a - b);
     const nothing = [];
     const columns = Array.from({ length: 11 }, () => new Array(x.length));
     x.forEach((ts, i) => {
       const past = ts <= newest ? this.past.get(ts) : undefined;
       const fanned = ahead.get(ts) ?? nothing;
-      const actual = this.actual.get(ts);
+      const actual = gaps.has(ts) ? null : this.actual.get(ts);
       const row = [ts, past?.high, past?.low, past?.middle, ...[0, 1, 2, 3, 4].map((k) => fanned[k]), actual, this.outside(ts) ? actual : undefined];
       row.forEach((value, k) => (columns[k][i] = value));
     });
     return columns;
+  }
+
+  /** The first missing step of each gap: no line is drawn across it, for nobody knows what was there. */
+  gaps(times) {
+    const step = this.about.step_ms;
+    const found = new Set();
+    for (let i = 1; step && i < times.length; i++) {
+      if (times[i] - times[i - 1] > 1.5 * step) found.add(times[i - 1] + step);
+    }
+    return found;
   }
 
   /** How many readings of those in view can be judged, and how many of them lie outside. */

@@ -7,16 +7,16 @@ const SECONDS = intl({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const DATE = intl({ day: "numeric", month: "short" });
 const YEAR = intl({ day: "numeric", month: "short", year: "numeric" });
 
-/** `14 Nov, 13:00`; with seconds where steps are shorter than a minute, with the year where it is another. */
+/** `14 Nov, 13:00`; with the year where it is another. */
 export function time(ms, step = 60_000) {
   const now = new Date().getUTCFullYear();
   const date = (new Date(ms).getUTCFullYear() === now ? DATE : YEAR).format(ms);
   return step % DAY === 0 && step > 0 ? date : `${date}, ${clock(ms, step)}`;
 }
 
-/** `13:00`, or `13:00:05`. */
+/** `13:00`, or `13:00:05` where steps are not whole minutes, or irregular. */
 export function clock(ms, step = 60_000) {
-  return (step % 60_000 ? SECONDS : TIME).format(ms);
+  return (step && step % 60_000 === 0 ? TIME : SECONDS).format(ms);
 }
 
 /** `14 Nov`. */

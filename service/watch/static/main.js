@@ -30,7 +30,7 @@ const stream = new Stream({
     later();
   },
   status: (status) => {
-    showStatus(status, about, Boolean(data?.about.known));
+    showStatus(status, about, choice.series, Boolean(data?.about.known));
     if (!choice.series && status.series) first();
   },
   state: (state) => connection(state),
@@ -104,6 +104,7 @@ function draw() {
   text("key-out", judged.of ? `outside ${level}: ${judged.outside} of ${judged.of}` : `outside ${level}`);
   showTiles(data, step);
   if (fan) table(fan, step, all.level);
+  else text("next-note", "No forecast of this series has come yet. Is a worker running? tidecast serve");
   const summary = fan ? `, then the forecast up to ${say.time(fan.ts.at(-1), step)}` : "";
   $("chart").setAttribute("aria-label", `${all.target} of ${all.series}: measured and forecast${summary}. Arrow keys read the points.`);
   $("chart").dataset.newest = newest ?? "";

@@ -13,28 +13,34 @@ const STATES = {
 };
 
 /** Once a second: the stream as a whole. */
-export function showStatus(status, about, known) {
+export function showStatus(status, about, series, known) {
+  document.querySelector("main").dataset.series = status.series ? "yes" : "no";
   const [state, words] = STATES[status.kafka] ?? STATES.connecting;
   const idle = status.kafka === "live" && !status.readings;
   $("state").dataset.state = idle ? "waiting" : state;
   $("state").title = status.reason;
   text("state-text", idle ? "Waiting for readings" : words);
   text("rate", rate(status.readings_per_s));
-  const series = `${say.count(status.series)} series`;
-  text("rate-note", status.skipped ? `${series}; ${say.count(status.skipped)} left out to keep up` : series);
+  const count = `${say.count(status.series)} series`;
+  text("rate-note", status.skipped ? `${count}; ${say.count(status.skipped)} left out to keep up` : count);
   text("lag", say.count(status.waiting));
   text("lag-note", status.waiting ? `not answered, for ${say.age(status.waiting_s)}` : "all readings are answered");
   $("lag").closest(".tile").classList.toggle("warn", status.waiting > 0 && status.waiting_s > 10);
-  if (!known) steps(status, about);
+  if (known) return;
+  const missing = Boolean(series && status.series);
+  text("empty-title", missing ? "This series is not known here" : "Waiting for the first forecast");
+  text("empty-text", missing ? `Nothing of ${series} has come lately. Choose another above, or wait.` : "The chart shows itself as soon as there is something to see.");
+  steps(status, about);
 }
 
 function steps(status, about) {
   const there = ["live", "behind", "waiting"].includes(status.kafka);
   step("page", true, "is up");
   step("kafka", there, there ? `answers at ${about?.bootstrap_servers ?? ""}` : status.reason || `looking at ${about?.bootstrap_servers ?? ""}`);
-  const topic = status.kafka === "waiting" ? status.reason : "";
-  step("readings", status.readings > 0, status.readings ? `${say.count(status.readings)} read` : topic || `none yet on ${about?.input_topic ?? "the topic"}`);
-  step("forecasts", status.forecasts > 0, status.forecasts ? `${say.count(status.forecasts)} read` : topic || `none yet on ${about?.output_topic ?? "the topic"}: is a worker running? tidecast serve`);
+  const absent = (topic) => status.kafka === "waiting" && ` ${status.reason} `.includes(` ${topic} `);
+  const none = (topic) => (absent(topic) ? `there is no topic ${topic} yet: tidecast topics create` : `none yet on ${topic}`);
+  step("readings", status.readings > 0, status.readings ? `${say.count(status.readings)} read` : none(about?.input_topic));
+  step("forecasts", status.forecasts > 0, status.forecasts ? `${say.count(status.forecasts)} read` : `${none(about?.output_topic)}${absent(about?.output_topic) ? "" : "; is a worker running? tidecast serve"}`);
 }
 
 function step(name, done, words) {
