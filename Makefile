@@ -99,10 +99,11 @@ $(VENV)/.dev: pyproject.toml requirements.txt | $(VENV)/.demo
 	@touch $(VENV)/.demo $@
 	@echo "tidecast: installed"
 
-$(VENV)/.audit: pyproject.toml requirements.txt | $(VENV)/.demo
+$(VENV)/.audit: pyproject.toml requirements.txt | $(BIN)/python
 	@echo "tidecast: installing the tools for the audit into $(VENV)"
+	@$(PIP) --quiet -c requirements.txt uv setuptools
 	@$(call install,-e '.[audit]')
-	@touch $(VENV)/.demo $@
+	@touch $@
 
 # Python 3.11 or newer with its venv module. Versions with a tested set of pins are taken before newer ones.
 $(BIN)/python:

@@ -103,6 +103,12 @@ class Repeats(logging.Filter):
         return True
 
 
+def no_exchange(record: logging.LogRecord) -> bool:
+    """False for what the Kafka client says of how a password is proved: who reads the log could guess at it."""
+    args = record.args if isinstance(record.args, tuple) else ()
+    return not any(type(arg).__name__.startswith("Sasl") for arg in args)
+
+
 def setup(level: str = "info", fmt: str = "text", stream: TextIO | None = None) -> None:
     """Send all logging to `stream` (stderr) at `level`; libraries' own chatter only from warning up.
 
@@ -111,6 +117,8 @@ def setup(level: str = "info", fmt: str = "text", stream: TextIO | None = None) 
     handler = logging.StreamHandler(stream or sys.stderr)
     if level != "debug":
         handler.addFilter(Repeats())
+    handler.addFilter(no_exchange)
+    logging.getLogger("kafka.protocol.parser").setLevel(logging.INFO)  # else all that is sent, byte by byte
     handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -60,6 +60,7 @@ def test_a_worker_answers_exactly_once_over_tls_and_no_secret_is_seen(secured, t
     t.check()
     assert len(log) > 10_000, "the libraries have said what they do"
     no_secret_in(log + again + pages)
+    assert "SaslAuthenticate" not in log + again, "who reads a proof of the password can guess at it"
 
 
 def no_secret_in(text):
