@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 UV_ENV := $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT))
 UV := $(UV_ENV) $(BIN)/python -m uv pip install --python $(BIN)/python --index-strategy unsafe-best-match
 DEMO_EXTRAS := demo
-DEV_EXTRAS := demo,tune,fast,dev
+DEV_EXTRAS := demo,tune,fast,otel,dev
 define install
 $(UV) --no-build-isolation -c requirements.txt $(1) || { echo "tidecast: uv could not; trying again with pip" >&2; \
   $(PIP) --no-build-isolation -c requirements.txt $(1); }
