@@ -45,7 +45,7 @@ class Reader:
         """Begin; returns at once."""
         self._thread.start()
 
-    def stop(self, timeout_s: float = 5.0) -> None:
+    def stop(self, timeout_s: float = 2.0) -> None:
         """End, within `timeout_s` where Kafka answers."""
         self._stop.set()
         self._thread.join(timeout_s)

@@ -39,7 +39,7 @@ export class Chart {
       tzDate: (ts) => window.uPlot.tzDate(new Date(ts), "Etc/UTC"),
       legend: { show: false },
       padding: [12, 20, 0, 0],
-      cursor: { drag: { x: false, y: false }, y: false, hover: { skip: [] }, points: { size: 9, width: 0, fill: (u, i) => colour(LINES[i] ?? "surface") } },
+      cursor: { drag: { x: false, y: false }, y: false, hover: { prox: 8 }, points: { size: 9, width: 0, fill: (u, i) => (LINES[i] ? colour(LINES[i]) : "transparent") } },
       scales: { x: { time: true }, y: { range: (u, low, high) => window.uPlot.rangeNum(low ?? 0, high ?? 1, { min: { pad: 0.08 }, max: { pad: 0.08 } }) } },
       axes: [
         { ...axis, space: 74, size: (u, values) => (values?.some((label) => label?.includes("\n")) ? 40 : 26), values: (u, splits) => labels(splits) },
