@@ -27,7 +27,7 @@ TARGETS = sorted({span for span in SPANS if span.startswith("make ")})
 @cache
 def names_in(path):
     """The test functions that pytest finds in a file, by name; those of classes too."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / path).read_bytes())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
 

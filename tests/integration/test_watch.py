@@ -166,10 +166,11 @@ def test_the_page_outlives_kafka_and_says_so(tmp_path):
         own.stop()
 
 
-def test_it_ends_on_sigterm_with_0_and_the_password_is_nowhere(topics):
+def test_it_ends_on_sigterm_with_0_and_the_password_is_nowhere(topics, tmp_path):
     t = topics(1)
+    (tmp_path / "password").write_text("hush-hush\n")
     watch = Watch(*[f for f in t.flags if f.startswith(("--boot", "--input", "--output", "--client"))],
-                  "--watch-port=0", "--watch-password=hush-hush", "--log-level=debug")  # fmt: skip
+                  "--watch-port=0", f"--watch-password-file={tmp_path / 'password'}", "--log-level=debug")  # fmt: skip
     host = watch.wait_for(
         "its address", lambda: "url=http://" in watch.log and watch.log.split("url=http://")[1].split()[0]
     )
