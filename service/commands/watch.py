@@ -18,12 +18,13 @@ tidecast watch --bootstrap-servers kafka:9092 --input-topic sensors --watch-port
 TIDECAST_WATCH_PASSWORD=... tidecast watch --watch-host 0.0.0.0"""
 
 _KAFKA = ("bootstrap_servers", "client", "input_topic", "output_topic", "broker_timeout_seconds")
+_GROUPS = ("Kafka security", "Live page")
 _PROCESS = ("log_level", "log_format")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Where Kafka is, and the page's own settings."""
-    own = (name for name in settings.FIELDS if name.startswith("watch_"))
+    own = (name for name, f in settings.FIELDS.items() if f.metadata["group"] in _GROUPS)
     configuration.add_flags(parser, *_KAFKA, *own, *_PROCESS)
 
 

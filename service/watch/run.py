@@ -6,11 +6,13 @@ import logging
 import signal
 import socket
 import threading
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
 
 from service import __version__
+from service.broker.base import Broker
 from service.broker.connect import connect
 from service.http import refused_address, url_of
 from service.settings import Settings
@@ -45,10 +47,10 @@ def run(config: Settings) -> int:
         signal.signal(signum, stop)
 
     store = Store(max_series=config.watch_series, points=config.watch_points, max_bytes=config.watch_memory_bytes)
-    timeout_s = min(config.broker_timeout_seconds, ASKED_TIMEOUT_S)
-    connect(config.bootstrap_servers, client=config.client).close()  # a wrong setting is told at once
+    impatient = replace(config, broker_timeout_seconds=min(config.broker_timeout_seconds, ASKED_TIMEOUT_S))
+    _connect(impatient).close()  # a wrong setting is told at once
     reader = Reader(
-        lambda: connect(config.bootstrap_servers, client=config.client, timeout_s=timeout_s),
+        lambda: _connect(impatient),
         config.input_topic,
         config.output_topic,
         store,
@@ -85,6 +87,10 @@ def run(config: Settings) -> int:
         reader.stop()
         log.info("stopped")
     return code
+
+
+def _connect(config: Settings) -> Broker:
+    return connect(config.bootstrap_servers, client=config.client, timeout_s=config.broker_timeout_seconds)
 
 
 def server_of(page: Page) -> uvicorn.Server:
