@@ -179,7 +179,7 @@ class Settings:
     watch_port: int = _setting(9109, "port to serve it on; 0 = any free one", group="Live page", low=0, high=65_535)
     watch_password: Secret = _setting(  # noqa: RUF009
         Secret,
-        "file that holds what who opens the page must give, with any user name; none = nobody is asked",
+        "file that holds the password of the page, for any user name; none = nobody is asked",
         group="Live page",
     )
     watch_allowed_hosts: str = _setting(

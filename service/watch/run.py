@@ -46,10 +46,10 @@ def run(config: Settings) -> int:
         signal.signal(signum, stop)
 
     store = Store(max_series=config.watch_series, points=config.watch_points, max_bytes=config.watch_memory_bytes)
-    config = replace(config, broker_timeout_seconds=min(config.broker_timeout_seconds, ASKED_TIMEOUT_S))
-    connect_as_set(config).close()  # a wrong setting is told at once
+    impatient = replace(config, broker_timeout_seconds=min(config.broker_timeout_seconds, ASKED_TIMEOUT_S))
+    connect_as_set(impatient).close()  # a wrong setting is told at once
     reader = Reader(
-        lambda: connect_as_set(config),
+        lambda: connect_as_set(impatient),
         config.input_topic,
         config.output_topic,
         store,
