@@ -59,6 +59,7 @@ class Commits:
         self.timeout_s = settings.broker_timeout_seconds
         self.half_done = False  # True once a batch was left half applied: states must not be written any more
         self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
+        self.put_out = False  # the last commit was refused since the group has moved on without us
         self._failing_since: float | None = None
         self._fenced: list[float] = []  # when, of late
         self._flushed_idle = clock()
@@ -310,6 +311,7 @@ class Commits:
         """A commit did not get through: again with the next one, or, of a transaction, from what is committed."""
         if isinstance(error, Replaced):
             raise error
+        self.put_out = isinstance(error, PutOut)
         now = self._clock()
         self.due = now + _RETRY_SECONDS
         if self._settings.delivery == "exactly-once":

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ class Prometheus:
     url: str
 
     def get(self, path: str, **query: object) -> Any:
-        """The answer's data; ValueError with Prometheus' own words where it refuses."""
+        """The answer's data; ValueError with Prometheus' own words where it refuses, OSError where it is not there."""
         address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
         try:
             with urllib.request.urlopen(address, timeout=30) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.SERVICE_UNAVAILABLE:  # it is only starting
+                raise
             raise ValueError(f"{query.get('query', path)}: {json.load(error)['error']}") from None
 
     def now(self, expr: str) -> list[Curve]:

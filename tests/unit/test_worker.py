@@ -8,7 +8,7 @@ import pytest
 from service.broker.base import Outgoing
 from service.broker.memory import MemoryBroker
 from service.committed import Committed
-from service.errors import BrokerError, DeadLetterFlood, TidecastError, Unanswered
+from service.errors import BrokerError, DeadLetterFlood, PutOut, TidecastError, Unanswered
 from service.flood import Flood
 from service.messages import DeadLetterReason
 from service.metrics import Metrics
@@ -386,6 +386,14 @@ def test_a_last_commit_that_is_refused_does_not_end_as_a_success(bench):
     bench.spy.fail["commit"] = [BrokerError("no")] * 1_000
     with pytest.raises(BrokerError, match=r"could not be committed.*Nothing is lost"):
         worker.run()
+
+
+def test_a_worker_that_stops_while_the_group_shares_out_again_has_not_failed(bench):
+    bench.reading(b"a", 0)
+    worker = bench.worker(idle_polls=5)
+    bench.spy.fail["commit"] = [PutOut("committing")] * 1_000
+    assert worker.run() == 0
+    assert bench.committed() == {0: None, 1: None}
 
 
 def test_an_idle_worker_whose_broker_stays_away_ends_with_an_error(model):
