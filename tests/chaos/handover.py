@@ -20,6 +20,7 @@ import numpy as np
 
 from service.changelog import layout_hash
 from service.model import Model
+from service.settings import Settings
 from tests.chaos.answers import Answer, Nearness
 from tests.chaos.chains import Chain, Start, advance
 from tests.chaos.readings import Place, Readings, Series
@@ -126,8 +127,35 @@ class HandOvers:
     def _rebuilt(self, change: Change) -> Iterator[Start]:
         """From the initial state, over the least number of readings that will do, and over more."""
         model = self._models[change.model]
+        late = {}  # first reading -> starts: a replay that begins at a late reading takes it for the series' first
+        for at, (offset, _, _) in enumerate(change.one.passed):
+            late.setdefault(bisect_left(change.one.offsets, offset), []).append(at)
         for first in range(max(0, change.shown - model.spec.warmup_steps), -1, -1):
             yield self._start(change, first, first, model.initial_state)
+            for at in late.get(first, ()):
+                if (found := self._after_late(change.one, model, at, first)) is not None:
+                    yield self._start(change, first, *found)
+
+    @staticmethod
+    def _after_late(one: Series, model: Model, at: int, first: int) -> tuple[int, np.ndarray] | None:
+        """Where the steps begin and the state before the reading `first`, of a replay from a late one before it.
+
+        None where so many steps are missing then that the series starts again.
+        """
+        step_ms = model.spec.step_ms
+        state, last = model.initial_state[np.newaxis], None
+        due = [(ts, x) for offset, ts, x in one.passed[at:] if offset < one.offsets[first]]
+        for ts, x in [*due, (one.ts[first], None)]:
+            if last is not None and ts <= last:
+                continue
+            missing = [] if last is None else range(last + step_ms, ts, step_ms)
+            if len(missing) > Settings().max_gap_steps:
+                return None
+            steps = [(t, [np.nan] * len(model.spec.features)) for t in missing] + ([] if x is None else [(ts, x)])
+            for t, values in steps:
+                _, state, _ = model.step(np.array([values], np.float32), np.array([t], np.int64), state)
+            last = ts
+        return first - (one.ts[first] - one.passed[at][1]) // step_ms, state[0]
 
     @staticmethod
     def _start(change: Change, first: int, begun: int, state: np.ndarray) -> Start:

@@ -47,6 +47,8 @@ class Series:
     ts: list[int] = field(default_factory=list)  # ms
     x: list[list[float]] = field(default_factory=list)  # [steps][features], NaN = missing
     row: int = 0  # of its first step in the arrays of Readings
+    # offset, ts, x of late ones and duplicates
+    passed: list[tuple[int, int, list[float]]] = field(default_factory=list)
 
 
 class Readings:
@@ -89,6 +91,7 @@ class Readings:
         if one.partition != record.partition:
             raise ValueError(f"{where}: the series was in partition {one.partition} before")
         if one.ts and ts <= one.ts[-1]:
+            one.passed.append((record.offset, ts, x))
             return Fate.NOTHING
         if one.ts and ts - one.ts[-1] != self._step_ms:
             raise ValueError(f"{where}: {ts - one.ts[-1]} ms after the reading before; the verifier knows no gaps")

@@ -3,17 +3,18 @@
 from itertools import islice
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from service.broker.base import Outgoing
 from service.broker.memory import MemoryBroker
 from service.model import Model
 from tests.chaos.feed import feed
-from tests.chaos.handover import BACK, CARRIED, OLDER, REBUILT
+from tests.chaos.handover import BACK, CARRIED, OLDER, REBUILT, Change, HandOvers
 from tests.chaos.played import LONGER, NAMES, NEW, OLD, Take, carried, judged, last_of, play, rebuilt
-from tests.chaos.readings import Readings
+from tests.chaos.readings import Readings, Series
 from tests.chaos.topics import read_all
-from tests.models import FEATURES, counting_models
+from tests.models import FEATURES, START_MS, counting_models
 
 RECORDS, SERIES, PARTITIONS = 1_200, 12, 3
 AT = 40  # readings of each series before the first change
@@ -47,6 +48,19 @@ def first_of(topics):
 
 def handed(report):
     return {kind: n for kind, n in report.hand_overs.items() if n}
+
+
+def test_a_replay_that_begins_at_a_late_reading_takes_it_for_the_first_and_fills_what_is_missing(models):
+    model, step, x = models[LONGER], models[LONGER].spec.step_ms, [[float(n)] * len(FEATURES) for n in range(10)]
+    one = Series(b"a", 0, offsets=[*range(6), *range(8, 12)], ts=[START_MS + n * step for n in range(10)], x=x)
+    one.passed = [(6, one.ts[3], x[3]), (7, one.ts[2], x[2])]  # before the reading 6, which is at offset 8
+    change = Change(one, LONGER, 9, 9, before=[])
+    found = [s for s in HandOvers(models, None, {}, None)._rebuilt(change) if s.first == 6]
+    state = model.initial_state[np.newaxis]
+    for n, values in ((3, x[3]), (4, [np.nan] * len(FEATURES)), (5, [np.nan] * len(FEATURES))):
+        _, state, _ = model.step(np.array([values], np.float32), np.array([one.ts[n]]), state)
+    assert [s.begun for s in found] == [6, 3, 2]
+    np.testing.assert_array_equal(found[1].state, state[0])
 
 
 # What is right ------------------------------------------------------------------------------------------------
