@@ -22,7 +22,7 @@ def _column_sums(values: NDArray[np.float32] | NDArray[np.bool_]) -> NDArray[np.
     whole = n - n % _SIDE_BY_SIDE if n >= _MANY else 0
     sums: NDArray[np.float64] = values[whole:].sum(axis=0, dtype=np.float64)
     if whole:
-        long = values[:whole].reshape(-1, _SIDE_BY_SIDE * columns).sum(axis=0, dtype=np.float64)
+        long = values[:whole].reshape(whole // _SIDE_BY_SIDE, _SIDE_BY_SIDE * columns).sum(axis=0, dtype=np.float64)
         sums += long.reshape(_SIDE_BY_SIDE, columns).sum(axis=0)
     return sums
 

@@ -14,6 +14,7 @@ from service.encoding import Sources
 from service.histogram import BulkHistogram
 from service.metrics import Metrics
 from service.policy import Counts, Result
+from service.scores import Scores
 from service.spec import Diagnostic, ModelSpec, SelfTest, TrainingData
 
 DIAGNOSTICS = [
@@ -279,3 +280,10 @@ def test_scrapes_amid_of_counting_lose_and_double_nothing(metrics):
     assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 30_000
     assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 30_000.0
     assert found["tidecast_event_to_forecast_seconds_count"] == 30_000
+
+
+def test_a_model_that_does_not_score_itself_can_be_served_in_large_batches():
+    spec = msgspec.structs.replace(SPEC, diagnostics=[])
+    scores = Scores(spec)
+    scores.add(np.empty((4_000, 0), dtype=np.float32), spec)
+    assert not [sample for family in scores.collect() for sample in family.samples]
