@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
-from panels import GREEN, OURS, RED, YELLOW, Queries, bars, board, lines, number, quantiles, rows
-
-
-def rate(metric: str, by: str = "instance", more: str = "") -> str:
-    """How often a second, summed over all else."""
-    selector = f"{OURS}, {more}" if more else OURS
-    return f"sum by ({by}) (rate(tidecast_{metric}{{{selector}}}[$__rate_interval]))"
-
-
-def total(metric: str) -> str:
-    """How often a second in all."""
-    return f"sum(rate(tidecast_{metric}{{{OURS}}}[$__rate_interval]))"
+from panels import GREEN, OURS, RED, YELLOW, Queries, bars, board, lines, number, per_second, quantiles, rows, section
 
 
 def by_instance(metric: str, legend: str = "{{instance}}") -> Queries:
@@ -26,10 +15,10 @@ def build() -> dashboard.Dashboard:
     """The whole board."""
     about = "Rate, lag, latency, commits, restore and resources of the workers. docs/runbook.md says what to do."
     made = board("tidecast-operations", "tidecast: Operations", about, "Forecast quality", "now-30m")
-    made.with_row(dashboard.Row("At a glance"))
-    for panel in (
+    section(
+        made, "At a glance",
         number("Forecasts", "Forecasts written each second by all workers.", "cps",
-               {"forecasts": total("forecasts_total")}, [(None, GREEN)]),
+               {"forecasts": per_second("forecasts_total")}, [(None, GREEN)]),
         number("Workers", "Workers that Prometheus reads. No more than partitions are of use.", "short",
                {"workers": f"count(tidecast_build_info{{{OURS}}})"}, [(None, RED), (1, GREEN)]),
         number("Readings that wait", "In all partitions that a worker holds.", "short",
@@ -41,14 +30,14 @@ def build() -> dashboard.Dashboard:
                [(None, GREEN), (20, YELLOW), (60, RED)]),
         number("Partitions being restored", "They wait for their states; their readings are not answered yet.", "short",
                {"partitions": f"sum(tidecast_restoring_partitions{{{OURS}}})"}, [(None, GREEN), (1, YELLOW)]),
-    ):  # fmt: skip
-        made.with_panel(panel)
+    )  # fmt: skip
 
-    made.with_row(dashboard.Row("Flow"))
-    for panel in (
+    section(
+        made, "Flow",
         lines("Readings and forecasts", "Readings taken and forecasts written, by worker. What lies between them "
               "became a dead letter, was late or a duplicate.", "cps",
-              {"{{instance}} readings": rate("readings_total"), "{{instance}} forecasts": rate("forecasts_total")}),
+              {"{{instance}} readings": per_second("readings_total", "instance"),
+               "{{instance}} forecasts": per_second("forecasts_total", "instance")}),
         lines("Readings that wait, by partition", "Lag in records. One partition alone: its series send more than one "
               "worker can answer.", "short",
               {"{{topic}}-{{partition}}": f"sum by (topic, partition) (tidecast_lag_records{{{OURS}}})"},
@@ -64,27 +53,26 @@ def build() -> dashboard.Dashboard:
               quantiles("tidecast_batch_size", shares=(0.5, 0.95)), log=True),
         lines("Readings not answered", "Late ones and duplicates are counted and left out; readings read again bring "
               "restored states up to date.", "cps",
-              {"late": total("late_readings_total"), "duplicate": total("duplicate_readings_total"),
-               "read again": total("replayed_readings_total")}),
-    ):  # fmt: skip
-        made.with_panel(panel)
+              {"late": per_second("late_readings_total"), "duplicate": per_second("duplicate_readings_total"),
+               "read again": per_second("replayed_readings_total")}),
+    )  # fmt: skip
 
     mean_rate = f"avg by (stage) (rate(tidecast_stage_seconds_sum{{{OURS}}}[$__rate_interval]))"
-    made.with_row(dashboard.Row("Where the time goes"))
-    for panel in (
+    section(
+        made, "Where the time goes",
         lines("Share of the loop's time, by stage", "Mean of the workers. Much of `poll` is waiting for readings, "
               "and means that there is room.", "percentunit", {"{{stage}}": mean_rate},
               span=12, stacked=True),
         lines("Time of a batch, by stage (p99)", "One in a hundred batches takes longer in this stage.", "s",
               quantiles("tidecast_stage_seconds", "stage", (0.99,)), span=12, log=True),
-    ):  # fmt: skip
-        made.with_panel(panel)
+    )  # fmt: skip
 
-    made.with_row(dashboard.Row("Commits, states and the group"))
-    for panel in (
+    section(
+        made, "Commits, states and the group",
         lines("Commits", "Transactions (or offset commits, at least once) by outcome. After a failed one the worker "
               "starts over from what is committed.", "cps",
-              {"{{outcome}}": rate("transactions_total", "outcome"), "start overs": total("start_overs_total")}),
+              {"{{outcome}}": per_second("transactions_total", "outcome"),
+               "start overs": per_second("start_overs_total")}),
         lines("Since the last commit", "How long ago Kafka last took one. Grows while nothing arrives, too.", "s",
               {"{{instance}}": f"max by (instance) (time() - (tidecast_last_commit_timestamp_seconds{{{OURS}}} > 0))"}),
         lines("Rebalances and stalls", "In five minutes. Rebalances come with workers that come and go; a stall is a "
@@ -92,19 +80,18 @@ def build() -> dashboard.Dashboard:
               {"{{instance}} rebalances": f"sum by (instance) (increase(tidecast_rebalances_total{{{OURS}}}[5m]))",
                "{{instance}} stalls": f"sum by (instance) (increase(tidecast_stalls_total{{{OURS}}}[5m]))"}),
         lines("States written", "Records written to the changelog: the rolling flush, and all at a hand-over.", "cps",
-              {"{{instance}}": rate("changelog_records_total")}),
+              {"{{instance}}": per_second("changelog_records_total", "instance")}),
         lines("States not written yet", "Series whose state is newer than in the changelog: what a restart brings up "
               "to date by reading again.", "short", by_instance("tidecast_unwritten_series")),
         lines("Restore", "Records of the changelog still to be read before the states are back, and how long the last "
               "restore took.", "short",
               by_instance("tidecast_restore_remaining_records", "{{instance}} records to read")
               | by_instance("tidecast_restore_seconds", "{{instance}} last one, s")),
-    ):  # fmt: skip
-        made.with_panel(panel)
+    )  # fmt: skip
 
     share = f"sum by (instance) (tidecast_series{{{OURS}}}) / on (instance) tidecast_max_series{{{OURS}}}"
-    made.with_row(dashboard.Row("Resources"))
-    for panel in (
+    section(
+        made, "Resources",
         lines("Memory", "Resident memory of each worker.", "bytes", by_instance("process_resident_memory_bytes")),
         lines("Processor", "Cores in use; the loop itself uses at most one.", "short",
               {"{{instance}}": f"sum by (instance) (rate(process_cpu_seconds_total{{{OURS}}}[$__rate_interval]))"}),
@@ -115,6 +102,5 @@ def build() -> dashboard.Dashboard:
               {"{{outcome}}": f"sum by (outcome) (increase(tidecast_model_swaps_total{{{OURS}}}[1h]))"}),
         rows("What is served", "Model and hash by worker; in the midst of a swap they differ.",
              f"tidecast_model_info{{{OURS}}}", ["__name__", "job"]),
-    ):  # fmt: skip
-        made.with_panel(panel)
+    )  # fmt: skip
     return made

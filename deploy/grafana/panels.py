@@ -137,3 +137,15 @@ def quantiles(metric: str, by: str = "", shares: tuple[float, ...] = (0.5, 0.95,
         f"sum by ({labels}) (rate({metric}_bucket{{{OURS}}}[$__rate_interval])))"
         for share in shares
     }
+
+
+def per_second(metric: str, by: str = "", window: str = "$__rate_interval") -> str:
+    """How often a second, in all or by these labels; `metric` without its prefix."""
+    return f"sum{f' by ({by}) ' if by else ''}(rate(tidecast_{metric}{{{OURS}}}[{window}]))"
+
+
+def section(made: dashboard.Dashboard, title: str, *panels: Any) -> None:
+    """A row of the board, and the panels below it."""
+    made.with_row(dashboard.Row(title))
+    for panel in panels:
+        made.with_panel(panel)

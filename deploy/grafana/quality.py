@@ -6,45 +6,37 @@ All of it comes from the scores that the model gives its own earlier forecasts w
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
-from panels import GREEN, OURS, RED, YELLOW, bars, board, choice, lines, number
+from panels import GREEN, OURS, RED, YELLOW, bars, board, choice, lines, number, per_second, section
 
+WINDOW = "$window"  # the board's own variable
 LEAD = "{{target}}, lead {{horizon}}"
 LEVEL = LEAD + ", {{level}}"
 SIGNED = [(None, RED), (0.0, YELLOW), (0.1, GREEN)]  # of a skill
 OFF = [(None, RED), (-0.08, GREEN), (0.08, RED)]  # of a coverage: the limits of the alert
 
 
-def mean(metric: str, window: str = "$window", by: str = "target, horizon") -> str:
+def mean(metric: str, window: str = WINDOW, by: str = "target, horizon") -> str:
     """The mean of what was scored within the window."""
-    rates = (f"sum by ({by}) (rate(tidecast_{metric}_{part}{{{OURS}}}[{window}]))" for part in ("sum", "count"))
-    return " / ".join(rates)
+    return " / ".join(per_second(f"{metric}_{part}", by, window) for part in ("sum", "count"))
 
 
-def skill(window: str = "$window") -> str:
+def skill(window: str = WINDOW) -> str:
     """1 - error / naive error: 1 is perfect, 0 no better than no model."""
-    error, naive = (
-        f"sum by (target, horizon) (rate(tidecast_{kind}_error_sum{{{OURS}}}[{window}]))"
-        for kind in ("absolute", "naive")
-    )
+    error, naive = (per_second(f"{kind}_error_sum", "target, horizon", window) for kind in ("absolute", "naive"))
     return f"1 - {error} / {naive}"
 
 
-def off(window: str = "$window") -> str:
+def off(window: str = WINDOW) -> str:
     """Coverage above its level."""
     level = f"max by (target, horizon, level) (tidecast_interval_level{{{OURS}}})"
     return f"{mean('interval_coverage', window, 'target, horizon, level')} - {level}"
 
 
-def per_second(metric: str, by: str) -> str:
-    """How often a second, by a label."""
-    return f"sum by ({by}) (rate(tidecast_{metric}{{{OURS}}}[$window]))"
-
-
 def of_readings(metric: str, by: str = "") -> str:
     """As a share of the readings."""
-    above = per_second(metric, by) if by else f"sum(rate(tidecast_{metric}{{{OURS}}}[$window]))"
+    above = per_second(metric, by, WINDOW)
     match = f"ignoring ({by}) group_left " if by else ""
-    return f"{above} / {match}sum(rate(tidecast_readings_total{{{OURS}}}[$window]))"
+    return f"{above} / {match}{per_second('readings_total', window=WINDOW)}"
 
 
 def build() -> dashboard.Dashboard:
@@ -53,21 +45,20 @@ def build() -> dashboard.Dashboard:
     made = board("tidecast-quality", "tidecast: Forecast quality", about, "Operations", "now-6h")
     made.with_variable(choice("window", "Over", ["1m", "5m", "15m", "1h", "6h", "1d"], "15m"))
 
-    made.with_row(dashboard.Row("At a glance"))
-    for panel in (
+    section(
+        made, "At a glance",
         number("Worst skill", "The lowest among targets and leads. 1 is perfect, below 0 the naive forecast is better.",
                "percentunit", {"skill": f"min({skill()})"}, SIGNED, span=6),
         number("Coverage furthest off", "How far a coverage is away from its level, at most; the alert is at 8 points.",
                "percentunit", {"off": f"max(abs({off()}))"}, [(None, GREEN), (0.05, YELLOW), (0.08, RED)], span=6),
         number("Forecasts judged", "Forecasts whose truth has come, each second: what all else here rests on.", "cps",
-               {"judged": f"sum(rate(tidecast_absolute_error_count{{{OURS}}}[$window]))"}, [(None, GREEN)], span=6),
+               {"judged": per_second("absolute_error_count", window=WINDOW)}, [(None, GREEN)], span=6),
         number("Dead letters", "Share of readings that could not be used; the alert is at 1 %.", "percentunit",
                {"share": of_readings("dead_letters_total")}, [(None, GREEN), (0.001, YELLOW), (0.01, RED)], span=6),
-    ):  # fmt: skip
-        made.with_panel(panel)
+    )  # fmt: skip
 
-    made.with_row(dashboard.Row("Error against the naive forecast"))
-    for panel in (
+    section(
+        made, "Error against the naive forecast",
         lines("Mean absolute error", "Of the forecasts' median, in the target's unit, beside that of the naive "
               "forecast, by lead in steps.", "short",
               {f"{LEAD}: forecast": mean("absolute_error"), f"{LEAD}: naive": mean("naive_error")}, span=9),
@@ -75,12 +66,11 @@ def build() -> dashboard.Dashboard:
               "percentunit", {LEAD: skill()}, span=9, steps=[(None, RED), (0, GREEN)], low=None),
         bars("Skill by lead", "Over the whole time shown.", "percentunit", {LEAD: skill("$__range")}, SIGNED,
              low=-0.5, high=1, span=6),
-    ):  # fmt: skip
-        made.with_panel(panel)
+    )  # fmt: skip
 
-    made.with_row(dashboard.Row("Intervals"))
     level = f"max by (target, horizon, level) (tidecast_interval_level{{{OURS}}})"
-    for panel in (
+    section(
+        made, "Intervals",
         lines("Coverage", "Share of truths inside the interval, beside the level that it should have.", "percentunit",
               {f"{LEVEL}: inside": mean("interval_coverage", by="target, horizon, level"),
                f"{LEVEL}: to be": level}, span=9, low=None),
@@ -88,11 +78,10 @@ def build() -> dashboard.Dashboard:
               "percentunit", {LEVEL: off()}, span=9, steps=OFF, low=None),
         bars("Coverage above its level, by lead", "Over the whole time shown.", "percentunit",
              {LEVEL: off("$__range")}, OFF, low=-0.2, high=0.2, span=6),
-    ):  # fmt: skip
-        made.with_panel(panel)
+    )  # fmt: skip
 
-    made.with_row(dashboard.Row("Drift"))
-    for panel in (
+    section(
+        made, "Drift",
         lines("Error against the past day", "Error within the window over that of the past day, less 1: +100 % is "
               "twice as large. The stream has changed, or is just hard.", "percentunit",
               {LEAD: f"({mean('absolute_error')}) / ({mean('absolute_error', '1d')}) - 1"}, low=None),
@@ -101,21 +90,20 @@ def build() -> dashboard.Dashboard:
               steps=[(None, RED), (-0.1, GREEN)], low=None),
         lines("Clipped values", "Share of readings with a value beyond what the model was trained with, taken as the "
               "limit itself.", "percentunit", {"{{target}}": of_readings("clipped_values_total", "target")}),
-    ):  # fmt: skip
-        made.with_panel(panel)
+    )  # fmt: skip
 
-    made.with_row(dashboard.Row("Readings on the way"))
-    for panel in (
+    section(
+        made, "Readings on the way",
         lines("Dead letters, by reason", "Each is in the dead-letter topic as it came, with a sentence in its headers.",
-              "cps", {"{{reason}}": f"{per_second('dead_letters_total', 'reason')}"}, span=6),
+              "cps", {"{{reason}}": per_second("dead_letters_total", "reason", WINDOW)}, span=6),
         lines("Gaps", "Filled: the model made the missing steps by itself. Restarted: too many were missing.", "cps",
-              {"{{action}}": per_second("gaps_total", "action"),
-               "steps made": f"sum(rate(tidecast_silent_steps_total{{{OURS}}}[$window]))"}, span=6),
+              {"{{action}}": per_second("gaps_total", "action", WINDOW),
+               "steps made": per_second("silent_steps_total", window=WINDOW)}, span=6),
         lines("Series that began again", "By reason: too long a gap, a tombstone, no room, unseen for too long, or a "
-              "state that was not finite.", "cps", {"{{reason}}": per_second("resets_total", "reason")}, span=6),
+              "state that was not finite.", "cps",
+              {"{{reason}}": per_second("resets_total", "reason", WINDOW)}, span=6),
         lines("Late readings and duplicates", "Older than their series' last, or of the same time: no forecast.", "cps",
-              {"late": f"sum(rate(tidecast_late_readings_total{{{OURS}}}[$window]))",
-               "duplicate": f"sum(rate(tidecast_duplicate_readings_total{{{OURS}}}[$window]))"}, span=6),
-    ):  # fmt: skip
-        made.with_panel(panel)
+              {"late": per_second("late_readings_total", window=WINDOW),
+               "duplicate": per_second("duplicate_readings_total", window=WINDOW)}, span=6),
+    )  # fmt: skip
     return made

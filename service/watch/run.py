@@ -15,8 +15,8 @@ from service import __version__
 from service.broker.connect import connect_as_set
 from service.http import refused_address, url_of
 from service.settings import Settings
+from service.settings_together import is_loopback
 from service.watch.app import Page
-from service.watch.guard import is_loopback
 from service.watch.reader import Reader
 from service.watch.store import Store
 

@@ -118,16 +118,16 @@ class Store:
         one.epoch = self._epochs
 
     def _trim(self, one: Series) -> None:
+        self._cut(one)
+        while self.bytes > self._max_bytes and self._points > 1:
+            self._points //= 2
+            for other in self._series.values():
+                self._cut(other)
+        while self.bytes > self._max_bytes and len(self._series) > 1:
+            self._clear(self._series.popitem(last=False)[1])
+
+    def _cut(self, one: Series) -> None:
         while len(one.readings) > self._points:
             self.bytes -= one.readings.popleft().bytes
         while len(one.forecasts) > self._points:
             self.bytes -= one.forecasts.popleft().bytes
-        while self.bytes > self._max_bytes and self._points > 1:
-            self._points //= 2
-            for other in self._series.values():
-                while len(other.readings) > self._points:
-                    self.bytes -= other.readings.popleft().bytes
-                while len(other.forecasts) > self._points:
-                    self.bytes -= other.forecasts.popleft().bytes
-        while self.bytes > self._max_bytes and len(self._series) > 1:
-            self._clear(self._series.popitem(last=False)[1])

@@ -18,9 +18,9 @@ from itertools import islice
 
 import numpy as np
 
+from service import settings
 from service.changelog import layout_hash
 from service.model import Model
-from service.settings import Settings
 from tests.chaos.answers import Answer, Nearness
 from tests.chaos.chains import Chain, Start, advance
 from tests.chaos.readings import Place, Readings, Series
@@ -142,14 +142,14 @@ class HandOvers:
 
         None where so many steps are missing then that the series starts again.
         """
-        step_ms = model.spec.step_ms
+        step_ms, most = model.spec.step_ms, settings.default("max_gap_steps")
         state, last = model.initial_state[np.newaxis], None
         due = [(ts, x) for offset, ts, x in one.passed[at:] if offset < one.offsets[first]]
         for ts, x in [*due, (one.ts[first], None)]:
             if last is not None and ts <= last:
                 continue
             missing = [] if last is None else range(last + step_ms, ts, step_ms)
-            if len(missing) > Settings().max_gap_steps:
+            if len(missing) > most:
                 return None
             steps = [(t, [np.nan] * len(model.spec.features)) for t in missing] + ([] if x is None else [(ts, x)])
             for t, values in steps:

@@ -10,8 +10,8 @@ import pytest
 
 from service.configuration import load
 from service.errors import TidecastError, UsageError
+from service.settings_together import is_loopback
 from service.watch import app, assets
-from service.watch.guard import is_loopback
 from service.watch.run import _hosts, _listen
 from tests.watching import Served, fill
 
