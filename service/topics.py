@@ -10,12 +10,13 @@ from service.settings import Settings, default, flag
 
 _CLEANUP = "cleanup.policy"
 # Only the last state of a series counts. A segment is only compacted once it is closed, and by default it would stay
-# open for a week, or until it has 1 GiB: a restore would read all that was written in it.
+# open for a week, or until it has 1 GiB: a restore would read all that was written in it. The smaller a segment, the less
+# a restore reads in vain; 4 MB are a few hundred files for a million series.
 CHANGELOG_CONFIG = {
     _CLEANUP: "compact",
     "min.cleanable.dirty.ratio": "0.1",
     "segment.ms": "600000",
-    "segment.bytes": str(16 << 20),
+    "segment.bytes": str(4 << 20),
 }
 _ROLES = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
 
