@@ -1,4 +1,4 @@
-"""The live page's server without Kafka: a test puts records into its store, as the reader does."""
+"""The live page's server without Kafka, where a test puts records into its store as the reader does; and with it."""
 
 import http.client
 import json
@@ -13,6 +13,7 @@ from service.watch.app import Page
 from service.watch.records import read_forecast, read_reading
 from service.watch.run import server_of
 from service.watch.store import Store
+from tests.serving import Serve
 
 HOUR = 3_600_000
 START = 1_700_000_000_000 // HOUR * HOUR
@@ -122,3 +123,27 @@ class Served:
             response.readline()
         connection.close()
         return found
+
+
+class Watch(Serve):
+    """`tidecast watch` as a process."""
+
+    program = ("-m", "service", "watch")
+
+    def json(self, path):
+        code, body = self.get(path)
+        return json.loads(body) if code == 200 else None
+
+    def until(self, what, test):
+        return self.wait_for(what, test)
+
+    def status(self):
+        """The next status of the stream."""
+        host = self.log.split("url=http://")[1].split()[0]
+        connection = http.client.HTTPConnection(host, timeout=PATIENCE)
+        connection.request("GET", "/api/stream")
+        response = connection.getresponse()
+        while not (line := response.readline()).startswith(b"data: "):
+            assert line
+        connection.close()
+        return json.loads(line[6:])

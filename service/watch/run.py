@@ -17,6 +17,7 @@ from service.http import refused_address, url_of
 from service.settings import Settings
 from service.settings_together import is_loopback
 from service.watch.app import Page
+from service.watch.patience import Patience
 from service.watch.reader import Reader
 from service.watch.store import Store
 
@@ -95,7 +96,7 @@ def server_of(page: Page) -> uvicorn.Server:
             page.app,
             access_log=False,
             h11_max_incomplete_event_size=MAX_REQUEST_BYTES,
-            http="h11",
+            http=Patience,
             limit_concurrency=MAX_CONNECTIONS,
             log_config=None,
             log_level="warning",

@@ -16,6 +16,7 @@ from service.broker.connect import CLIENTS, connect
 from tests.counted import Counted
 from tests.integration.secured import CHANGING, KEY_PASSWORD, LIMITED, PASSWORD, SecuredKafka, free_port
 from tests.serving import serving
+from tests.watching import Watch
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 KINDS = ("SCRAM-SHA-512", "PLAIN", "mTLS")
@@ -228,6 +229,21 @@ def test_each_command_gets_in_with_the_same_flags(secured, t, model, tmp_path):
     sent = ["produce", "sine", "--series", "2", "--limit", "6", "--speed", "max", f"--input-topic={t.readings}"]
     tidecast(*sent, *flags)
     assert len(t.read(t.readings, 12)) == 12
+
+
+def test_the_live_page_gets_in_with_the_same_flags_and_is_refused_with_a_wrong_password(secured, t):
+    t.feed(1)
+    ours = [f"--client={t.client}", f"--input-topic={t.readings}", f"--output-topic={t.forecasts}", "--watch-port=0"]
+    flags = [*ours, *secured.flags("SCRAM-SHA-512")]
+    watch = Watch(*flags, "--log-level=debug")
+    watch.until("its address", lambda: "url=http://" in watch.log)
+    watch.until("its readings", lambda: watch.status()["series"])
+    code, log = watch.end()
+    assert code == 0
+    no_secret_in(log)
+    wrong = f"--kafka-password-file={secured.files.wrong_password}"
+    code, log = Watch(*(flag for flag in flags if not flag.startswith("--kafka-password")), wrong).end(signum=None)
+    assert code == 1 and "refuses the user 'alice'" in log.splitlines()[-1], log
 
 
 def tidecast(*args):

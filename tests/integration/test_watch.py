@@ -15,30 +15,7 @@ from service.broker.connect import CLIENTS, connect
 from service.broker.embedded import EmbeddedBroker
 from tests.models import START_MS, STEP_MS
 from tests.serving import PATIENCE, Serve, Topics
-
-
-class Watch(Serve):
-    """`tidecast watch` as a process."""
-
-    program = ("-m", "service", "watch")
-
-    def json(self, path):
-        code, body = self.get(path)
-        return json.loads(body) if code == 200 else None
-
-    def until(self, what, test):
-        return self.wait_for(what, test)
-
-    def status(self):
-        """The next status of the stream."""
-        host = self.log.split("url=http://")[1].split()[0]
-        connection = http.client.HTTPConnection(host, timeout=PATIENCE)
-        connection.request("GET", "/api/stream")
-        response = connection.getresponse()
-        while not (line := response.readline()).startswith(b"data: "):
-            assert line
-        connection.close()
-        return json.loads(line[6:])
+from tests.watching import Watch
 
 
 @contextlib.contextmanager

@@ -141,4 +141,5 @@ def test_a_commit_interval_that_kafka_would_end_the_transaction_before_is_refuse
 
 
 def test_http_listens_on_this_machine_alone_unless_told_otherwise():
-    assert load({}, {}).http_host == "127.0.0.1"
+    settings = load({}, {})
+    assert (settings.http_host, settings.watch_host) == ("127.0.0.1", "127.0.0.1")

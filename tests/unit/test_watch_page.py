@@ -11,7 +11,7 @@ import pytest
 from service.configuration import load
 from service.errors import TidecastError, UsageError
 from service.settings_together import is_loopback
-from service.watch import app, assets
+from service.watch import app, assets, patience
 from service.watch.run import _hosts, _listen
 from tests.watching import Served, fill
 
@@ -186,6 +186,37 @@ def test_the_server_ends_though_somebody_is_watching():
         assert viewer.recv(10)
         served.stop()
         assert not served._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET / HTT", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nG"], ids=["nothing", "half", "one and a half"]
+)
+def test_who_is_silent_is_let_go_and_does_not_keep_others_out(served, monkeypatch, said):
+    monkeypatch.setattr(patience, "REQUEST_S", 0.3)
+    monkeypatch.setattr(served._server.config, "limit_concurrency", 4)
+    silent = [socket.create_connection(("127.0.0.1", served.port), timeout=5) for _ in range(6)]
+    for each in silent:
+        each.sendall(said)
+    for each in silent:
+        while each.recv(4096):  # an answer, or why there is none; and then the end
+            pass
+        each.close()
+    assert served.get("/api/series")[0] == 200
+
+
+def test_a_stream_is_not_let_go_while_it_is_read(served, monkeypatch):
+    monkeypatch.setattr(patience, "REQUEST_S", 0.2)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as viewer:
+        viewer.sendall(b"GET /api/stream?series=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert viewer.recv(10)
+        time.sleep(0.6)
+        fill(served.store, "a", range(5, 6))
+        viewer.settimeout(5)
+        deadline = time.monotonic() + 5
+        while b"" != (data := viewer.recv(65536)) and time.monotonic() < deadline:
+            if b'"readings"' in data:
+                return
+    raise AssertionError("the stream was cut")
 
 
 def test_another_chart_library_than_the_known_one_is_not_served(monkeypatch):
