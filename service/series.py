@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import repeat
-from operator import itemgetter, ne
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.changelog import Snapshot, Snapshots
+from service.guesses import Guesses
 from service.spec import StateSlice
 from service.timestamps import MIN_TS_MS
 
 NEVER = MIN_TS_MS - 1  # the last ts of a series that has had no reading: earlier than any other
 _FREE: Any = object()  # in the place of a free slot's key: equal to nothing that a record may have as its key
 _FIRST_CAPACITY = 64
-_MANY = 50_000  # series, from which on slots are guessed first
+_MANY = 2_000  # series, from which on slots are guessed first
 _MANY_AT_ONCE = 32  # keys, likewise
-_CELLS = 8  # guesses for each series that there is room for: few share one
 _LOOK_AHEAD = 1 / 16  # of all series: so many of the least recently seen are found at a time
 
 
@@ -57,7 +56,7 @@ class SeriesTable:
         self._turn = 0  # the highest of these, and more
         self._going: list[tuple[int, int]] = []  # (slot, seen) of the least recently seen, these last, while they hold
         self._slots: dict[bytes, int] = {}
-        self._guesses = np.zeros(0, dtype=np.int32)  # [cells, a power of two] by the key's hash, a slot it may have
+        self._guesses: Guesses | None = None  # once there are many
         self._keys: list[bytes] = [_FREE] * capacity  # slot -> key
         self._free: list[int] = list(range(capacity - 1, -1, -1))
 
@@ -84,18 +83,9 @@ class SeriesTable:
         """The slots of the series [keys], -1 where one is not known."""
         if len(self._slots) < _MANY or len(keys) < _MANY_AT_ONCE:
             return self._looked_up(keys)
-        # A dict of many series is not in the processor's cache, and waits for memory four times at each key, one key
-        # after the other. Arrays, and a list, fetch for many keys at once. So: guess by the key's hash, and compare.
-        if len(self._guesses) < _CELLS * len(self._keys):
-            self._guesses = np.zeros(1 << (_CELLS * len(self._keys) - 1).bit_length(), dtype=np.int32)
-        cells = np.fromiter(map(hash, keys), dtype=np.int64, count=len(keys)) & (len(self._guesses) - 1)
-        slots: NDArray[np.int64] = self._guesses[cells].astype(np.int64)
-        guessed = itemgetter(*slots.tolist())(self._keys)
-        wrong = np.flatnonzero(np.fromiter(map(ne, keys, guessed), dtype=np.bool_, count=len(keys)))
-        if len(wrong):
-            slots[wrong] = found = self._looked_up([keys[i] for i in wrong.tolist()])
-            self._guesses[cells[wrong]] = found.clip(min=0)
-        return slots
+        if self._guesses is None or self._guesses.slots < len(self._keys):
+            self._guesses = Guesses(len(self._keys))
+        return self._guesses.find(keys, self._looked_up)
 
     def _looked_up(self, keys: Sequence[bytes | None]) -> NDArray[np.int64]:
         return np.fromiter(map(self._slots.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))  # type: ignore[arg-type]
@@ -210,6 +200,8 @@ class SeriesTable:
 
     def _drop(self, key: bytes) -> None:
         slot = self._slots.pop(key)
+        if self._guesses is not None:
+            self._guesses.forget(slot)
         self.partitions[slot] = -1
         self.dirty_since[slot] = -1
         self._keys[slot] = _FREE

@@ -10,8 +10,8 @@ from service.settings import Settings, default, flag
 
 _CLEANUP = "cleanup.policy"
 # Only the last state of a series counts. A segment is only compacted once it is closed, and by default it would stay
-# open for a week, or until it has 1 GiB: a restore would read all that was written in it. The smaller a segment, the less
-# a restore reads in vain; 4 MB are a few hundred files for a million series.
+# open for a week, or until it has 1 GiB: a restore would read all that was written in it. The smaller a segment, the
+# less a restore reads in vain; at 4 MB a million series take a few hundred.
 CHANGELOG_CONFIG = {
     _CLEANUP: "compact",
     "min.cleanable.dirty.ratio": "0.1",

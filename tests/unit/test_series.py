@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from service.changelog import Snapshot, Snapshots
+from service.guesses import Guesses
 from service.series import NEVER, SeriesTable
 from service.spec import StateSlice
 from service.waves import MAX_SERIES, missing_steps, newest_before
@@ -56,20 +60,25 @@ def test_the_one_to_forget_is_the_least_recently_seen() -> None:
     assert list(series) == [b"b", b"c", b"a"]
 
 
-asked = st.one_of(st.none(), st.just(b""), st.integers(0, 40).map(lambda i: b"%d" % i))
+# Also such as differ only beyond what a row holds, or in how many zeros they end with.
+lengths = st.sampled_from([0, 1, 6, 7, 8, 14, 15, 16, 31, 32, 55, 56, 62, 63, 64, 65, 80])
+odd = st.builds(lambda n, byte, end: bytes([byte]) * n + end, lengths, st.sampled_from([0, 97]), st.binary(max_size=1))
+asked = st.one_of(st.integers(0, 40).map(lambda i: b"%d" % i), odd)
+without_a_key = st.sampled_from([[], [], [], [None]])
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.lists(asked, min_size=2, max_size=40)), max_size=12))
+@given(st.lists(st.tuples(st.booleans(), st.lists(asked, min_size=2, max_size=40), without_a_key), max_size=12))
 def test_among_so_many_that_slots_are_guessed_each_key_finds_its_own_series(
-    turns: list[tuple[bool, list[bytes | None]]],
+    turns: list[tuple[bool, list[bytes], list[None]]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.series._MANY", 0)
         patch.setattr("service.series._MANY_AT_ONCE", 2)
-        patch.setattr("service.series._CELLS", 1)  # many share one
+        patch.setattr("service.guesses._CELLS", 0.05)  # many share one
         series = table()
-        for come, keys in turns:
+        for come, names, nameless in turns:
+            keys = [*names, *nameless]
             for _ in range(2):  # the second time as the first has left it
                 assert series.find_all(keys).tolist() == [series._slots.get(key, -1) for key in keys]  # type: ignore[arg-type]
             for key in keys:
@@ -77,6 +86,20 @@ def test_among_so_many_that_slots_are_guessed_each_key_finds_its_own_series(
                     series.add(key, 0)
                 elif key and not come:
                     series.forget(key)
+
+
+def test_of_keys_that_were_found_before_few_are_looked_up_again() -> None:
+    keys, asked_for = [b"sensor-%d" % i for i in range(1_000)], []
+
+    def look_up(some: Sequence[bytes | None]) -> NDArray[np.int64]:
+        asked_for.append(len(some))
+        return np.array([keys.index(key) for key in some if key], dtype=np.int64)
+
+    guesses = Guesses(1_000)
+    for _ in range(3):
+        assert guesses.find(keys, look_up).tolist() == list(range(1_000))
+    assert asked_for[0] == 1_000
+    assert sum(asked_for[1:]) < 100
 
 
 def test_many_are_forgotten_in_the_order_in_which_they_were_last_seen() -> None:
