@@ -96,10 +96,11 @@ def test_of_keys_that_were_found_before_few_are_looked_up_again() -> None:
         return np.array([keys.index(key) for key in some if key], dtype=np.int64)
 
     guesses = Guesses(1_000)
-    for _ in range(3):
+    for _ in range(4):
         assert guesses.find(keys, look_up).tolist() == list(range(1_000))
     assert asked_for[0] == 1_000
-    assert sum(asked_for[1:]) < 100
+    assert sum(asked_for[1:]) < 300  # in the first round some took others' cells
+    assert sum(asked_for[2:]) < 100
 
 
 def test_many_are_forgotten_in_the_order_in_which_they_were_last_seen() -> None:
