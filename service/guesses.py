@@ -70,7 +70,10 @@ class Guesses:
     def _cells_of(self, rows: NDArray[np.void]) -> Int64:
         """[rows, 2]"""
         words = rows.view(np.uint64).reshape(-1, len(self._factors))  # [rows, words]
-        return ((words @ self._factors) >> self._shift).view(np.int64)
+        mixed = words @ self._factors
+        mixed ^= mixed >> np.uint64(32)  # numbered names lie on a lattice, which products alone would keep
+        cells: Int64 = ((mixed * self._factors[0]) >> self._shift).view(np.int64)
+        return cells
 
     def _learn(self, slots: Int64, rows: NDArray[np.void], cells: Int64) -> None:
         """These have these keys. The first cell stays with whom it belongs to, so that two do not take turns in it."""
