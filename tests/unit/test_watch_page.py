@@ -189,7 +189,9 @@ def test_the_server_ends_though_somebody_is_watching():
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"GET / HTT", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nG"], ids=["nothing", "half", "one and a half"]
+    "said",
+    [b"", b"GET / HTT", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nG"],
+    ids=["nothing", "half", "one and a half"],
 )
 def test_who_is_silent_is_let_go_and_does_not_keep_others_out(served, monkeypatch, said):
     monkeypatch.setattr(patience, "REQUEST_S", 0.3)
@@ -213,7 +215,7 @@ def test_a_stream_is_not_let_go_while_it_is_read(served, monkeypatch):
         fill(served.store, "a", range(5, 6))
         viewer.settimeout(5)
         deadline = time.monotonic() + 5
-        while b"" != (data := viewer.recv(65536)) and time.monotonic() < deadline:
+        while (data := viewer.recv(65536)) != b"" and time.monotonic() < deadline:
             if b'"readings"' in data:
                 return
     raise AssertionError("the stream was cut")
