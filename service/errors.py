@@ -42,6 +42,10 @@ class Unanswered(BrokerError):
     """Kafka does not answer, or not any more; it may soon."""
 
 
+class NotTakenIn(BrokerError):
+    """Kafka refuses us, or we it: to try again would change nothing."""
+
+
 class Fenced(BrokerError):
     """Somebody else goes on in our place: with the transactional id, or with our partitions of the consumer group.
 

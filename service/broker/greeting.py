@@ -21,7 +21,7 @@ from kafka.net.selector import NetworkSelector
 
 from service.broker.kafka_python_calls import Server
 from service.broker.security import Security
-from service.errors import BrokerError
+from service.errors import BrokerError, NotTakenIn
 from service.settings import flag
 
 _TRY_S = 5.0  # for one connection
@@ -38,7 +38,8 @@ def greet(server: Server) -> None:
     """Wait until Kafka has taken us in, at most `server.timeout_s`.
 
     Raises:
-        BrokerError: it refuses us, or we it, and to try again would change nothing.
+        NotTakenIn: it refuses us, or we it.
+        BrokerError: it hangs up again and again.
         TimeoutError: it was silent for so long.
     """
     deadline = time.monotonic() + server.timeout_s
@@ -98,7 +99,7 @@ def _met(server: Server, manager: Any, node: Any, deadline: float) -> bool:
     return True
 
 
-def _refusal(server: Server, where: str, error: BaseException) -> BrokerError | None:
+def _refusal(server: Server, where: str, error: BaseException) -> NotTakenIn | None:
     """What the error says of a Kafka that will not take us in, or that we do not trust; None where it may yet."""
     security = server.security
     for cause in _causes(error):
@@ -114,12 +115,12 @@ def _refusal(server: Server, where: str, error: BaseException) -> BrokerError | 
             case ssl.SSLError() if "ALERT" in str(cause):
                 return _certificate_refused(security, where, str(cause))
             case errors.InvalidReceiveError() if not security.tls:
-                return BrokerError(
+                return NotTakenIn(
                     f"Kafka at {where} does not answer to {security.protocol} in Kafka's own words: it may want TLS",
                     do=f"Use {flag('security_protocol')} {'SASL_SSL' if security.sasl else 'SSL'}, or its other port.",
                 )
             case ValueError() if security.sasl and not isinstance(cause, (OSError, UnicodeError)):
-                return BrokerError(
+                return NotTakenIn(
                     f"Kafka at {where} could not prove that it knows the password of {security.username!r}: {cause}",
                     do="Check the address: this may not be your Kafka.",
                 )
@@ -145,36 +146,36 @@ def _ended(error: BaseException) -> bool:
     return False
 
 
-def _unknown_user(security: Security, where: str, said: str) -> BrokerError:
-    return BrokerError(
+def _unknown_user(security: Security, where: str, said: str) -> NotTakenIn:
+    return NotTakenIn(
         f"Kafka at {where} refuses the user {security.username!r} with {security.mechanism}: the name or the password "
         f"is wrong, or not for this mechanism ({said.removeprefix('SaslAuthenticationFailedError: ')})",
         do=f"Check {flag('kafka_username')}, {flag('kafka_password')} and {flag('sasl_mechanism')}.",
     )
 
 
-def _other_mechanism(security: Security, where: str, said: str) -> BrokerError:
-    return BrokerError(
+def _other_mechanism(security: Security, where: str, said: str) -> NotTakenIn:
+    return NotTakenIn(
         f"Kafka at {where} does not take {security.mechanism}{f' ({said})' if said else ''}",
         do=f"Use another {flag('sasl_mechanism')}, or another of its ports.",
     )
 
 
-def _untrusted(where: str, error: ssl.SSLCertVerificationError) -> BrokerError:
+def _untrusted(where: str, error: ssl.SSLCertVerificationError) -> NotTakenIn:
     why = error.verify_message.rstrip(".") or str(error)
     if re.search("mismatch", why, re.I):
-        return BrokerError(
+        return NotTakenIn(
             f"the certificate of Kafka at {where} is for another name: {why}",
             do="Use a name that the certificate has in --bootstrap-servers and in the brokers' advertised.listeners.",
         )
-    return BrokerError(
+    return NotTakenIn(
         f"the certificate of Kafka at {where} is not trusted: {why}",
         do=f"Give the file of the authority that signed it with {flag('tls_ca_file')}; {_FILE}",
     )
 
 
-def _no_tls(security: Security, where: str) -> BrokerError:
-    return BrokerError(
+def _no_tls(security: Security, where: str) -> NotTakenIn:
+    return NotTakenIn(
         f"Kafka at {where} does not speak TLS on this port",
         got=f"the security protocol {security.protocol}",
         do=f"Use the port of its TLS listener, or {flag('security_protocol')} "
@@ -182,15 +183,15 @@ def _no_tls(security: Security, where: str) -> BrokerError:
     )
 
 
-def _certificate_refused(security: Security, where: str, said: str) -> BrokerError:
+def _certificate_refused(security: Security, where: str, said: str) -> NotTakenIn:
     alert = re.search(r"ALERT_(\w+)", said)
     why = alert[1].lower().replace("_", " ") if alert else said
     if not security.cert_file:
-        return BrokerError(
+        return NotTakenIn(
             f"Kafka at {where} wants a certificate of ours, and there is none ({why})",
             do=f"Give it with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
         )
-    return BrokerError(
+    return NotTakenIn(
         f"Kafka at {where} refuses our certificate {security.cert_file} ({why})",
         do=f"Give one that it trusts with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from service.broker.base import Batch, Broker, Consumer
-from service.errors import TidecastError
+from service.errors import NotTakenIn, TidecastError
 from service.watch.pulse import Pulse
 from service.watch.records import answered, read_forecast, read_reading, series_name
 from service.watch.store import Store
@@ -39,6 +39,7 @@ class Reader:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch-reader", daemon=True)
         self._state, self._reason = "connecting", ""
+        self.failure: NotTakenIn | None = None  # why it has ended by itself
         self._skipped = self._refused = 0
 
     def start(self) -> None:
@@ -67,6 +68,9 @@ class Reader:
         while not self._stop.is_set():
             try:
                 self._read()
+            except NotTakenIn as error:
+                self.failure = error
+                return
             except TidecastError as error:
                 self._say("away", str(error))
             except Exception as error:  # a viewer of the page must learn that it stands still

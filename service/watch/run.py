@@ -33,7 +33,7 @@ def run(config: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit code.
 
     Raises:
-        TidecastError: the port is taken, or may not be used.
+        TidecastError: the port is taken, or may not be used; or Kafka does not take us in.
         UsageError: the host is not an address of this machine, or the servers' list is not one.
     """
     stopped, code = threading.Event(), 0
@@ -76,7 +76,7 @@ def run(config: Settings) -> int:
         log.info("listening", extra={"url": url_of(listener.getsockname())})
         if not is_loopback(config.watch_host) and not config.watch_password:
             log.warning("everybody who reaches this address can read the page: no --watch-password-file is set")
-        while not stopped.wait(0.5):
+        while reader.failure is None and not stopped.wait(0.5):
             if not thread.is_alive():
                 log.critical("the server ended by itself")
                 code = 1
@@ -86,6 +86,8 @@ def run(config: Settings) -> int:
         thread.join(5.0)
         reader.stop()
         log.info("stopped")
+    if reader.failure is not None:
+        raise reader.failure
     return code
 
 
