@@ -1,28 +1,27 @@
 """Forecasts to JSON, a batch at a time.
 
-All that is the same in each forecast of a model is a template; a batch is a matrix of its copies, one row each, into
-which the numbers are written by columns, as words of 4 bytes (`service.decimals`). Without its NULs the matrix is the
-text of all forecasts, a line each.
+orjson writes whole arrays of numbers, a float32 with as few digits as keep it. What it wrote is cut at the commas, and
+a forecast is what all forecasts of the model have in common, joined with its own numbers: no Python for each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
+from operator import mul
+from typing import Any
 
-import msgspec
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from service.decimals import OFFSET_WORDS, PARTITION_WORDS, TIME_WORDS, Words, float_words, whole_words
 from service.spec import ModelSpec, quantile_name
 
 Float32 = NDArray[np.float32]
-Columns = NDArray[np.int64]
+Column = Iterable[bytes]  # a text for each forecast
 
-_NONE: Columns = np.empty(0, dtype=np.int64)
-_NO_WORDS: Words = np.empty((0, 0), dtype=np.uint32)
 _NUMBERS_AT_ONCE = 8192  # so that what is worked on stays in the cache
-_json = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -39,7 +38,11 @@ class ForecastEncoder:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
-        self._layouts: dict[tuple[str, int, int], _Layout] = {}  # by how wide the forecasts and the scores are
+        self._model = b',"step_ms":%d,"model":%b,"warm":' % (spec.step_ms, orjson.dumps(spec.id))
+        self._before_runs, self._end = _runs(spec)
+        self._run_length = 1 if spec.kind == "classifier" else spec.horizon
+        names = [orjson.dumps(diagnostic.name) + b":" for diagnostic in spec.diagnostics]
+        self._score_names = [(b"", name, b"," + name) for name in names]  # left out, the first, a later one
 
     def encode(
         self, sources: Sources, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
@@ -55,126 +58,67 @@ class ForecastEncoder:
         """
         if self._spec.kind != "classifier":
             y = y.transpose(0, 2, 3, 1)  # as they stand in the text
-        numbers = y[:1].size + score.shape[1]
-        at_once = max(1, _NUMBERS_AT_ONCE // max(1, numbers))
+        at_once = max(1, _NUMBERS_AT_ONCE // max(1, y[:1].size + score.shape[1]))
         values: list[bytes] = []
         for start in range(0, len(ts), at_once):
             part = slice(start, start + at_once)
             theirs = Sources(sources.topic, sources.partitions[part], sources.offsets[part])
-            rows = self._rows(theirs, ts[part], warm[part], y[part], score[part])
-            values += rows.tobytes().translate(None, b"\0").splitlines()
+            values += self._some(theirs, ts[part], warm[part], y[part], score[part])
         return values
 
-    def _rows(
+    def _some(
         self, sources: Sources, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
-    ) -> Words:
-        """[forecasts, words]"""
-        n = len(ts)
+    ) -> Column:
+        columns: list[Column] = [repeat(b'{"ts":'), _texts(ts), repeat(self._model)]
+        columns.append(repeat(b"true") if warm.all() else map((b"false", b"true").__getitem__, warm.tolist()))
+        columns += [repeat(b',"source":' + orjson.dumps(sources.topic)[:-1] + b"-"), _texts(sources.partitions)]
+        columns += [repeat(b"-"), _texts(sources.offsets)]
+        runs = _texts(y, self._run_length)
+        for i, before in enumerate(self._before_runs):
+            columns += [repeat(before), runs[i :: len(self._before_runs)]]
+        columns += [repeat(self._end), *self._scores(score), repeat(b"}}")]
+        return map(b"".join, zip(*columns, strict=False))  # the texts that all have never end
+
+    def _scores(self, score: Float32) -> list[Column]:
+        """Names and numbers of those that are finite, with the commas between them."""
+        n, width = score.shape
+        if not width:  # not every model scores itself
+            return []
+        texts, columns = _texts(score.T), list[Column]()  # of one diagnostic after the other
         scored = np.isfinite(score)
-        all_scored = bool(scored.all())
-        y_words = float_words(y.reshape(-1))
-        score_words = _NO_WORDS
-        if score.size:  # not every model scores itself, and a small batch costs what its calls of numpy do
-            score_words = float_words((score if all_scored else np.where(scored, score, np.float32(0))).ravel())
-        kind = sources.topic, y_words.shape[1], score_words.shape[1]
-        if kind not in self._layouts:
-            self._layouts[kind] = _Layout.of(self._spec, *kind)
-        layout = self._layouts[kind]
-        rows = np.empty((n, len(layout.template)), dtype=np.uint32)
-        rows[:] = layout.template
-        rows[:, layout.ts] = whole_words(ts, TIME_WORDS)
-        rows[:, layout.partition] = whole_words(sources.partitions, PARTITION_WORDS)
-        rows[:, layout.offset] = whole_words(sources.offsets, OFFSET_WORDS)
-        rows[:, layout.y] = y_words.reshape(n, -1)
-        if score.size:
-            rows[:, layout.score] = score_words.reshape(n, -1)
-        if not warm.all():
-            rows[:, layout.warm] = np.where(warm[:, np.newaxis], rows[:1, layout.warm], _words(b"false"))
-        if not all_scored:
-            begun = np.logical_or.accumulate(scored, axis=1)
-            parted = np.concatenate((scored[:, :1], scored[:, 1:] & begun[:, :-1]), axis=1)
-            rows[:, layout.optional] *= np.concatenate((scored, parted), axis=1)[:, layout.owners]
-        return rows
+        if scored.all():
+            return [c for i, names in enumerate(self._score_names)
+                    for c in (repeat(names[1 + (i > 0)]), texts[i * n : (i + 1) * n])]  # fmt: skip
+        begun = np.logical_or.accumulate(scored, axis=1)
+        which = scored.astype(np.int8)  # [forecasts, diagnostics] of the three names
+        which[:, 1:] += scored[:, 1:] & begun[:, :-1]
+        same = (which == which[0]).all(axis=0).tolist()
+        for i, (names, kind) in enumerate(zip(self._score_names, which[0].tolist(), strict=True)):
+            theirs = texts[i * n : (i + 1) * n]
+            if not same[i]:
+                columns.append(map(names.__getitem__, which[:, i].tolist()))
+                columns.append(map(mul, theirs, scored[:, i].tolist()))
+            elif kind:
+                columns += [repeat(names[kind]), theirs]
+        return columns
 
 
-@dataclass(slots=True)
-class _Layout:
-    """The words of a forecast: which are always the same, and where the others stand."""
-
-    template: Words  # [words]
-    ts: Columns  # [TIME_WORDS]
-    warm: Columns  # [2]
-    partition: Columns  # [PARTITION_WORDS] of the reading
-    offset: Columns  # [OFFSET_WORDS]
-    y: Columns  # [numbers * words of each]
-    score: Columns  # [diagnostics * words of each]
-    optional: Columns  # [n] all words of the scores
-    owners: Columns  # [n] the diagnostic that each belongs to, or, of a comma before it, so many more
-
-    @classmethod
-    def of(cls, spec: ModelSpec, topic: str, y_width: int, score_width: int) -> _Layout:
-        """The layout for readings of a topic and numbers of so many words."""
-        text = _Text()
-        text.add(b'{"ts":')
-        ts = text.leave(TIME_WORDS)
-        text.add(b',"step_ms":%d,"model":%b,"warm":' % (spec.step_ms, _json(spec.id)))
-        warm = text.add(b"true\0")
-        text.add(b',"source":' + _json(topic)[:-1] + b"-")
-        partition = text.leave(PARTITION_WORDS)
-        text.add(b"-")
-        offset = text.leave(OFFSET_WORDS)
-        text.add(b'"')
-        y = []
-        for before, count in _numbers(spec):
-            text.add(before)
-            for i in range(count):
-                text.add(b"," if i else b"")
-                y.append(text.leave(y_width))
-        text.add(b']}},"score":{' if spec.kind != "classifier" else b'},"score":{')
-        score, optional, owners = [_NONE], [_NONE], [_NONE]
-        for i, diagnostic in enumerate(spec.diagnostics):
-            comma = text.add(b"," if i else b"")
-            name = text.add(_json(diagnostic.name) + b":")
-            score.append(text.leave(score_width))
-            optional += [name, score[-1], comma]
-            owners += [np.full(len(name) + score_width, i), np.full(len(comma), len(spec.diagnostics) + i)]
-        text.add(b"}}\n")
-        return cls(text.template(), ts, warm, partition, offset, *map(np.concatenate, (y, score, optional, owners)))
-
-
-def _numbers(spec: ModelSpec) -> list[tuple[bytes, int]]:
-    """The text before each run of numbers, and how many there are."""
+def _runs(spec: ModelSpec) -> tuple[list[bytes], bytes]:
+    """The text before each run of numbers that a comma parts, and behind the last."""
     if spec.kind == "classifier":
-        names = [_json(name) + b":" for name in spec.classes]
-        return [((b"," if i else b',"classes":{') + name, 1) for i, name in enumerate(names)]
-    found = []
-    for i, target in enumerate(spec.targets):
-        before = (b"]}," if i else b',"targets":{') + _json(target) + b":{"
-        for j, quantile in enumerate(spec.quantiles):
-            found.append(((b"]," if j else before) + _json(quantile_name(quantile)) + b":[", spec.horizon))
-    return found
+        before = [b"," + orjson.dumps(name) + b":" for name in spec.classes]
+        return [b'","classes":{' + before[0][1:], *before[1:]], b'},"score":{'
+    before = []
+    for target in spec.targets:
+        between = (b"]}," if before else b'","targets":{') + orjson.dumps(target) + b":{"
+        for quantile in spec.quantiles:
+            before.append(between + orjson.dumps(quantile_name(quantile)) + b":[")
+            between = b"],"
+    return before, b']}},"score":{'
 
 
-class _Text:
-    """A row of words that grows at its end."""
-
-    def __init__(self) -> None:
-        self._bytes = b""
-
-    def add(self, text: bytes) -> Columns:
-        """Append a text of whole words; returns where it stands."""
-        begin = len(self._bytes) // 4
-        self._bytes += _words(text).tobytes()
-        return np.arange(begin, len(self._bytes) // 4)
-
-    def leave(self, words: int) -> Columns:
-        """Append words to be written later; returns where they stand."""
-        return self.add(bytes(4 * words))
-
-    def template(self) -> Words:
-        """All of them."""
-        return np.frombuffer(self._bytes, dtype=np.uint32)
-
-
-def _words(text: bytes) -> Words:
-    return np.frombuffer(text + bytes(-len(text) % 4), dtype=np.uint32)
+def _texts(numbers: NDArray[Any], together: int = 1) -> list[bytes]:
+    """JSON of an array's numbers, so many `together`, with commas between them."""
+    rows = np.ascontiguousarray(numbers).reshape((-1, together) if together > 1 else -1)
+    text = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text[2:-2].split(b"],[") if together > 1 else text[1:-1].split(b",")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_replay_answers_every_reading_of_the_sample(trained, folder):
 
 
 @pytest.mark.timeout(300)
-def test_serving_as_the_readme_says_answers_readings_and_ends_cleanly(trained, folder):
+def test_serving_as_the_readme_says_answers_readings_ends_cleanly_and_leaves_states_to_look_at(trained, folder):
     http, kafka = free_port(), free_port()
     commands = block("serve").replace("9108", str(http))
     # A person waits for the prompt to come back; a script must wait for the broker, the worker and the forecasts.
@@ -89,12 +90,23 @@ def test_serving_as_the_readme_says_answers_readings_and_ends_cleanly(trained, f
     page = f"curl -s http://127.0.0.1:{http}"
     commands = commands.replace(page, wait.format(f"{page}/metrics | grep -q 'forecasts_total 26115'") + page, 1)
     done = paste(
-        commands,
+        f"{commands}echo the states:\n{block('state')}kill %1 && wait %1",
         folder,
         TIDECAST_BROKER_PORT=str(kafka),
         TIDECAST_BOOTSTRAP_SERVERS=f"127.0.0.1:{kafka}",
         TIDECAST_HTTP_PORT=str(http),
     )
     assert done.returncode == 0, done.stderr
-    assert "tidecast_forecasts_total 26115" in done.stdout
-    assert '"hidden_0"' in done.stdout
+    served, states = done.stdout.split("the states:\n")
+    assert "tidecast_forecasts_total 26115" in served
+    assert '"hidden_0"' in served
+    assert "JFK" in states and "hidden_0" in states
+    kept = [json.loads(line) for line in (folder / "states.jsonl").read_text().splitlines()]
+    assert {each["series"] for each in kept} == {"EWR", "JFK", "LGA"}
+
+
+def test_a_newer_model_is_put_in_place_as_the_readme_says(trained, folder):
+    shutil.copytree(folder / "build/weather", folder / "build/newer")
+    done = paste(block("newer"), folder)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "build/weather/model.onnx.new").exists()
