@@ -128,13 +128,16 @@ class Commits:
     def look(self, consumer: Consumer) -> bool:
         """See what came of a commit that was not waited for; False where Kafka refused it, and it is pending again.
 
+        With transactions, blocks until that is known, up to `timeout_s`.
+
         Raises:
             BrokerError: commits have failed for `broker_timeout_seconds`.
         """
         if not self.asked:
             return True
         try:
-            answered = consumer.commit_answered()
+            with self._waiting(2 * self.timeout_s):
+                answered = self._delivery.answered(consumer)
         except BrokerError as error:
             self._ask_again()
             self._metrics.transactions.labels("failed").inc()
@@ -145,11 +148,20 @@ class Commits:
             self._note_committed(asked)
         return True
 
+    def settled(self, consumer: Consumer) -> bool:
+        """True where more may be emitted; False where the commit under way came to nothing: see `start_over`."""
+        return not self._delivery.needs_quiet or self.look(consumer)
+
     def _ask_again(self) -> None:
         self.pending, self.asked = self.asked | self.pending, {}
 
-    def commit(self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True) -> bool:
+    def commit(
+        self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True, quiet: bool = False
+    ) -> bool:
         """Commit what is pending; True = Kafka has it, or will be asked by `look`. Blocks at most twice `timeout_s`.
+
+        Not to `wait` is possible at any time without transactions, and with them where it is `quiet`: where the caller
+        does nothing with Kafka until it knows by `settled` what came of it.
 
         Of the partitions `everything_of` all states go along. Without transactions, a commit that Kafka refuses is
         tried again with the next one; polling goes on, for that is what mends it when the group has moved on without
@@ -163,12 +175,13 @@ class Commits:
         if self.asked:  # no answer in all that time: now it is waited for
             self._ask_again()
             wait = True
+        wait = wait or (self._delivery.needs_quiet and not quiet)
         offsets = dict(self.pending)
         texts = partial(self._texts, offsets)
         done: list[bool] = []
         steps: list[tuple[Callable[[], None], Callable[[BrokerError], None]]] = [(self._flush, self._give_up)]
         if everything_of or not self._delivery.stores_apart or self._engines.worthwhile():
-            wait = True
+            wait = wait or self._delivery.stores_apart
             steps += [
                 (lambda: self._delivery.claim(texts, consumer), self._try_again),
                 (lambda: self._store(everything_of), self._give_up),

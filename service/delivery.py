@@ -8,6 +8,8 @@ Exactly once, in this order (a transaction is begun with the first record after 
 A crash before 4 leaves nothing that a reader of committed records sees: whoever has the partitions next begins at the
 old offsets with the old states. A crash in 4 leaves it to the broker: either all of it holds or nothing does, and the
 committed offset, asked for once it is stable, tells which. A worker that was away for too long is fenced in 3 or 4.
+3 and 4 are four round trips. With a backlog they are made while the next readings are on their way through the model;
+those are polled before, and nothing of them is emitted until the commit is known.
 
 At least once (2 and 3 only once enough states are due; else the worker does not wait for 4, but looks later what came
 of it):
@@ -22,7 +24,10 @@ is not applied again. A worker that is frozen between 2 and 3 until others have 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Protocol
 
 from service.broker.base import Broker, Consumer, Outgoing, Producer
@@ -32,6 +37,7 @@ class Delivery(Protocol):
     """How a worker emits and commits."""
 
     stores_apart: bool  # True where states cost requests of their own, so that they are not stored with every commit
+    needs_quiet: bool  # True where nothing may be polled or emitted before it is known what came of a commit
 
     def emit(self, outgoing: Outgoing) -> None:
         """Hand over records; does not wait for Kafka unless a buffer is full."""
@@ -48,8 +54,11 @@ class Delivery(Protocol):
     def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, *, wait: bool) -> bool:
         """Commit what was emitted and stored, and `partition -> (next offset, metadata)`.
 
-        True = Kafka has it. False, only where it need not `wait`: `consumer.commit_answered` tells what came of it.
+        True = Kafka has it. False, only where it need not `wait`: `answered` tells what came of it.
         """
+
+    def answered(self, consumer: Consumer) -> bool:
+        """Whether Kafka has what `commit` did not wait for; waits where that `needs_quiet`. Raises what went wrong."""
 
     def start_over(self) -> None:
         """Give up what was emitted since the last commit, as far as that can be done."""
@@ -61,7 +70,7 @@ class Delivery(Protocol):
 class AtLeastOnce(Delivery):
     """No transactions."""
 
-    stores_apart = True
+    stores_apart, needs_quiet = True, False
 
     def __init__(self, broker: Broker, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -92,6 +101,10 @@ class AtLeastOnce(Delivery):
         commit({p: o for p, (o, _) in offsets.items()}, {p: text for p, (_, text) in offsets.items()})
         return wait
 
+    def answered(self, consumer: Consumer) -> bool:
+        """An answer comes with a poll."""
+        return consumer.commit_answered()
+
     def start_over(self) -> None:
         """What was emitted stays emitted."""
 
@@ -103,12 +116,13 @@ class AtLeastOnce(Delivery):
 class ExactlyOnce(Delivery):
     """Transactions, fenced by the group's metadata."""
 
-    stores_apart = False
+    stores_apart, needs_quiet = False, True
 
     def __init__(self, make_producer: Callable[[], Producer], topic: str, timeout_s: float) -> None:
         self._make, self._topic, self._timeout_s = make_producer, topic, timeout_s
         self._producer = make_producer()
         self._open = False
+        self._under_way: Future[None] | None = None  # a commit that is not waited for
 
     def emit(self, outgoing: Outgoing) -> None:
         """Hand over records, inside of the transaction."""
@@ -129,8 +143,20 @@ class ExactlyOnce(Delivery):
     def commit(self, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, *, wait: bool) -> bool:
         """3 and 4 of the module's list."""
         self._begin()
-        self._producer.commit_transaction(self._topic, offsets, consumer, self._timeout_s)
-        self._open = False
+        commit = partial(self._producer.commit_transaction, self._topic, offsets, consumer, self._timeout_s)
+        if wait:
+            commit()
+            self._open = False
+        else:
+            self._under_way = _begun(commit)
+        return wait
+
+    def answered(self, consumer: Consumer) -> bool:
+        """Waits for the end of 4."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+            self._open = False
         return True
 
     def start_over(self) -> None:
@@ -147,3 +173,19 @@ class ExactlyOnce(Delivery):
         if not self._open:
             self._producer.begin()
             self._open = True
+
+
+def _begun(call: Callable[[], None]) -> Future[None]:
+    """`call` in a thread of its own, which does not keep the process from ending."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=work, name="commit", daemon=True).start()
+    return future

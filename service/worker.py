@@ -142,7 +142,8 @@ class Worker:
           2. process: readings become forecasts and dead letters, states move on. Pure; no I/O.
           3. emit: forecasts, then dead letters, are handed to the producer in the order of their readings.
           4. commit, once `commit_interval_ms` has passed or nothing more arrives: what was emitted, the states due
-             and the offsets of the readings; see `service.delivery`.
+             and the offsets of the readings; see `service.delivery`. With a backlog, what is due is committed while 2.
+             is done with the next readings, and 3. waits for it.
           5. restore, a little: partitions that are new stay paused until their states are back.
           6. swap, a little: a newer model takes the partitions over one by one; see `service.swap`.
         When partitions are taken away: 4. with all their states, then their series are forgotten. At the end: the
@@ -163,10 +164,12 @@ class Worker:
                     continue
                 self._answered(partial(self._shares.check_unbroken, batch))
                 if batch.offsets:
+                    if len(batch) >= self._settings.max_poll_records and self._commit_is_due():
+                        self._commit(quiet=True)
                     with self._tracing.batch(batch):
                         self._emit(batch, self._process(batch))
                 self._commits.note(batch.next_offsets, self._shares.restoring)
-                if self._commits.pending and (not batch.offsets or self._clock() >= self._commits.due):
+                if self._commit_is_due(nothing_more=not batch.offsets):
                     self._commit()
                 self._shares.started_over()
                 self._shares.restore_some()
@@ -174,7 +177,7 @@ class Worker:
                 if not batch.offsets:
                     self._commits.flush_idle(self._consumer, self._shares.assigned)
                     self._pulse.probe(self._ask, self._settings.broker_timeout_seconds)
-                    self._shares.gauges()
+                self._shares.gauges()
                 self._flood.check(self._settings.dead_letter_topic)
                 self._tidy()
             log.info("stopping", extra={"to_commit": sorted(self._commits.pending)})
@@ -244,7 +247,10 @@ class Worker:
             ) from bug
 
     def _emit(self, batch: Batch, results: list[Result]) -> None:
-        """3. Does not wait for Kafka unless the producer's buffer is full."""
+        """3. Does not wait for Kafka unless the producer's buffer is full, or a commit is under way."""
+        with self._stage("commit"):
+            if not self._commits.settled(self._consumer):
+                return  # all that was processed since what is committed is dropped, and read again
         for result in results:  # one, except during a swap
             with self._stage("emit"):
                 self._tracing.answered(result)
@@ -252,12 +258,15 @@ class Worker:
             self._flood.add(result.counts.dead_letters)
             self._metrics.count(result)
 
-    def _commit(self) -> None:
-        """4."""
+    def _commit_is_due(self, *, nothing_more: bool = False) -> bool:
+        return bool(self._commits.pending) and (nothing_more or self._clock() >= self._commits.due)
+
+    def _commit(self, *, quiet: bool = False) -> None:
+        """4. `quiet`: nothing is done with Kafka until `_emit`."""
         with self._stage("commit"), self._tracing.commit(len(self._commits.pending)):
-            if self._commits.commit(self._consumer, wait=False):
+            self._commits.due = self._clock() + self._settings.commit_interval_ms / 1_000
+            if self._commits.commit(self._consumer, wait=False, quiet=quiet):
                 self._pulse.heard()
-        self._shares.gauges()
 
     def _swap(self) -> None:
         """6."""

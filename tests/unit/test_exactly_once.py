@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import threading
 
 import pytest
 
@@ -10,6 +11,7 @@ from service.broker.base import Membership
 from service.changelog import Codec, layout_hash
 from service.errors import BrokerError, ChangelogError, Fenced, PutOut, Replaced
 from service.model import Model
+from service.pipeline import Pipeline
 from service.settings import Settings
 from tests.models import START_MS, STEP_MS, CountingReference, counting_model
 from tests.world import SERIES, Fault, Killed, World, linear
@@ -41,6 +43,36 @@ def test_a_call_that_fails_at_any_step_of_a_commit_is_overcome_by_the_same_worke
     world = World(model)
     world.send(0, 10)
     world.live(Fault(step, nth, BrokerError("the broker was away"), after), idle=80)
+    world.check()
+
+
+def test_with_a_backlog_the_next_readings_are_processed_while_a_commit_is_made_and_not_emitted_before_its_end(model):
+    world, processed, seen = World(model), threading.Event(), []
+    world.send(0, 10)
+
+    class Slow(Fault):
+        committing = False
+
+        def around(self, call, do):
+            assert not self.committing, f"{call} in the midst of a commit"
+            if call != "commit_transaction" or threading.current_thread() is threading.main_thread():
+                return do()
+            self.committing = True
+            processed.clear()
+            seen.append(processed.wait(10))
+            self.committing = False
+            do()
+
+    process = Pipeline.process
+
+    def noted(self, batch):
+        processed.set()
+        return process(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pipeline, "process", noted)
+        world.live(Slow())
+    assert seen and all(seen)
     world.check()
 
 
