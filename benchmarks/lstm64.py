@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
 HIDDEN = 64
+_GATES = ("let", "keep", "show", "new")
 START_MS = 1_700_000_000_000
 
 
@@ -81,9 +82,8 @@ def _graph(hidden: int) -> onnx.ModelProto:
         return rng.uniform(-bound, bound, shape).astype(np.float32)
 
     constants = {
-        "w": weights(1, 4 * hidden, 1),
-        "r": weights(1, 4 * hidden, hidden),
-        "b": weights(1, 8 * hidden),
+        **{f"w{gate}": weights(1 + hidden, hidden) for gate in _GATES},
+        **{f"b{gate}": weights(hidden) for gate in _GATES},
         "out": weights(hidden, 1),
         "bias": weights(1),
         "halves": np.array([hidden, hidden], dtype=np.int64),
@@ -91,18 +91,21 @@ def _graph(hidden: int) -> onnx.ModelProto:
         "to_y": np.array([-1, 1, 1, 1], dtype=np.int64),
         "second": np.array([1], dtype=np.int64),  # an axis
     }
-    nodes = [
-        helper.make_node("Split", ["state", "halves"], ["h0", "c0"], axis=1),
-        helper.make_node("Unsqueeze", ["x", "first"], ["sequence"]),  # [1, batch, 1]
-        helper.make_node("Unsqueeze", ["h0", "first"], ["h1"]),
-        helper.make_node("Unsqueeze", ["c0", "first"], ["c1"]),
-        helper.make_node("LSTM", ["sequence", "w", "r", "b", "", "h1", "c1"], ["", "h2", "c2"], hidden_size=hidden),
-        helper.make_node("Squeeze", ["h2", "first"], ["h"]),
-        helper.make_node("Squeeze", ["c2", "first"], ["c"]),
-        helper.make_node("Concat", ["h", "c"], ["next_state"], axis=1),
-        helper.make_node("Gemm", ["h", "out", "bias"], ["flat"]),
-        helper.make_node("Reshape", ["flat", "to_y"], ["y"]),
-        helper.make_node("Slice", ["flat", "first", "first", "second"], ["score"]),  # [batch, 0]
+    node = helper.make_node
+    nodes = [  # as the trainer exports the cell: see Recurrent
+        node("Split", ["state", "halves"], ["h0", "c0"], axis=1),
+        node("Concat", ["x", "h0"], ["both"], axis=1),
+        *(node("Gemm", ["both", f"w{gate}", f"b{gate}"], [f"z{gate}"]) for gate in _GATES),
+        *(node("Tanh" if gate == "new" else "Sigmoid", [f"z{gate}"], [gate]) for gate in _GATES),
+        node("Mul", ["keep", "c0"], ["kept"]),
+        node("Mul", ["let", "new"], ["added"]),
+        node("Add", ["kept", "added"], ["c"]),
+        node("Tanh", ["c"], ["shown"]),
+        node("Mul", ["show", "shown"], ["h"]),
+        node("Concat", ["h", "c"], ["next_state"], axis=1),
+        node("Gemm", ["h", "out", "bias"], ["flat"]),
+        node("Reshape", ["flat", "to_y"], ["y"]),
+        node("Slice", ["flat", "first", "first", "second"], ["score"]),  # [batch, 0]
     ]
 
     def tensor(name: str, *shape: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:

@@ -292,8 +292,8 @@ def _non_finite() -> Refused:
 
 
 def _all_finite(*values: NDArray[np.float32]) -> bool:
-    """False where something is not finite, and perhaps where numbers are so large that their sum is not."""
-    return math.isfinite(sum(float(np.add.reduce(each, axis=None)) for each in values))
+    """False where something is not finite, and perhaps where numbers are so large that their squares are not."""
+    return math.isfinite(sum(float(np.vdot(each, each)) for each in values))
 
 
 def _finite_rows(values: NDArray[np.float32]) -> Mask:
