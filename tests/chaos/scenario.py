@@ -24,6 +24,7 @@ class Scenario:
     series: int = 500
     rate: float = 2_000.0  # records a second
     commit_interval_ms: int = 100
+    max_poll_records: int = 50  # few, so that batches are full, and commits are made while the next ones are processed
     kills: int = 0  # kill -9 of a worker
     freezes: int = 0  # SIGSTOP for longer than the session, then SIGCONT
     usurps: int = 0  # the same, and meanwhile another process takes its name

@@ -104,6 +104,7 @@ class Storm:
             f"--group={self.group}",
             f"--delivery={self.scenario.delivery}",
             f"--commit-interval-ms={self.scenario.commit_interval_ms}",
+            f"--max-poll-records={self.scenario.max_poll_records}",
             f"--model={self._served}",
             "--http-port=0",
             "--dead-letter-limit=0",
