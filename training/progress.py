@@ -31,6 +31,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
+            transient=True,  # training that ends early would leave "16/40, left 0:00:40" above its table
             disable=not self.live,
         )
         self._fold = None if not self.live else self.bars.add_task("preparing", total=100, visible=False)
