@@ -74,7 +74,8 @@ pins: $(BIN)/python ## Bring requirements.txt up to date with pyproject.toml (UP
 
 COMPOSE_CHECK := $(wildcard ../shared/compose-check/compose-check)
 compose-test: $(VENV)/.dev ## The compose file for real: up, forecasts, a scrape, three workers, one killed, down without a trace
-	@$(BIN)/python -m tests.compose $(if $(shell command -v docker),,$(if $(COMPOSE_CHECK),--check $(COMPOSE_CHECK)))
+	@# A docker command may be there without its engine, or without the compose plugin.
+	@$(BIN)/python -m tests.compose $(if $(shell docker compose ls >/dev/null 2>&1 && echo yes),,$(if $(COMPOSE_CHECK),--check $(COMPOSE_CHECK)))
 
 audit: $(VENV)/.audit ## Known weaknesses of all pinned packages, and an SBOM (CycloneDX) in build/sbom.json
 	@$(BIN)/python deploy/audit.py requirements.txt build/sbom.json

@@ -28,7 +28,7 @@ def train(config: Config, data: Path, out: Path, *, quiet: bool = False) -> tupl
         TidecastError: the data cannot be used, or the export differs from the model; then no model is written.
     """
     with Progress(quiet=quiet) as progress:
-        progress.stage(f"reading {data}")
+        progress.stage(f"reading {data.name}")
         dataset = load_dataset(config, data)
         config = settle(config, dataset)
         model, history = fit(config, dataset, progress)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+_WIDE = 110  # columns; a narrower terminal shows a shorter bar, no training loss and no time that has passed
+
 EpochDone = Callable[[int, float, float, float], None]
 
 
@@ -21,17 +23,18 @@ class Progress:
         self.console = Console(file=sys.stderr)
         self.live = self.console.is_terminal and not quiet
         self.bars = Bars(
+            # No wider than this where a terminal has 80 columns: what does not fit is cut off.
             TextColumn("{task.description:<44}"),
-            BarColumn(),
+            BarColumn(bar_width=None if self.console.width < _WIDE else 40),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
+            *([] if self.console.width < _WIDE else [TimeElapsedColumn()]),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
+            transient=True,  # training that ends early would leave "16/40, left 0:00:40" above its table
             disable=not self.live,
         )
-        self._fold = None if not self.live else self.bars.add_task("preparing", total=100, note="", visible=False)
+        self._fold = None if not self.live else self.bars.add_task("preparing", total=100, visible=False)
 
     def __enter__(self) -> Progress:
         self.bars.start()
@@ -61,13 +64,14 @@ class Progress:
 
     def epochs(self, name: str, total: int) -> EpochDone:
         """Begin to count epochs; call what it returns with (epoch, train loss, validation loss, best so far)."""
-        task = self.bars.add_task(name, total=total, note="") if self.live else None
+        task = self.bars.add_task(name, total=total) if self.live else None
 
         def done(epoch: int, train: float, validation: float, best: float) -> None:
-            note = f"loss {train:.4f}  validation {validation:.4f}  best {best:.4f}"
-            if task is not None:
-                self.bars.update(task, completed=epoch, note=note)
-            else:
-                self.say(f"{name}: epoch {epoch}/{total}  {note}")
+            loss, held = f"loss {train:.4f}", f"validation {validation:.4f}  best {best:.4f}"
+            if task is None:
+                self.say(f"{name}: epoch {epoch}/{total}  {loss}  {held}")
+                return
+            text = f"{name}  {loss}  {held}" if self.console.width >= _WIDE else f"{name}  {held}"
+            self.bars.update(task, completed=epoch, description=text)
 
         return done

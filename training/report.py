@@ -84,7 +84,7 @@ def print_tables(
             body,
             f"The {100 * widest.level:g} % interval held {covered} of what happened.",
         )
-        console.print(table)
+        console.print(fitted(table, console))
         if intervals:
             console.print(grid(f"{target}: intervals, mean of all leads", *interval_rows(evaluation, target)))
 
@@ -96,6 +96,13 @@ def grid(title: str, head: list[str], body: list[list[str]], caption: str | None
         table.add_column("\n".join(name.rsplit(" ", 1)), justify="left" if i == 0 else "right", overflow="fold")
     for line in body:
         table.add_row(*line, style="bold" if line[0] == MODEL else None)
+    return table
+
+
+def fitted(table: Table, console: Console) -> Table:
+    """Without blanks beside its columns, where it is too wide for the terminal with them: better than broken words."""
+    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
+        table.padding = (0, 0)
     return table
 
 

@@ -93,14 +93,14 @@ class LiveTable:
         step, level = format_duration(board.step_ms), f"{board.level:.0%}" if board.low_name else "…"
         stations = Table(title=self._title, title_justify="left", title_style="bold", expand=False)
         stations.add_column("series", style="bold")
-        stations.add_column("time (UTC)")
+        stations.add_column("time (UTC)", no_wrap=True)
         stations.add_column(f"{self._target}{self._unit}", justify="right", style="bold cyan")
-        stations.add_column(f"forecast {step} before", justify="right")
-        stations.add_column(f"{level} interval", justify="center")
+        stations.add_column(f"forecast\n{step} before", justify="right")
+        stations.add_column(f"{level}\ninterval", justify="center", no_wrap=True)
         furthest = max(board.errors, default=0)
         ahead = format_duration(furthest * board.step_ms) if furthest else "the furthest"
-        stations.add_column(f"forecast {ahead} ahead", justify="right", style="magenta")
-        stations.add_column(f"{level} interval", justify="center", style="magenta")
+        stations.add_column(f"forecast\n{ahead} ahead", justify="right", style="magenta")
+        stations.add_column(f"{level}\ninterval", justify="center", style="magenta", no_wrap=True)
         for row in board.rows():
             before, next_ = row.before, row.ahead
             hit = before is not None and row.actual is not None and before.low <= row.actual <= before.high
@@ -113,6 +113,9 @@ class LiveTable:
                 _value(next_.mid if next_ else None),
                 _range(next_),
             )
+        console = self._live.console
+        if console.measure(stations, options=console.options.update(width=1000)).maximum > console.width:
+            stations.padding = (0, 0)  # 80 columns: without the blanks no time and no interval is broken
         errors = Table(expand=False)
         for name in ("steps ahead", "forecasts checked", "mean error", "persistence", "skill", f"inside the {level}"):
             errors.add_column(name, justify="right")

@@ -96,6 +96,7 @@ def main() -> int:
     pages = args.page if args.page is not None else [f"http://127.0.0.1:{env['WATCH_PORT']}/"]
     compose = Compose(args.check, args.file, "tidecast")
     try:
+        compose.ready()
         compose.down()
         try:
             compose.up(args.seconds)

@@ -32,6 +32,20 @@ class Compose:
         self._check, self.project = shlex.split(check), project
         self._files = [part for file in files for part in ("-f", file)]
 
+    def ready(self) -> None:
+        """Say at once what is missing.
+
+        Raises:
+            Failed: docker, its engine or its compose plugin is not there.
+        """
+        if self._check:
+            return
+        try:
+            run(["docker", "compose", "ls"], seconds=60)
+        except (Failed, OSError) as error:
+            said = ([*str(error).splitlines()[1:], str(error)])[0]  # what docker says first, not how it ends
+            raise Failed(f"needs docker with its engine running and its compose plugin, or --check ({said})") from None
+
     def up(self, seconds: float) -> None:
         """Build, start, and wait until all is healthy."""
         if self._check:

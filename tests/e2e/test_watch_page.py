@@ -4,6 +4,7 @@ TIDECAST_SCREENSHOTS=<folder> keeps what the browser showed.
 """
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -154,6 +155,23 @@ def test_no_line_is_drawn_across_readings_that_never_came(served, browse):
         page.keyboard.press("ArrowRight")
         seen.add(page.locator("#readout").text_content().split(": ")[1].split(" ")[0])
     assert seen == {"measured", "missing"}
+
+
+def test_no_forecast_is_drawn_for_a_time_that_none_was_made_for(served, browse):
+    # The last forecast before the gap is for step 20, the first after it for step 25.
+    fill(served.store, "a", [*range(20), *range(24, 40)])
+    page = browse("#series=a&ahead=1")
+    shown(page, "a")
+    page.locator("#chart").focus()
+    page.keyboard.press("Home")
+    said = []
+    for _ in range(24):
+        page.keyboard.press("ArrowRight")
+        said.append(page.locator("#readout").text_content().split(": ")[1].split(" (")[0])
+    around = [re.sub(r"[\d.]+", "…", each) for each in said[17:23]]
+    with_forecast, missing = "measured … · was forecast …", "missing · was forecast …"
+    assert around == [with_forecast, with_forecast, missing, "missing", "measured …", with_forecast]
+    picture(page, "gap")
 
 
 def test_past_forecasts_are_shown_for_the_chosen_steps_ahead_by_keyboard(served, browse):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ def test_what_is_mounted_or_built_from_the_repository_is_there(services: dict[st
             source = volume.split(":")[0]
             if source.startswith("./"):
                 assert (ROOT / source).exists(), f"{name}: {source}"
+
+
+def test_what_slimming_the_worker_s_image_leaves_is_imported_once_each() -> None:
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split("[<>=]", each)[0].replace("kafka-python", "kafka").replace("-", "_") for each in needs}
+    tried = re.findall(r'python -c "import ([a-z0-9_, ]+)"', (ROOT / "deploy" / "docker" / "Dockerfile").read_text())
+    assert [set(each.split(", ")) for each in tried] == [names]
 
 
 def test_under_tls_every_client_s_password_comes_from_a_file() -> None:

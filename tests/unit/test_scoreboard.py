@@ -1,8 +1,9 @@
+import io
 import math
 
 import pytest
 
-from service.demo.display import PlainLines, error_lines
+from service.demo.display import LiveTable, PlainLines, error_lines
 from service.demo.scoreboard import Interval, Scoreboard
 
 STEP = 3_600_000
@@ -125,3 +126,22 @@ def test_plain_lines_name_station_value_forecast_and_skill(capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "EWR  temp 11.5 °F" in out and "12.0 (11.0 … 13.0)" in out
     assert "1h ahead: mean absolute error 0.50 °F, persistence 1.50 °F, skill +67%" in out
+
+
+def test_the_live_table_fits_a_terminal_of_80_columns_and_breaks_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = pytest.importorskip("rich.console", reason="needs tidecast[train]").Console
+    monkeypatch.setenv("COLUMNS", "80")
+    board = Scoreboard()
+    for i in range(30):
+        board.reading("JFK", i * STEP, 60.0)
+        board.forecast("JFK", i * STEP, STEP, True, forecast(*[161.2] * 24, width=100.0))
+    table = LiveTable("temp", "°F", "weather, live")
+    try:
+        shown = io.StringIO()
+        console(file=shown, width=80).print(table._draw(board))
+    finally:
+        table.close()
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = [line for line in lines if "JFK" in line]
+    assert "1970-01-02 05:00" in row and row.count("61.2 … 261.2") == 2

@@ -115,7 +115,7 @@ export class Chart {
     const say = (value) => number(value, this.range);
     const parts = [];
     if (at(9) !== undefined) parts.push(at(9) === null ? "missing" : `measured ${say(at(9))}`);
-    if (at(3) !== undefined) parts.push(`was forecast ${say(at(3))} (${say(at(2))} to ${say(at(1))})`);
+    if (at(3) !== undefined && at(3) !== null) parts.push(`was forecast ${say(at(3))} (${say(at(2))} to ${say(at(1))})`);
     if (u.data[0][idx] > this.made && at(8) !== undefined) parts.push(`forecast ${say(at(8))} (${say(at(5))} to ${say(at(4))})`);
     if (at(10) !== undefined && at(10) !== null) parts.push("outside the interval");
     return `${time(u.data[0][idx], this.step)}: ${parts.join(" · ") || "nothing"}`;

@@ -1,5 +1,7 @@
 // One series as it is drawn: what the server sent, joined by time into the columns of the chart. Pure.
 
+const NO_FORECAST = { low: null, middle: null, high: null };
+
 export class Data {
   constructor(all, keep = 2_000) {
     this.keep = keep;
@@ -69,21 +71,23 @@ export class Data {
       });
     }
     const gaps = this.gaps(shown);
-    for (const ts of gaps) xs.add(ts);
+    const unforecast = this.gaps([...this.past.keys()].filter((ts) => ts >= first && ts <= newest));
+    for (const ts of [...gaps, ...unforecast]) xs.add(ts);
     const x = [...xs].sort((a, b) => a - b);
     const nothing = [];
     const columns = Array.from({ length: 11 }, () => new Array(x.length));
     x.forEach((ts, i) => {
-      const past = ts <= newest ? this.past.get(ts) : undefined;
+      const past = unforecast.has(ts) ? NO_FORECAST : ts <= newest ? this.past.get(ts) : undefined;
       const fanned = ahead.get(ts) ?? nothing;
-      const actual = gaps.has(ts) ? null : this.actual.get(ts);
+      const missing = gaps.has(ts) || unforecast.has(ts);
+      const actual = this.actual.has(ts) || !missing ? this.actual.get(ts) : null;
       const row = [ts, past?.high, past?.low, past?.middle, ...[0, 1, 2, 3, 4].map((k) => fanned[k]), actual, this.outside(ts) ? actual : undefined];
       row.forEach((value, k) => (columns[k][i] = value));
     });
     return columns;
   }
 
-  /** The first missing step of each gap: no line is drawn across it, for nobody knows what was there. */
+  /** The first missing step of each gap: no line is drawn across it, for nobody measured, or forecast, what was there. */
   gaps(times) {
     const step = this.about.step_ms;
     const found = new Set();
