@@ -1,7 +1,8 @@
 """The README's pictures of the live page, taken from a running demo by a real Chromium:  python docs/watch_pictures.py
 
-Needs what the tests of the page need: `pip install -e '.[dev,demo]'`, and chromium. Takes two minutes; the demo's model
-is trained the first time. Another folder than docs: python docs/watch_pictures.py build/pictures
+Needs what the tests of the page need: `pip install -e '.[dev,demo]'`, and chromium; and Debian's fonts-inter, whose
+letters look like those that most people see. Takes two minutes; the demo's model is trained the first time. Another
+folder than docs: python docs/watch_pictures.py build/pictures
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def build() -> dashboard.Dashboard:
         number("Forecasts", "Forecasts written each second by all workers.", "cps",
                {"forecasts": per_second("forecasts_total")}, [(None, GREEN)]),
         number("Workers", "Workers that Prometheus reads. No more than partitions are of use.", "short",
-               {"workers": f"count(tidecast_build_info{{{OURS}}})"}, [(None, RED), (1, GREEN)]),
+               {"workers": f"count(tidecast_build_info{{{OURS}}}) or vector(0)"}, [(None, RED), (1, GREEN)]),
         number("Readings that wait", "In all partitions that a worker holds.", "short",
                {"readings": f"sum(tidecast_lag_records{{{OURS}}})"}, [(None, GREEN), (1_000, YELLOW), (100_000, RED)]),
         number("Oldest that waits", "Age of the last reading processed, where more wait behind it.", "s",

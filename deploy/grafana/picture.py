@@ -45,6 +45,7 @@ class Prometheus:
     """Asks one by its HTTP API."""
 
     url: str
+    at: float | None = None  # the time that is looked at, s; None = now
 
     def get(self, path: str, **query: object) -> Any:
         """The answer's data; ValueError with Prometheus' own words where it refuses, OSError where it is not there."""
@@ -59,12 +60,12 @@ class Prometheus:
 
     def now(self, expr: str) -> list[Curve]:
         """Each series with its one value; without those that are not numbers."""
-        found = self.get("query", query=expr)["result"]
+        found = self.get("query", query=expr, time=self.at or time.time())["result"]
         return _numbers((one["metric"], [one["value"]]) for one in found)
 
     def over(self, expr: str, window: Window) -> list[Curve]:
         """Each series over the time shown."""
-        end = time.time()
+        end = self.at or time.time()
         step = max(1.0, window.seconds / 200)
         found = self.get("query_range", query=expr, start=end - window.seconds, end=end, step=step)["result"]
         return _numbers((one["metric"], one["values"]) for one in found)

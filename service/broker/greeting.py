@@ -149,14 +149,20 @@ def _ended(error: BaseException) -> bool:
 def _unknown_user(security: Security, where: str, said: str) -> NotTakenIn:
     return NotTakenIn(
         f"Kafka at {where} refuses the user {security.username!r} with {security.mechanism}: the name or the password "
-        f"is wrong, or not for this mechanism ({said.removeprefix('SaslAuthenticationFailedError: ')})",
+        f"is wrong, or not for this mechanism{_in_its_words(said)}",
         do=f"Check {flag('kafka_username')}, {flag('kafka_password')} and {flag('sasl_mechanism')}.",
     )
 
 
+def _in_its_words(said: str) -> str:
+    """What Kafka says, without the numbers and names of errors that the library puts before it, once or twice."""
+    words = re.sub(r"^(\[Error \d+\] |\w+Error: )+", "", said).rstrip(".")
+    return f" ({words})" if words else ""
+
+
 def _other_mechanism(security: Security, where: str, said: str) -> NotTakenIn:
     return NotTakenIn(
-        f"Kafka at {where} does not take {security.mechanism}{f' ({said})' if said else ''}",
+        f"Kafka at {where} does not take {security.mechanism}{_in_its_words(said)}",
         do=f"Use another {flag('sasl_mechanism')}, or another of its ports.",
     )
 

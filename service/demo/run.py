@@ -69,7 +69,7 @@ def run(plan: Plan, settings: Settings) -> None:
         data = plan.data or sample("weather.csv.gz")
         config = read_model_config(model)
         settings = replace(settings, bootstrap_servers=plan.bootstrap_servers or _kafka(plan.folder, stack))
-        settings = _own_topics(settings, stack)
+        settings = _own_topics(settings, stack, alone=plan.bootstrap_servers is None)
         board = Scoreboard(parse_time(config.test_from) if config.test_from else 0)
 
         worker = _child(
@@ -139,18 +139,26 @@ def _kafka(folder: Path, stack: contextlib.ExitStack) -> str:
     return kafka.bootstrap_servers
 
 
-def _own_topics(settings: Settings, stack: contextlib.ExitStack) -> Settings:
-    """Topics and a group of this run alone: readings of an earlier run would make these late."""
+def _own_topics(settings: Settings, stack: contextlib.ExitStack, *, alone: bool) -> Settings:
+    """Topics and a group of this run alone: readings of an earlier run would make these late.
+
+    On a Kafka that is ours `alone` the usual names are free, and read better; not where an earlier demo was killed.
+    """
     run_name = time.strftime("demo-%Y%m%d-%H%M%S") + f"-{os.getpid()}"
+    broker = connect_as_set(settings)
+    usual = (settings.input_topic, settings.output_topic, settings.dead_letter_topic, settings.changelog_topic)
+    free = alone and not any(broker.partitions(topic) for topic in usual)
+    readings, forecasts, dead_letters, state = (
+        usual if free else (f"{run_name}-{name}" for name in ("readings", "forecasts", "dead-letters", "state"))
+    )
     own = replace(
         settings,
-        input_topic=f"{run_name}-readings",
-        output_topic=f"{run_name}-forecasts",
-        dead_letter_topic=f"{run_name}-dead-letters",
-        changelog_topic=f"{run_name}-state",
+        input_topic=readings,
+        output_topic=forecasts,
+        dead_letter_topic=dead_letters,
+        changelog_topic=state,
         group=run_name,
     )
-    broker = connect_as_set(own)
     stack.callback(_delete_topics, broker, own)
     topics.create(broker, own, partitions=PARTITIONS)
     return own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import re
@@ -17,6 +18,7 @@ import yaml
 from tests.prometheus import program
 from tests.serving import PATIENCE, Topics, free_port, serving
 
+pytestmark = pytest.mark.timeout(480)  # the first test waits for a training too, on whatever machine
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "training" / "samples"
 GRAFANA, RULES = ROOT / "deploy" / "grafana", ROOT / "deploy" / "prometheus" / "rules"
@@ -41,7 +43,7 @@ EXPRESSIONS = {  # of each alert and recording rule
 }
 RECORDED = [name for name in EXPRESSIONS if ":" in name]
 WINDOW_SECONDS = 6
-WINDOW = picture.Window(seconds=30, rate="4s", window=f"{WINDOW_SECONDS}s")
+WINDOW = picture.Window(seconds=60, rate="4s", window=f"{WINDOW_SECONDS}s")
 TOLD = (  # by what happened to readings in this run
     *("Gaps", "Series that began again", "Late readings and duplicates", "Clipped values", "Dead letters, by reason"),
     *("Readings not answered", "Skill against the past day", "Commits", "States written", "Forecasts judged"),
@@ -50,12 +52,16 @@ TOLD = (  # by what happened to readings in this run
 
 @pytest.fixture(scope="module")
 def weather(tmp_path_factory):
-    """A model of the sample, as `tidecast train` makes it, but small: it needs to forecast, not to be the best."""
+    """A model of the sample, as `tidecast train` makes it, but small, of its second half: it need not be the best."""
     folder = tmp_path_factory.mktemp("weather")
+    with gzip.open(SAMPLES / "weather.csv.gz", "rt") as sample:
+        title, *rows = sample.read().splitlines()
+    rows = [row for row in rows if "2013-07-01" < row.rpartition(",")[2] < "2013-11-15"]
+    (folder / "weather.csv").write_text("\n".join([title, *rows, ""]))
     config = (SAMPLES / "weather.toml").read_text()
     for ours, small in (
-        ('path = "', f'path = "{SAMPLES}/'),
-        ("hidden = 64", "hidden = 8"),
+        ("weather.csv.gz", "weather.csv"),
+        ("hidden = 64", "hidden = 8\nexperts = 0"),
         ("epochs = 40", "epochs = 1"),
     ):
         assert ours in config
@@ -69,9 +75,9 @@ def weather(tmp_path_factory):
 
 @contextmanager
 def scraping(address, folder):
-    """A Prometheus with our configuration and rules that looks at this one worker, twice a second."""
+    """A Prometheus with our configuration and rules that looks at this one worker, every second."""
     config = yaml.safe_load((RULES.parent / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "500ms", "scrape_timeout": "400ms", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(folder / "*.rules.yml")]
     config["scrape_configs"] = [{"job_name": "tidecast", "static_configs": [{"targets": [address]}]}]
     for file in RULES.glob("*.yml"):
@@ -130,7 +136,7 @@ def prometheus(broker, weather, tmp_path_factory):
                     worker.wait_for("judgement", lambda n=judged: worker.metric("tidecast_absolute_error_count") > n)
                     odd(topics, day)
                 time.sleep(WINDOW_SECONDS)
-                yield found
+                yield worker.wait_for("a window without a missed look", lambda: unbroken(found))
             finally:
                 producer.terminate()
                 producer.wait(PATIENCE)
@@ -145,7 +151,12 @@ def answers(prometheus, expr):
         return []
 
 
-@pytest.mark.timeout(240)
+def unbroken(prometheus):
+    """It at this moment, for good, if it missed no look lately: on a busy machine the last test comes much later."""
+    then = picture.Prometheus(prometheus.url, at=time.time())
+    return then if then.now(f"min_over_time(up[{WINDOW_SECONDS}s]) == 1") else None
+
+
 @pytest.mark.parametrize(("board", "panel"), [pytest.param(n, p, id=f"{n}-{p['title']}") for n, p in PANELS])
 def test_every_query_of_every_panel_returns_data(prometheus, board, panel):
     assert panel["targets"], "a panel without a query"
@@ -154,7 +165,6 @@ def test_every_query_of_every_panel_returns_data(prometheus, board, panel):
         assert prometheus.now(expr), f"no data: {expr}"
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_every_rule_is_evaluated_and_what_is_recorded_has_data(prometheus, name):
     prometheus.now(EXPRESSIONS[name])
@@ -162,7 +172,6 @@ def test_every_rule_is_evaluated_and_what_is_recorded_has_data(prometheus, name)
         assert prometheus.now(name), f"nothing recorded: {name}"
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("title", TOLD)
 def test_what_befalls_readings_can_be_seen_on_the_boards(prometheus, title):
     (panel,) = [panel for _, panel in PANELS if panel["title"] == title]
@@ -170,7 +179,6 @@ def test_what_befalls_readings_can_be_seen_on_the_boards(prometheus, title):
     assert any(abs(value) > 1e-6 for _, values in curves for _, value in values)
 
 
-@pytest.mark.timeout(240)
 def test_prometheus_takes_the_rules_as_they_are_and_nothing_critical_fires_on_a_worker_that_is_well(prometheus):
     groups = prometheus.get("rules")["groups"]
     rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
@@ -180,7 +188,6 @@ def test_prometheus_takes_the_rules_as_they_are_and_nothing_critical_fires_on_a_
     assert firing == []
 
 
-@pytest.mark.timeout(240)
 def test_every_expression_of_the_runbook_can_be_pasted(prometheus):
     blocks = re.findall(r"```promql\n(.*?)```", (ROOT / "docs" / "runbook.md").read_text(), re.DOTALL)
     expressions = [line for block in blocks for line in block.splitlines()]
@@ -189,7 +196,6 @@ def test_every_expression_of_the_runbook_can_be_pasted(prometheus):
         prometheus.now(expr)
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", BOARDS)
 def test_a_picture_of_each_board_is_left_to_be_looked_at(prometheus, name):
     out = ROOT / "build" / "boards" / f"{name}.png"

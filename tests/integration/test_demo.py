@@ -133,6 +133,15 @@ def test_ctrl_c_ends_the_demo_well_and_stops_its_kafka_too(demo, model, tmp_path
     assert one.left_running() == []
 
 
+def test_on_a_kafka_of_its_own_the_topics_have_their_usual_names_again_and_again(demo, model, tmp_path):
+    for _ in range(2):
+        one = demo("--model", model, "--data-dir", tmp_path, "--seconds", 600)
+        one.until(r"forecasts checked")
+        assert "topics=readings,forecasts" in (tmp_path / "page.log").read_text()
+        one.process.send_signal(signal.SIGINT)
+        assert one.end()[0] == 0
+
+
 def test_a_worker_that_dies_ends_the_demo_with_its_last_words(demo, model, broker, tmp_path):
     one = demo("--model", model, "--data-dir", tmp_path, "--bootstrap-servers", broker, "--seconds", 600)
     one.until(r"forecasts checked")

@@ -92,6 +92,7 @@ def refusal(model, *flags):
 def test_a_wrong_password_is_refused_with_the_user_and_what_to_check(secured, t, model, kind):
     said = refused(secured, t, model, f"--kafka-password-file={secured.files.wrong_password}", kind=kind)
     assert f"refuses the user 'alice' with {kind}: the name or the password is wrong" in said
+    assert "(Authentication failed" in said and "Error" not in said  # Kafka's words, not the library's
     assert "Check --kafka-username, --kafka-password-file and --sasl-mechanism" in said
 
 

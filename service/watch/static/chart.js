@@ -49,7 +49,7 @@ export class Chart {
         {},
         edge, edge, line("past", 1.5),
         edge, edge, edge, edge, line("fan", 2, { dash: [5, 4] }),
-        line("actual", 1.8),
+        line("actual", 1.8, { points: { show: false, size: 6, width: 0, fill: colour("actual"), filter: (u, i) => dots(u.data[i]) } }),
         { stroke: colour("out"), width: 0, paths: () => null, points: { show: true, size: 8, width: 2, stroke: colour("out"), fill: colour("surface") } },
       ],
       bands: [
@@ -140,6 +140,14 @@ function short(value, splits) {
   if (Math.abs(value) >= 1e6) return value.toExponential(1);
   const decimals = Math.max(0, Math.min(6, -Math.floor(Math.log10(step) + 1e-9)));
   return value.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+}
+
+/** Where a dot is drawn: the newest reading, and those with a gap on both sides, which no line leads to. */
+export function dots(values) {
+  const there = [...values.keys()].filter((i) => values[i] !== undefined);
+  const known = (k) => typeof values[there[k]] === "number";
+  const newest = there.findLastIndex((_, k) => known(k));
+  return there.filter((_, k) => known(k) && (k === newest || !(known(k - 1) || known(k + 1))));
 }
 
 function spread(columns) {

@@ -15,6 +15,7 @@ const HINT = "Point at the chart, or use the arrow keys on it, to read its value
 let data = null;
 let about = null;
 let waiting = false; // a frame is asked for
+let next = 0; // not before then is drawn again
 
 const chart = new Chart($("chart"), (idx) => text("readout", chart?.sentence(idx) || HINT));
 const picker = new Picker($("series"), $("list"), $("found"), $("count"), (name) => choose({ series: name, target: choice.target }));
@@ -82,13 +83,20 @@ function lead() {
   text("key-past", `forecast ${before} before`);
 }
 
+/** One drawing for each frame at the most, and none while the last one's cost is not a third of the time since. */
 function later() {
   if (waiting) return;
   waiting = true;
-  requestAnimationFrame(() => {
-    waiting = false;
-    if (data?.about.known) draw();
-  });
+  setTimeout(() => requestAnimationFrame(frame), Math.max(0, next - performance.now()));
+}
+
+function frame() {
+  waiting = false;
+  if (!data?.about.known) return;
+  const began = performance.now();
+  draw();
+  // The canvas is painted after this: what a drawing costs is known in the next frame.
+  requestAnimationFrame(() => (next = began + 3 * (performance.now() - began)));
 }
 
 function draw() {
