@@ -88,6 +88,8 @@ class Demo:
         self.process.wait()
         for thread in self._threads:
             thread.join()
+        self.process.stdout.close()
+        self.process.stderr.close()
 
     def left_running(self):
         return [process for process in self.family if process.is_running()]
