@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(code, f"{text}\n".encode(), "text/plain; charset=utf-8")
 
     def _json(self, code: HTTPStatus, value: object) -> None:
-        self._send(code, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", "application/json")
+        self._send(code, f"{_readable(value)}\n".encode(), "application/json")
 
     def _send(self, code: HTTPStatus, body: bytes, content_type: str) -> None:
         self.send_response(code)
@@ -285,3 +285,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes are not worth a line each."""
         log.debug(format, *args)
+
+
+def _readable(value: object, indent: str = "") -> str:
+    """JSON with a line for each name; a list is one line, as a state has hundreds of numbers."""
+    if not isinstance(value, dict) or not value:
+        return msgspec.json.encode(value).decode()
+    inner = f"{indent}  "
+    lines = (f"{inner}{msgspec.json.encode(name).decode()}: {_readable(each, inner)}" for name, each in value.items())
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"

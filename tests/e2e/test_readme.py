@@ -82,9 +82,9 @@ def test_replay_answers_every_reading_of_the_sample(trained, folder):
 def test_serving_as_the_readme_says_answers_readings_ends_cleanly_and_leaves_states_to_look_at(trained, folder):
     http, kafka = free_port(), free_port()
     commands = block("serve").replace("9108", str(http))
-    # As it stands, but for the pause, which is long enough on a machine that has nothing else to do.
+    # As it stands, but for the pauses, which are long enough on a machine that has nothing else to do.
     answered = f"curl -s http://127.0.0.1:{http}/metrics | grep -q 'forecasts_total 26115'"
-    commands, pauses = re.subn("sleep 3 ", f"for i in $(seq 200); do {answered} && break || sleep 0.2; done ", commands)
+    commands, pauses = re.subn("sleep 1;", f"for j in $(seq 200); do {answered} && break || sleep 0.2; done;", commands)
     assert pauses == 1
     done = paste(
         f"{commands}echo the states:\n{block('state')}kill %1 && wait %1",

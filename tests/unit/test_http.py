@@ -84,6 +84,7 @@ def test_a_series_is_found_by_its_percent_encoded_name(server):
     response, body = get(server, "/series/h%C3%A4fen%2F1")
     assert response.status == 200 and response.headers["Content-Type"] == "application/json"
     assert json.loads(body)["state"]["h"] == [1.0, None], "JSON has no NaN"
+    assert '    "h": [1.0,null]' in body.splitlines(), "a line for each part of a state, however long"
 
 
 @pytest.mark.parametrize(("path", "code"), [("/series/unknown", 404), ("/series/%FF", 400), ("/series/", 404)])
