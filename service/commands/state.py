@@ -172,7 +172,9 @@ def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None,
         else:
             facts |= {"ts": _time(header.last_ts), "seen_ms": _time(header.seen_ms)}
             parts = facts.pop("state", {})
-            _write(f"{name:<12}  {value}".encode() for name, value in [*facts.items(), *parts.items()])
+            lines = [*facts.items(), *parts.items()]
+            width = max(len(name) for name, _ in lines)
+            _write(f"{name:<{width}}  {value}".encode() for name, value in lines)
 
 
 def _reset(broker: Broker, config: Settings, names: list[str], *, force: bool) -> None:

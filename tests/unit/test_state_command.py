@@ -120,7 +120,7 @@ def test_a_series_is_shown_by_the_names_that_the_model_gives_its_parts(bench, ru
     assert shown == header  # without a model only what needs none
     assert header["layout"] == layout_hash(counting_spec()).hex()
     text = run("show", "a", "--model", model)[1]
-    assert "missing       [0.5]\n" in text and "ts            2023-11-14T22:15:00Z\n" in text
+    assert "missing     [0.5]\n" in text and "ts          2023-11-14T22:15:00Z\n" in text
 
 
 def test_a_state_of_another_model_is_not_shown_under_wrong_names(bench, run, tmp_path):
