@@ -84,22 +84,20 @@ class ForecastEncoder:
         n, width = score.shape
         if not width:  # not every model scores itself
             return []
-        texts, columns = _texts(score.T), list[Column]()  # of one diagnostic after the other
-        scored = np.isfinite(score)
-        if scored.all():
-            return [c for i, names in enumerate(self._score_names)
-                    for c in (repeat(names[1 + (i > 0)]), texts[i * n : (i + 1) * n])]  # fmt: skip
-        begun = np.logical_or.accumulate(scored, axis=1)
-        which = scored.astype(np.int8)  # [forecasts, diagnostics] of the three names
-        which[:, 1:] += scored[:, 1:] & begun[:, :-1]
-        same = (which == which[0]).all(axis=0).tolist()
-        for i, (names, kind) in enumerate(zip(self._score_names, which[0].tolist(), strict=True)):
+        score = np.ascontiguousarray(score.T)  # [diagnostics, forecasts]
+        texts, scored = _texts(score), np.isfinite(score)
+        before = np.logical_or.accumulate(scored, axis=0)[:-1]  # whether one of those before it is there
+        which = scored.astype(np.int8)  # of the three names
+        which[1:] += scored[1:] & before
+        lowest, highest = which.min(axis=1).tolist(), which.max(axis=1).tolist()
+        columns: list[Column] = []
+        for i, names in enumerate(self._score_names):
             theirs = texts[i * n : (i + 1) * n]
-            if not same[i]:
-                columns.append(map(names.__getitem__, which[:, i].tolist()))
-                columns.append(map(mul, theirs, scored[:, i].tolist()))
-            elif kind:
-                columns += [repeat(names[kind]), theirs]
+            if lowest[i] < highest[i]:
+                columns.append(map(names.__getitem__, which[i].tolist()))
+                columns.append(map(mul, theirs, scored[i].tolist()))
+            elif highest[i]:
+                columns += [repeat(names[highest[i]]), theirs]
         return columns
 
 
