@@ -217,10 +217,15 @@ def open_session(data: bytes, intra_op_threads: int = 1, *, one_size: bool = Fal
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # What comes on top folds activations into products, where they are slower, and moves transpositions about: an
+    # exported graph has the batch as the last axis of all that is small, and knows why.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = _ERRORS_ONLY
     options.enable_mem_pattern = one_size  # it keeps a plan for each batch size ever seen, and waves have all sizes
     try:
-        return ort.InferenceSession(data, sess_options=options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["TransposeOptimizer"]
+        )
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise ModelError("onnxruntime refuses the model", got=_first_line(error), do=EXPORT_AGAIN) from None
 

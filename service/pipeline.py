@@ -206,7 +206,7 @@ class Pipeline:
                 if not len(wave):
                     continue
             records, slots = steps.records[wave], steps.slots[wave]
-            state = table.states[slots]  # [wave, state]
+            state = table.states.take(slots, axis=0)  # [wave, state]
             done = table.steps[slots] + 1  # [wave]
             if any_restart:
                 restart = steps.restart[wave]
