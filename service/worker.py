@@ -164,10 +164,13 @@ class Worker:
                     continue
                 self._answered(partial(self._shares.check_unbroken, batch))
                 if batch.offsets:
-                    if len(batch) >= self._settings.max_poll_records and self._commit_is_due():
+                    committing = len(batch) >= self._settings.max_poll_records and self._commit_is_due()
+                    if committing:
                         self._commit(quiet=True)
                     with self._tracing.batch(batch):
-                        self._emit(batch, self._process(batch))
+                        results = self._process(batch)
+                        if not committing or self._settled():
+                            self._emit(batch, results)
                 self._commits.note(batch.next_offsets, self._shares.restoring)
                 if self._commit_is_due(nothing_more=not batch.offsets):
                     self._commit()
@@ -246,11 +249,13 @@ class Worker:
                 "with the traceback above.",
             ) from bug
 
-    def _emit(self, batch: Batch, results: list[Result]) -> None:
-        """3. Does not wait for Kafka unless the producer's buffer is full, or a commit is under way."""
+    def _settled(self) -> bool:
+        """The end of a quiet commit; where False, all that was processed since is dropped, and read again."""
         with self._stage("commit"):
-            if not self._commits.settled(self._consumer):
-                return  # all that was processed since what is committed is dropped, and read again
+            return self._commits.settled(self._consumer)
+
+    def _emit(self, batch: Batch, results: list[Result]) -> None:
+        """3. Does not wait for Kafka unless the producer's buffer is full."""
         for result in results:  # one, except during a swap
             with self._stage("emit"):
                 self._tracing.answered(result)
@@ -262,7 +267,7 @@ class Worker:
         return bool(self._commits.pending) and (nothing_more or self._clock() >= self._commits.due)
 
     def _commit(self, *, quiet: bool = False) -> None:
-        """4. `quiet`: nothing is done with Kafka until `_emit`."""
+        """4. `quiet`: nothing is done with Kafka until `_settled`."""
         with self._stage("commit"), self._tracing.commit(len(self._commits.pending)):
             self._commits.due = self._clock() + self._settings.commit_interval_ms / 1_000
             if self._commits.commit(self._consumer, wait=False, quiet=quiet):
