@@ -21,6 +21,7 @@ from service.messages import DeadLetterReason, Refused
 from service.timestamps import HIGHEST_SECONDS, LOWEST_SECONDS, MAX_TS_MS, MIN_TS_MS, parse_time
 
 MAX_VALUE_BYTES = 1024 * 1024
+_LARGEST = float(np.finfo(np.float32).max)
 _Row = tuple[float | None, ...]  # ts in ms, then the features; None = missing
 
 
@@ -81,12 +82,14 @@ class ReadingDecoder:
 
     def _features_of(self, rows: Sequence[Any], refused: dict[int, Refused]) -> NDArray[np.float32]:
         """[records, features]; what is beyond a float32 is refused."""
-        x = np.empty((len(rows), len(self._fields)), dtype=np.float32)
+        wide = np.empty((len(rows), len(self._fields)), dtype=np.float64)
+        for column, name in enumerate(self._fields):
+            wide[:, column] = np.fromiter(map(attrgetter(name), rows), dtype=np.float64, count=len(rows))  # None: NaN
+        if not np.count_nonzero(np.abs(wide) > _LARGEST):  # so are nearly all batches
+            return wide.astype(np.float32)
         with np.errstate(over="ignore"):
-            for column, name in enumerate(self._fields):
-                x[:, column] = np.fromiter(map(attrgetter(name), rows), dtype=np.float64, count=len(rows))  # None: NaN
-        infinite = np.isinf(x)
-        for record, column in np.argwhere(infinite).tolist() if infinite.any() else ():
+            x = wide.astype(np.float32)
+        for record, column in np.argwhere(np.isinf(x)).tolist():
             got = getattr(rows[record], self._fields[column])
             message = f"{self._features[column]!r} is {got:g}, beyond what a 32-bit float holds"
             refused.setdefault(record, Refused(DeadLetterReason.VALUE_OUT_OF_RANGE, message))

@@ -70,7 +70,8 @@ class ForecastEncoder:
         self, sources: Sources, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
     ) -> Column:
         columns: list[Column] = [repeat(b'{"ts":'), _texts(ts), repeat(self._model)]
-        columns.append(repeat(b"true") if warm.all() else map((b"false", b"true").__getitem__, warm.tolist()))
+        all_warm = np.count_nonzero(warm) == len(warm)
+        columns.append(repeat(b"true") if all_warm else map((b"false", b"true").__getitem__, warm.tolist()))
         columns += [repeat(b',"source":' + orjson.dumps(sources.topic)[:-1] + b"-"), _texts(sources.partitions)]
         columns += [repeat(b"-"), _texts(sources.offsets)]
         runs = _texts(y, self._run_length)

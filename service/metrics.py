@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from service import __version__
 from service.histogram import BulkHistogram
-from service.policy import Result
+from service.policy import Counts, Result
 from service.scores import Scores
 from service.spec import ModelSpec
 
@@ -31,7 +31,9 @@ OUTCOMES = ("committed", "failed")
 SWAP_OUTCOMES = ("done", "refused")
 
 _STAGE_BUCKETS = tuple(m * 10.0**e for e in range(-6, 2) for m in (1, 2.5, 5) if 2.4e-5 < m * 10.0**e < 11)
-_TOGETHER = 8_192  # records of several batches are counted at a time: many small arrays cost as much as one large
+# So many records of several batches, or so many batches, are counted at a time: one of a handful costs as much as a
+# large one.
+_TOGETHER, _BATCHES_TOGETHER = 8_192, 256
 _BATCH_BUCKETS = tuple(float(2**e) for e in range(13))
 _LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -103,6 +105,7 @@ class Partitions(Collector):
 class _Columns(NamedTuple):
     """What is counted of one batch a little later, together with others."""
 
+    counts: Counts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
     spec: ModelSpec
     event_times: NDArray[np.int64]  # [forecasts] ms
@@ -225,26 +228,10 @@ class Metrics:
 
     def count(self, result: Result) -> None:
         """What one batch led to. Call it once its forecasts are handed to Kafka."""
-        counts = result.counts
-        self.readings.inc(counts.readings)
-        self.forecasts.inc(counts.forecasts)
-        self.duplicates.inc(counts.duplicates)
-        self.late.inc(counts.late)
-        self.silent_steps.inc(counts.silent_steps)
-        if counts.replayed:
-            self.replayed.inc(counts.replayed)
-        by_label = (self.dead_letters, counts.dead_letters), (self.gaps, counts.gaps), (self.resets, counts.resets)
-        for counter, found in by_label:
-            for label, n in found.items():
-                if n:  # nearly never; with small batches to ask for the label would be the loop's dearest call
-                    counter.labels(label).inc(n)
-        for stage, seconds in counts.stage_seconds.items():
-            self.stage_seconds.observe_one(seconds, stage)
-        for size in counts.waves:
-            self.batch_size.observe_one(size)
         with self._lock:
             self._waiting.append(
                 _Columns(
+                    result.counts,
                     result.scores,
                     result.spec,
                     result.event_times,
@@ -254,8 +241,26 @@ class Metrics:
                 )
             )
             self._records += len(result.partitions)
-        if self._records >= _TOGETHER:
+        if self._records >= _TOGETHER or len(self._waiting) >= _BATCHES_TOGETHER:
             self._settle()
+
+    def _add(self, counts: Sequence[Counts]) -> None:
+        """Sums over batches."""
+        self.readings.inc(sum(each.readings for each in counts))
+        self.forecasts.inc(sum(each.forecasts for each in counts))
+        self.duplicates.inc(sum(each.duplicates for each in counts))
+        self.late.inc(sum(each.late for each in counts))
+        self.silent_steps.inc(sum(each.silent_steps for each in counts))
+        self.replayed.inc(sum(each.replayed for each in counts))
+        for each in counts:
+            by_label = (self.dead_letters, each.dead_letters), (self.gaps, each.gaps), (self.resets, each.resets)
+            for counter, found in by_label:
+                for label, n in found.items():
+                    if n:  # nearly never, and to ask for the label is dear
+                        counter.labels(label).inc(n)
+        for stage in counts[0].stage_seconds:
+            self.stage_seconds.observe([each.stage_seconds[stage] for each in counts], stage)
+        self.batch_size.observe([size for each in counts for size in each.waves])
 
     def _settle(self) -> None:
         """Count what waits; for the loop, and for a scrape in a thread of its own."""
@@ -263,6 +268,7 @@ class Metrics:
             waiting, self._waiting, self._records = self._waiting, [], 0
             if not waiting:
                 return
+            self._add([each.counts for each in waiting])
             for _, group in groupby(waiting, key=lambda each: id(each.spec)):
                 of_one = list(group)
                 self.scores.add(np.concatenate([each.scores for each in of_one]), of_one[0].spec)

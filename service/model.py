@@ -30,6 +30,7 @@ ort.disable_telemetry_events()  # what a plant measures is nobody else's busines
 # onnxruntime works on a few rows at a time, and on what is left over in another way, with another last bit. In a batch
 # of a multiple of so many rows nothing is left over: so a series' forecasts do not depend on who shares its wave.
 _ROWS = 4
+_FEW = 128  # rows: what each operator asks for memory counts, and a plan of it is kept for each size of a batch
 _ERRORS_ONLY = 3  # onnxruntime's severity: its warnings speak to its developers
 
 
@@ -44,7 +45,7 @@ class Model:
         self.initial_state: Float32 = np.array(spec.initial_state, dtype=np.float32)  # [state]
         self.initial_state.flags.writeable = False
         self._session = session
-        self._few = few  # for calls of _ROWS rows: where nothing batches, what each operator asks for memory counts
+        self._few = few  # for calls of at most _FEW rows
         self._buffers: tuple[NDArray[Any], ...] = ()  # for batches that are to be filled up: x, ts, state
 
     @classmethod
@@ -78,7 +79,7 @@ class Model:
                 got=f"content hash {content_hash(data)[:12]}, the spec says {spec.hash[:12]}",
                 do=EXPORT_AGAIN,
             )
-        few = open_session(data, intra_op_threads, one_size=True)
+        few = open_session(data, intra_op_threads, few_sizes=True)
         model = cls(spec, open_session(data, intra_op_threads), few, digest)
         model._check_tensors()
         model._self_test()
@@ -102,7 +103,7 @@ class Model:
         rows = len(ts)
         if rows % _ROWS:
             x, ts, state = self._filled_up(x, ts, state)
-        session = self._few if len(ts) == _ROWS else self._session
+        session = self._few if len(ts) <= _FEW else self._session
         try:
             y, next_state, score = session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
@@ -207,8 +208,8 @@ class _Version(msgspec.Struct):
     contract: int
 
 
-def open_session(data: bytes, intra_op_threads: int = 1, *, one_size: bool = False) -> ort.InferenceSession:
-    """A session as the worker runs it, and the trainer's gate too; `one_size`: for batches of one size alone.
+def open_session(data: bytes, intra_op_threads: int = 1, *, few_sizes: bool = False) -> ort.InferenceSession:
+    """A session as the worker runs it, and the trainer's gate too; `few_sizes`: for batches of a few sizes alone.
 
     Raises:
         ModelError: onnxruntime does not take the graph.
@@ -221,7 +222,7 @@ def open_session(data: bytes, intra_op_threads: int = 1, *, one_size: bool = Fal
     # exported graph has the batch as the last axis of all that is small, and knows why.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = _ERRORS_ONLY
-    options.enable_mem_pattern = one_size  # it keeps a plan for each batch size ever seen, and waves have all sizes
+    options.enable_mem_pattern = few_sizes  # it keeps a plan for each batch size ever seen, and waves have all sizes
     try:
         return ort.InferenceSession(
             data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["TransposeOptimizer"]

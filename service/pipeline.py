@@ -103,6 +103,7 @@ class Pipeline:
         n = len(batch)
         readings = self._decoder.decode(batch.values)
         timestamps = np.array(batch.timestamps, dtype=np.int64)
+        arrived = np.where(timestamps > 0, timestamps, readings.ts)
         work = Work(
             batch=batch,
             readings=readings,
@@ -110,7 +111,7 @@ class Pipeline:
             offsets=np.array(batch.offsets, dtype=np.int64),
             timestamps=timestamps,
             slots=self.table.find_all(batch.keys),
-            arrived=np.where(timestamps > 0, timestamps, readings.ts),
+            arrived=arrived,
             fate=np.zeros(n, dtype=np.int8),
             warm=np.zeros(n, dtype=np.bool_),
             y=np.empty((n, *self._forecast_shape), dtype=np.float32),
@@ -119,10 +120,10 @@ class Pipeline:
             letters={},
             silent=np.zeros(n, dtype=np.bool_),
         )
-        work.fate[readings.tombstones] = Fate.TOMBSTONE
+        if readings.tombstones:
+            work.fate[readings.tombstones] = Fate.TOMBSTONE
         if self._policy.max_future_ms > 0:
-            ahead = (timestamps > 0) & (readings.ts - timestamps > self._policy.max_future_ms)
-            for record in ahead.nonzero()[0].tolist():
+            for record in (readings.ts - arrived > self._policy.max_future_ms).nonzero()[0].tolist():
                 work.refuse(record, _from_the_future(int(readings.ts[record]), int(timestamps[record])))
         for record, refusal in readings.refused.items():
             work.refuse(record, refusal)
@@ -143,29 +144,27 @@ class Pipeline:
         table, step_ms = self.table, self._model.spec.step_ms
         by_series = stable_order(stretch.slots)
         records, slots = stretch.records[by_series], stretch.slots[by_series]  # [readings]
-        first = starts(slots)
+        first = starts(slots)  # of each series
         # Late readings and duplicates too: they take no step, but when a series was last seen is part of what is kept.
         table.touched(slots[first], work.offsets[records[first]])
         ts = work.readings.ts[records]
-        previous = newest_before(slots, ts, table.last_ts[slots])
+        previous = newest_before(slots, ts, table.last_ts[slots], first)
         following = ts > previous
-        if not following.all():
+        if np.count_nonzero(following) < len(ts):
             self._set_aside(work, records[ts < previous], previous[ts < previous], Fate.LATE)
             self._set_aside(work, records[ts == previous], previous[ts == previous], Fate.DUPLICATE)
             records, slots, ts, previous = records[following], slots[following], ts[following], previous[following]
+            first = starts(slots)
         gap = missing_steps(ts, previous, step_ms)
         restart = gap > self._policy.max_gap_steps
         silent = np.where(restart, 0, gap)
         self._note_gaps(work.counts, silent, restart)
 
-        # The newest reading of each series, and where in the log it lies.
-        last = np.empty(len(slots), dtype=np.bool_)
-        last[-1:] = True
-        np.not_equal(slots[:-1], slots[1:], out=last[:-1])
-        table.last_ts[slots[last]] = ts[last]
-        table.offsets[slots[last]] = work.offsets[records[last]]
-        table.partitions[slots[last]] = work.partitions[records[last]]
-        return in_waves(records, slots, ts, previous, silent, restart, step_ms)
+        # The newest reading of each series, and where in the log it lies: of a slot that comes twice, the last counts.
+        table.last_ts[slots] = ts
+        table.offsets[slots] = work.offsets[records]
+        table.partitions[slots] = work.partitions[records]
+        return in_waves(records, slots, ts, previous, silent, restart, step_ms, first)
 
     def _set_aside(self, work: Work, records: Int64, previous: Int64, fate: int) -> None:
         """Late readings and duplicates: no step, and a dead letter only where it is asked for."""
@@ -180,7 +179,7 @@ class Pipeline:
 
     @staticmethod
     def _note_gaps(counts: Counts, silent: Int64, restart: Mask) -> None:
-        if not (silent.any() or restart.any()):
+        if not (np.count_nonzero(silent) or np.count_nonzero(restart)):
             return
         counts.gaps["filled"] += int(np.count_nonzero(silent))
         counts.gaps["restarted"] += int(np.count_nonzero(restart))
@@ -196,7 +195,7 @@ class Pipeline:
         """
         table, model, warmup = self.table, self._model, self._model.spec.warmup_steps
         x_of_steps = work.readings.x[steps.records]  # [steps, features]
-        any_silent, any_restart, failures = bool(steps.silent.any()), bool(steps.restart.any()), False
+        any_silent, any_restart, failures = np.count_nonzero(steps.silent), np.count_nonzero(steps.restart), False
         if any_silent:
             x_of_steps[steps.silent] = np.nan
         for start, end in steps.calls(_ROWS_AT_ONCE):
@@ -234,7 +233,7 @@ class Pipeline:
         batch, counts = work.batch, work.counts
         rows: slice | Int64 = slice(None)
         theirs, fates = batch, [len(batch)] + [0] * (Fate.KINDS - 1)
-        if work.fate.any() or work.silent.any():  # nearly never; else all are answered, and nothing is copied
+        if np.count_nonzero(work.fate) or np.count_nonzero(work.silent):  # nearly never; else nothing is copied
             rows = np.flatnonzero((work.fate == Fate.FORECAST) & ~work.silent)
             theirs = batch.take(rows.tolist())
             fates = np.bincount(work.fate[~work.silent], minlength=Fate.KINDS).tolist()
@@ -293,7 +292,7 @@ def _non_finite() -> Refused:
 
 def _all_finite(*values: NDArray[np.float32]) -> bool:
     """False where something is not finite, and perhaps where numbers are so large that their squares are not."""
-    return math.isfinite(sum(float(np.vdot(each, each)) for each in values))
+    return math.isfinite(sum([float(np.vdot(each, each)) for each in values]))
 
 
 def _finite_rows(values: NDArray[np.float32]) -> Mask:

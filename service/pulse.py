@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from service.errors import BrokerError
 
@@ -21,7 +20,7 @@ class Pulse:
     def __init__(self, clock: Callable[[], float], on_heard: Callable[[], object] = lambda: None) -> None:
         self._clock, self._on_heard = clock, on_heard
         self._turned = self._heard = clock()
-        self._allowed = STALLED_SECONDS
+        self.allowed = STALLED_SECONDS  # s that may pass until it turns again
         self._probe_again = 0.0
 
     def turn(self) -> None:
@@ -33,21 +32,14 @@ class Pulse:
         self._heard = self._clock()
         self._on_heard()
 
-    @contextmanager
-    def patience(self, seconds: float) -> Iterator[None]:
-        """While the loop waits for Kafka, with a time limit of its own, it is not stalled."""
-        self.turn()
-        before, self._allowed = self._allowed, max(self._allowed, STALLED_SECONDS + seconds)
-        try:
-            yield
-        finally:
-            self.turn()  # first: another thread looks at both
-            self._allowed = before
+    def patience(self, seconds: float) -> Patience:
+        """A context: while the loop waits for Kafka, with a time limit of its own, it is not stalled."""
+        return Patience(self, STALLED_SECONDS + seconds)
 
     def not_live(self) -> str | None:
         """Why the process should be restarted, None where it is well."""
         still = self._clock() - self._turned
-        return f"the loop has not turned for {still:.0f} s" if still > self._allowed else None
+        return f"the loop has not turned for {still:.0f} s" if still > self.allowed else None
 
     def probe(self, ask: Callable[[], object], timeout_s: float) -> None:
         """With nothing arriving, silence may mean that the broker is away: ask, and ask again until it answers.
@@ -68,3 +60,21 @@ class Pulse:
             log.warning("Kafka does not answer, waiting", extra={"seconds": round(since), "reason": error.what})
         else:
             self.heard()
+
+
+class Patience:
+    """Made by `Pulse.patience`: one is made at each turn of the loop, and a generator of contextlib's takes as long."""
+
+    __slots__ = ("_before", "_pulse", "_seconds")
+
+    def __init__(self, pulse: Pulse, seconds: float) -> None:
+        self._pulse, self._seconds = pulse, seconds
+
+    def __enter__(self) -> None:
+        pulse = self._pulse
+        pulse.turn()
+        self._before, pulse.allowed = pulse.allowed, max(pulse.allowed, self._seconds)
+
+    def __exit__(self, *_: object) -> None:
+        self._pulse.turn()  # first: another thread looks at both
+        self._pulse.allowed = self._before

@@ -35,14 +35,17 @@ def stretches(table: SeriesTable, policy: Policy, work: Work) -> Iterator[Stretc
     Where the batch has no tombstone, all its series have room, and none has been idle for long, nothing can be
     forgotten, and all is done by columns.
     """
-    records = ((work.fate != Fate.DEAD) & (work.fate != Fate.APPLIED)).nonzero()[0]
-    slots, arrived = work.slots[records], work.arrived[records]
+    if np.count_nonzero(work.fate):
+        records = ((work.fate != Fate.DEAD) & (work.fate != Fate.APPLIED)).nonzero()[0]
+        slots, arrived = work.slots[records], work.arrived[records]
+    else:  # so are nearly all batches
+        records, slots, arrived = np.arange(len(work.fate)), work.slots, work.arrived
     new = (slots < 0).nonzero()[0]
     firsts: dict[bytes, int] = {}  # key of a new series -> its first record
     for record in records[new].tolist():
         firsts.setdefault(work.batch.keys[record], record)
     if (
-        (len(work.readings.tombstones) and (work.fate[records] == Fate.TOMBSTONE).any())
+        (work.readings.tombstones and (work.fate[records] == Fate.TOMBSTONE).any())
         or len(table) + len(firsts) > table.max_series
         or _may_expire(table, policy.series_ttl_ms, slots, arrived)
     ):
@@ -50,6 +53,7 @@ def stretches(table: SeriesTable, policy: Policy, work: Work) -> Iterator[Stretc
         return
     if len(new):
         table.add_all(list(firsts), [work.batch.partitions[record] for record in firsts.values()])
+        slots = slots.copy()
         slots[new] = table.find_all([work.batch.keys[record] for record in records[new].tolist()])
     table.touch(slots)
     table.seen_ms[slots] = arrived

@@ -48,19 +48,19 @@ def stable_order(keys: Int64) -> Int64:
     return both & 0xFFFF_FFFF
 
 
-def newest_before(slots: Int64, ts: Int64, last_ts: Int64) -> Int64:
+def newest_before(slots: Int64, ts: Int64, last_ts: Int64, first: Mask) -> Int64:
     """The newest time that a series had seen before each reading, which makes the reading late, equal or next.
 
     Args:
         slots: [readings], sorted; a series' readings are in the order of their arrival.
         ts: [readings] ms.
         last_ts: [readings] ms, the table's last ts of the reading's series, or NEVER.
+        first: [readings], see `starts`.
 
     Returns:
         [readings] ms, NEVER before the first reading of a new series.
     """
-    first = starts(slots)
-    if first.all():
+    if np.count_nonzero(first) == len(slots):
         return last_ts
     # A running maximum over all, with each series lifted above the one before, is a running maximum within each.
     lift = (np.cumsum(first) - 1) * _SPAN - NEVER
@@ -88,18 +88,24 @@ def missing_steps(ts: Int64, previous: Int64, step_ms: int) -> Int64:
     if step_ms <= 0:
         return np.zeros(len(ts), dtype=np.int64)
     steps_on = (2 * (ts - previous) + step_ms) // (2 * step_ms)  # rounded, in integers
-    return np.where(previous > NEVER, steps_on - 1, 0).clip(min=0)
+    return np.maximum(np.where(previous > NEVER, steps_on - 1, 0), 0)
 
 
 def in_waves(
-    records: Int64, slots: Int64, ts: Int64, previous: Int64, silent: Int64, restart: Mask, step_ms: int
+    records: Int64,
+    slots: Int64,
+    ts: Int64,
+    previous: Int64,
+    silent: Int64,
+    restart: Mask,
+    step_ms: int,
+    first: Mask,
 ) -> Steps:
     """Readings sorted by series and time, with `silent` steps due before each, as steps sorted by wave.
 
-    The first step of every series makes the first wave, the second the second, and so on.
+    The first step of every series makes the first wave, the second the second, and so on. `first`: see `starts`.
     """
-    first = starts(slots)
-    if first.all() and not silent.any():  # one wave, as it stands: so are nearly all small batches
+    if np.count_nonzero(first) == len(slots) and not np.count_nonzero(silent):  # as are nearly all small batches
         return Steps(records, slots, ts, silent > 0, restart, np.array([0, len(records)]))
     runs = silent + 1
     of = np.repeat(np.arange(len(records)), runs)  # [steps] the reading that each belongs to

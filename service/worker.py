@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from service.commits import Commits
 from service.engines import Engines
 from service.errors import BrokerError, DeadLetterFlood, TidecastError, Unanswered
 from service.flood import Flood
+from service.histogram import Timing
 from service.metrics import Metrics
 from service.model import Model
 from service.pipeline import Result
@@ -302,13 +303,8 @@ class Worker:
 
     # Counting ------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        began = self._clock()
-        try:
-            yield
-        finally:
-            self._metrics.stage_seconds.observe_one(self._clock() - began, name)
+    def _stage(self, name: str) -> Timing:
+        return self._metrics.stage_seconds.timing(self._clock, name)
 
     # What the pages ask (other threads) ----------------------------------------------------------------------
 
