@@ -24,7 +24,7 @@ import lstm64
 import numpy as np
 import psutil
 from contenders import CONTENDERS, DELIVERIES, Contender, Job
-from worker_process import PATIENCE, make_topics, send, spread
+from worker_process import HEAP_MB, PATIENCE, STEADY, make_topics, send, spread
 
 from service.broker.base import Broker
 from service.broker.connect import CLIENTS, connect
@@ -134,7 +134,7 @@ def main() -> None:
     found = {c.name: Measured() for c in contenders}
     with (
         tempfile.TemporaryDirectory() as name,
-        EmbeddedBroker(Path(name) / "kafka", heap_mb=1024, steady=True) as kafka,
+        EmbeddedBroker(Path(name) / "kafka", heap_mb=HEAP_MB, java=STEADY) as kafka,
     ):
         folder, broker = Path(name), connect(kafka.bootstrap_servers, client=args.client or CLIENTS[0])
         topic = make_topics(broker, "backlog", PARTITIONS)["input_topic"]

@@ -35,7 +35,7 @@ import lstm64
 import numpy as np
 import open_loop
 import psutil
-from worker_process import PATIENCE, ROOT, WorkerProcess, make_topics, spread
+from worker_process import HEAP_MB, PATIENCE, ROOT, UNSTOPPED, WorkerProcess, make_topics, spread
 
 from service.broker.base import Broker
 from service.broker.connect import CLIENTS, connect
@@ -207,7 +207,7 @@ def main() -> None:
     found: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (
         tempfile.TemporaryDirectory() as name,
-        EmbeddedBroker(Path(name) / "kafka", heap_mb=1024, steady=True) as kafka,
+        EmbeddedBroker(Path(name) / "kafka", heap_mb=HEAP_MB, java=UNSTOPPED) as kafka,
     ):
         folder, broker = Path(name), connect(kafka.bootstrap_servers)
         where = lstm64.make(folder / "model"), broker, folder

@@ -11,7 +11,7 @@ without a name of its own (--instance auto) gets its partitions when Kafka has g
 
 "restore" is the worker's own account: from the first fetch of the changelog until the last state is in the table and
 its partition goes on. A series may be there more than once, for the broker compacts now and then; "records" are those
-that were read. The broker is a server's (`steady`), and one more run comes first and is not counted: until Java has
+that were read. The broker is a server's, and one more run comes first and is not counted: until Java has
 compiled what is called here, that takes a core by itself.
 """
 
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 from memory import make_model
-from worker_process import WorkerProcess, make_topics, send, spread
+from worker_process import HEAP_MB, STEADY, WorkerProcess, make_topics, send, spread
 
 from service.broker.base import Broker
 from service.broker.connect import CLIENTS, connect
@@ -130,7 +130,7 @@ def main() -> None:
         folder = Path(name)
         path = args.model or maker.submit(make_model, folder / "model", args.state).result()
         model = Model.load(path)
-        with EmbeddedBroker(folder / "kafka", heap_mb=1024, steady=True) as kafka:
+        with EmbeddedBroker(folder / "kafka", heap_mb=HEAP_MB, java=STEADY) as kafka:
             broker = connect(kafka.bootstrap_servers)
             topics = make_topics(broker, "recovery", PARTITIONS)
             settings = {**topics, "group": "recovery", "instance": args.instance, "client": args.client}

@@ -4,7 +4,7 @@
 
 A changelog with one record for each series is restored by either client, in turns. Seconds count from the first records
 that arrive until the last state is in the table; CPU is this process's, from the first question to the broker. The
-broker is a server's (`steady`), and the first run of each client is not counted.
+broker is a server's, and the first run of each client is not counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from time import process_time
 
 from memory import make_model
 from restore import fill, restoring
-from worker_process import spread
+from worker_process import HEAP_MB, STEADY, spread
 
 from service.broker.base import Broker
 from service.broker.connect import CLIENTS, connect
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(1, get_context("spawn")) as maker:
         model, settings = Model.load(maker.submit(make_model, Path(name) / "model", args.state).result()), Settings()
         found: dict[str, list[tuple[float, float]]] = {client: [] for client in CLIENTS}
-        with EmbeddedBroker(Path(name) / "kafka", heap_mb=1024, steady=True) as kafka:
+        with EmbeddedBroker(Path(name) / "kafka", heap_mb=HEAP_MB, java=STEADY) as kafka:
             brokers = {client: connect(kafka.bootstrap_servers, client=client) for client in CLIENTS}
             fill(brokers[CLIENTS[0]], model, args.series, settings)
             for _ in range(args.runs + 1):

@@ -19,6 +19,12 @@ from service.topics import CHANGELOG_CONFIG
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0  # seconds, for what must come
+# Kafka's Java, 1 GB: compiled in full while it runs, and seldom stopped to collect garbage, as a server's. That takes a
+# minute or so of work.
+HEAP_MB = 1024
+STEADY = (f"-Xms{HEAP_MB}m", f"-Xmn{HEAP_MB * 2 // 3}m", "-XX:+UseSerialGC")
+# Likewise, and it collects garbage while it runs: where each stop, of 25 to 50 ms, would be what is measured.
+UNSTOPPED = (f"-Xms{HEAP_MB}m", "-XX:+UseZGC")
 
 T = TypeVar("T")
 

@@ -29,6 +29,8 @@ from service.errors import BrokerError
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 MIN_FREE_MB = 200
+# C1 alone: Java starts a second sooner, and leaves the cores to the worker.
+_JAVA = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
 def _quiet(message: str) -> None:
@@ -38,10 +40,9 @@ def _quiet(message: str) -> None:
 class EmbeddedBroker:
     """Kafka in `data_dir`: its topics, committed offsets, port, lock, `broker.log` and `broker.out` (Java's own words).
 
-    `port` 0 takes a free one and keeps it in `data_dir` for the next start. `jars` finds Kafka's class path. A `steady`
-    one is compiled in full while it runs, and stops seldom to collect garbage, as a server does: for who measures,
-    after a minute or so of work. `properties` are settings of Kafka's that hold in the place of ours; {port} and
-    {controller_port} in their values are what was chosen.
+    `port` 0 takes a free one and keeps it in `data_dir` for the next start. `jars` finds Kafka's class path. `java` are
+    options of Java's in the place of ours, for who measures. `properties` are settings of Kafka's that hold in the
+    place of ours; {port} and {controller_port} in their values are what was chosen.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class EmbeddedBroker:
         *,
         port: int = 0,
         heap_mb: int = 512,
-        steady: bool = False,
+        java: Sequence[str] = _JAVA,
         jars: Callable[[Callable[[str], None]], Sequence[Path]] = kafka_jars.classpath,
         properties: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -59,8 +60,7 @@ class EmbeddedBroker:
         self._asked_port = port
         self._port = port
         self._heap_mb = heap_mb
-        # By default C1 alone: Java starts a second sooner, and leaves the cores to the worker.
-        self._java = [f"-Xms{heap_mb}m", f"-Xmn{heap_mb * 2 // 3}m"] if steady else ["-XX:TieredStopAtLevel=1"]
+        self._java = java
         self._jars, self._properties = jars, properties
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,7 +93,6 @@ class EmbeddedBroker:
             command = [
                 str(java),
                 f"-Xmx{self._heap_mb}m",
-                "-XX:+UseSerialGC",
                 *self._java,
                 f"-Dlog4j2.configurationFile={self._write('log4j2.properties', log4j_properties(self.log_file))}",
                 "-cp",
