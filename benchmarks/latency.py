@@ -7,7 +7,8 @@ instant to when a reader has its forecast; so a worker that stalls is charged fo
 meanwhile. The job is that of `../shared/bench-peers` (LSTM-64, 4 partitions, a real broker on the same machine). Load
 and reader are processes of their own, and take little (open_loop.py). The broker is warmed up first: until Java has
 compiled what is called here, that takes a core by itself. Of exactly-once the reader sees what is committed, every
-100 ms. "broker alone" is the same reader on the topic of the readings: what the load, the
+100 ms. "in Kafka" is counted from when Kafka had the reading, by its own clock: without what the load or Kafka lost
+before any worker could know of it. "broker alone" is the same reader on the topic of the readings: what the load, the
 broker and the reader take by themselves. The usual loop handles one record at a time, and keeps nothing.
 """
 
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -35,6 +36,7 @@ import lstm64
 import numpy as np
 import open_loop
 import psutil
+from numpy.typing import NDArray
 from worker_process import HEAP_MB, PATIENCE, ROOT, UNSTOPPED, WorkerProcess, make_topics, spread
 
 from service.broker.base import Broker
@@ -46,6 +48,8 @@ WARM_S = 3.0  # of each run, which do not count
 WARM_RATE = 5_000
 BEHIND_S = 5.0  # after the last reading: who has not answered by then cannot keep up
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
+IN_KAFKA = {"in Kafka, p50": 50.0, "in Kafka, p99": 99.0}  # from when Kafka had the reading
+HALF_MS = 0.0005  # its clock says the millisecond that had begun
 DELIVERIES = ("at-least-once", "exactly-once")
 PEERS = ROOT.parent / "shared" / "bench-peers"
 
@@ -103,21 +107,23 @@ CONTENDERS = {
 
 
 def send(load: Load, topic: str, answered: Pipe) -> None:
-    """A process: the readings, each when it is due; tells the instant of the first."""
+    """A process: the readings, each when it is due; tells the instant of the first, and when Kafka took each, s."""
     gc.disable()
     readings = lstm64.readings(load.readings, load.series, PARTITIONS)
     connection = open_loop.Connection(load.bootstrap_servers)
-    connection.send(open_loop.request(topic, list(islice(readings, PARTITIONS))))
-    open_loop.heard(connection, wait=True)
+    first = list(islice(readings, PARTITIONS))
+    connection.send(open_loop.request(topic, first))
+    open_loop.heard(connection, deque([open_loop.Planned(b"", list(range(PARTITIONS)))]), wait=True)
     planned = list(open_loop.requests(topic, readings, load.readings - PARTITIONS, load.per_s))
     answered.recv()
     began = time.monotonic()
     answered.send(began)
     open_loop.play(connection, planned, began)
+    answered.send([instant for each in planned for instant in each.appended])
 
 
 def read(load: Load, topic: str, isolation: str, answered: Pipe) -> None:
-    """A process: tells when the first answers are there, then, given the first's instant, all latencies in s."""
+    """A process: tells when the first answers are there, then, given the first's instant, when all others were, s."""
     gc.disable()  # it would stop for a fifth of a second to look through all that the parent, with torch, has made
     connection = open_loop.Connection(load.bootstrap_servers)
     reader = open_loop.Reader(connection, topic, PARTITIONS, isolation == "read_committed")
@@ -133,15 +139,13 @@ def read(load: Load, topic: str, isolation: str, answered: Pipe) -> None:
     for instant, value in reader.values():
         ts = int(value[6:20].rstrip(b","))  # each of these texts begins with it
         arrived[(ts - lstm64.START_MS) // 10] = instant
-    first = PARTITIONS + round(WARM_S * load.per_s)
-    due = began + np.arange(first - PARTITIONS, load.readings - PARTITIONS) / load.per_s
-    answered.send(arrived[first:] - due)
+    answered.send(arrived[PARTITIONS:])
 
 
 def run(contender: Contender, load: Load, model: Path, broker: Broker, folder: Path) -> dict[str, float]:
     """One run: the percentiles in ms, inf where it fell behind; and the share of a core that the contender took."""
     name = f"{contender.name}-{time.time_ns()}"
-    topics = make_topics(broker, name, PARTITIONS)
+    topics = make_topics(broker, name, PARTITIONS, ("input_topic", "output_topic"))
     process = contender.start(model, load.bootstrap_servers, {**topics, "group": name}, folder / "log")
     (sender_end, to_sender), (reader_end, to_reader) = multiprocessing.Pipe(), multiprocessing.Pipe()
     to = topics["input_topic" if process is None else "output_topic"]
@@ -152,12 +156,13 @@ def run(contender: Contender, load: Load, model: Path, broker: Broker, folder: P
     for helper in helpers:
         helper.start()
     try:
-        said = awaited(to_reader, PATIENCE)
-        to_sender.send(said)
-        to_reader.send(to_sender.recv())
+        to_sender.send(awaited(to_reader, PATIENCE))
+        first = to_sender.recv()
+        to_reader.send(first)
         before, began = cpu_seconds(process), time.monotonic()
-        latencies = awaited(to_reader, PATIENCE) * 1e3
+        arrived = awaited(to_reader, PATIENCE)
         busy = (cpu_seconds(process) - before) / (time.monotonic() - began)
+        taken = np.array(awaited(to_sender, PATIENCE)) + time.monotonic() - time.time() + HALF_MS
         if process is not None and process.poll() is not None:
             raise SystemExit(f"{contender.name} stopped:\n{(folder / 'log').read_text()[-3000:]}")
     finally:
@@ -169,9 +174,16 @@ def run(contender: Contender, load: Load, model: Path, broker: Broker, folder: P
             process.wait(60)
     for topic in topics.values():
         broker.delete_topic(topic)
-    ordered = np.sort(latencies)
-    at = {p: ordered[math.ceil(share / 100 * len(ordered)) - 1] for p, share in PERCENTILES.items()}
-    return {**at, "cpu": 100 * busy}
+    counted = slice(round(WARM_S * load.per_s), None)
+    due = first + np.arange(len(arrived)) / load.per_s
+    from_kafka = percentiles((arrived - taken)[counted], IN_KAFKA)
+    return {**percentiles((arrived - due)[counted], PERCENTILES), **from_kafka, "cpu": 100 * busy}
+
+
+def percentiles(seconds: NDArray[np.float64], shares: dict[str, float]) -> dict[str, float]:
+    """In ms, by the nearest rank."""
+    ordered = np.sort(seconds) * 1e3
+    return {p: float(ordered[math.ceil(share / 100 * len(ordered)) - 1]) for p, share in shares.items()}
 
 
 def awaited(pipe: Pipe, seconds: float) -> Any:
@@ -211,8 +223,10 @@ def main() -> None:
     ):
         folder, broker = Path(name), connect(kafka.bootstrap_servers)
         where = lstm64.make(folder / "model"), broker, folder
-        for name in (f"{CLIENTS[-1]}_{delivery}" for delivery in DELIVERIES):
-            run(CONTENDERS[name], Load(kafka.bootstrap_servers, WARM_RATE, args.warm / 2, args.series), *where)
+        warming = [f"{client}_{delivery}" for client in args.client for delivery in DELIVERIES]
+        for name in warming:  # the clients ask in versions of their own, each of which is compiled by itself
+            seconds = args.warm / len(warming)
+            run(CONTENDERS[name], Load(kafka.bootstrap_servers, WARM_RATE, seconds, args.series), *where)
         for number in range(args.runs):
             for rate in args.rate:
                 load = Load(kafka.bootstrap_servers, rate, args.seconds, args.series)
@@ -224,9 +238,9 @@ def main() -> None:
                     print(f"run {number + 1}: {rate:,}/s {contender.name}: {told}", file=sys.stderr, flush=True)
         broker.close()
     print(f"{args.series:,} series; ms, min / median / max of {args.runs} runs; inf = fell behind\n")
-    print(f"| readings/s | | {' | '.join(PERCENTILES)} | of a core, % |\n|---|---|---|---|---|---|")
+    print(f"| readings/s | | {' | '.join(PERCENTILES | IN_KAFKA)} | of a core, % |\n|---|---|---|---|---|---|---|---|")
     for (rate, contender_name), figures_of in found.items():
-        columns = [spread(figures_of[p], ".1f") for p in PERCENTILES] + [spread(figures_of["cpu"], ".0f")]
+        columns = [spread(figures_of[p], ".1f") for p in PERCENTILES | IN_KAFKA] + [spread(figures_of["cpu"], ".0f")]
         print(f"| {rate:,} | {contender_name} | {' | '.join(columns)} |")
     if args.json:
         medians = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +24,7 @@ from service.broker.kafka_python_records import rows_of
 
 TICK_S = 0.001
 _PRODUCE, _FETCH = 8, 4  # versions
-_TAKEN = 4 + 2 + 3 * 8 + 4 + 2  # number, error, three offsets and times, no errors of records, no message
+_TAKEN = struct.Struct(">ihqqqih")  # number, error, offset, time, first offset, no errors of records, no message
 _MAGIC = 2
 _BYTES = 8 << 20
 _WAIT_MS = 100
@@ -75,13 +76,23 @@ def _good(codes: set[int]) -> None:
 # The load ----------------------------------------------------------------------------------------------------
 
 
-def requests(topic: str, readings: Iterator[_Reading], count: int, per_s: int) -> Iterator[bytes]:
+@dataclass
+class Planned:
+    """A request, and when its readings came into Kafka."""
+
+    asked: bytes
+    partitions: list[int]  # [readings], in the order in which they are due
+    appended: list[float] = field(default_factory=list)  # [readings] s since the epoch, by Kafka's clock, to the ms
+
+
+def requests(topic: str, readings: Iterator[_Reading], count: int, per_s: int) -> Iterator[Planned]:
     """One for each tick in the time of `count` readings, of which reading i is due at i / `per_s`; may be empty."""
     sent = tick = 0
     while sent < count:
         tick += 1
         due = min(count, 1 + int(tick * TICK_S * per_s))
-        yield request(topic, list(islice(readings, due - sent)))
+        now = list(islice(readings, due - sent))
+        yield Planned(request(topic, now), [partition for partition, _, _ in now])
         sent = due
 
 
@@ -101,26 +112,32 @@ def request(topic: str, readings: list[_Reading]) -> bytes:
     return _framed(ProduceRequest(acks=1, timeout_ms=10_000, topic_data=topics), _PRODUCE)
 
 
-def play(connection: Connection, planned: list[bytes], began: float) -> None:
+def play(connection: Connection, planned: list[Planned], began: float) -> None:
     """Send each of the requests at the end of its tick; `began` is the begin of the first, by time.monotonic()."""
-    for number, asked in enumerate(planned, 1):
+    under_way: deque[Planned] = deque()
+    for number, each in enumerate(planned, 1):
         if (early := began + number * TICK_S - time.monotonic()) > 0:
             time.sleep(early)
-        if asked:
-            connection.send(asked)
-        heard(connection, wait=False)
+        if each.asked:
+            connection.send(each.asked)
+            under_way.append(each)
+        heard(connection, under_way, wait=False)
     while connection.waiting:
-        heard(connection, wait=True)
+        heard(connection, under_way, wait=True)
 
 
-def heard(connection: Connection, *, wait: bool) -> None:
-    """Look whether what was sent was taken."""
+def heard(connection: Connection, under_way: deque[Planned], *, wait: bool) -> None:
+    """Look what became of what was sent, and note when Kafka took it."""
     while connection.waiting and (data := connection.answer(wait=wait)) is not None:
         # https://kafka.apache.org/protocol.html, Produce v8: correlation, one topic, its name, its partitions. Where
         # nothing is wrong with any of these, there is nothing of a variable length; a decoder takes four times as long.
         at = 10 + int.from_bytes(data[8:10], "big")
-        count = int.from_bytes(data[at : at + 4], "big")
-        _good({int.from_bytes(data[p + 4 : p + 6], "big") for p in range(at + 4, at + 4 + count * _TAKEN, _TAKEN)})
+        (count,) = struct.unpack_from(">i", data, at)
+        answers = [_TAKEN.unpack_from(data, at + 4 + i * _TAKEN.size) for i in range(count)]
+        _good({error for _, error, *_ in answers})
+        times = {partition: ms / 1_000 for partition, _, _, ms, *_ in answers}
+        each = under_way.popleft()
+        each.appended = [times[partition] for partition in each.partitions]
 
 
 # The reader --------------------------------------------------------------------------------------------------

@@ -29,11 +29,13 @@ UNSTOPPED = (f"-Xms{HEAP_MB}m", "-XX:+UseZGC")
 T = TypeVar("T")
 
 
-def make_topics(broker: Broker, name: str, partitions: int) -> dict[str, str]:
-    """Topics of one run's own, and the settings that name them. Forecasts have the broker's clock as their time."""
+def make_topics(
+    broker: Broker, name: str, partitions: int, by_broker: Sequence[str] = ("output_topic",)
+) -> dict[str, str]:
+    """Topics of one run's own, and the settings that name them. Records `by_broker` have its clock as their time."""
     roles = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
     names = {role: f"{role.removesuffix('_topic').replace('_', '-')}-{name}" for role in roles}
-    config = {"output_topic": {"message.timestamp.type": "LogAppendTime"}, "changelog_topic": CHANGELOG_CONFIG}
+    config = {"changelog_topic": CHANGELOG_CONFIG} | {r: {"message.timestamp.type": "LogAppendTime"} for r in by_broker}
     for role, topic in names.items():
         broker.create_topic(topic, partitions, config.get(role))
     return names
