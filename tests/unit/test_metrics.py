@@ -1,6 +1,7 @@
 """Metrics: the names are a contract, values begin at zero, no label holds a series' name."""
 
 import threading
+import weakref
 
 import msgspec
 import numpy as np
@@ -258,8 +259,23 @@ def test_a_scrape_sees_the_batch_of_just_now_however_small(metrics):
     assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 3
     assert found["tidecast_naive_error_count{horizon=1,target=t}"] == 1
     assert found["tidecast_event_to_forecast_seconds_count"] == 3
+    assert found["tidecast_readings_total"] == 3
     assert found["tidecast_event_to_forecast_seconds_sum"] == 3.0
     assert found["tidecast_lag_seconds{partition=1,topic=readings}"] == 10.0
+
+
+def test_batches_of_one_reading_do_not_pile_up_where_nobody_scrapes(metrics):
+    kept = []
+    for _ in range(600):
+        one = result(1)
+        one.counts.waves.append(1)
+        metrics.count(one)
+        kept.append(weakref.ref(one.scores))
+    del one
+    assert sum(each() is not None for each in kept) < 256
+    found = samples(metrics)
+    assert found["tidecast_readings_total"] == found["tidecast_batch_size_count"] == 600
+    assert found["tidecast_stage_seconds_count{stage=step}"] == 600
 
 
 def test_scrapes_amid_of_counting_lose_and_double_nothing(metrics):
