@@ -87,15 +87,14 @@ class ForecastEncoder:
             return []
         score = np.ascontiguousarray(score.T)  # [diagnostics, forecasts]
         texts, scored = _texts(score), np.isfinite(score)
-        columns: list[Column] = []
-        if np.count_nonzero(scored) == scored.size:  # as nearly always once the series are warm
-            for i, (_, first, later) in enumerate(self._score_names):
-                columns += [repeat(later if i else first), texts[i * n : (i + 1) * n]]
-            return columns
-        before = np.logical_or.accumulate(scored, axis=0)[:-1]  # whether one of those before it is there
         which = scored.astype(np.int8)  # of the three names
-        which[1:] += scored[1:] & before
-        lowest, highest = which.min(axis=1).tolist(), which.max(axis=1).tolist()
+        if np.count_nonzero(scored) == scored.size:  # as nearly always once they are warm: a column has one name
+            lowest = highest = [1] + [2] * (width - 1)
+        else:
+            before = np.logical_or.accumulate(scored, axis=0)[:-1]  # whether one of those before it is there
+            which[1:] += scored[1:] & before
+            lowest, highest = which.min(axis=1).tolist(), which.max(axis=1).tolist()
+        columns: list[Column] = []
         for i, names in enumerate(self._score_names):
             theirs = texts[i * n : (i + 1) * n]
             if lowest[i] < highest[i]:
