@@ -39,12 +39,10 @@ class Connection:
         self._socket = socket.create_connection((host, int(port)))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._heard = bytearray()
-        self.waiting = 0
 
     def send(self, asked: bytes | bytearray) -> None:
         """Does not wait for the answer."""
         self._socket.sendall(asked)
-        self.waiting += 1
 
     def answer(self, *, wait: bool) -> bytes | None:
         """The next answer; None where it is not there."""
@@ -58,7 +56,6 @@ class Connection:
             self._heard += heard
         found = bytes(self._heard[4:end])
         del self._heard[:end]
-        self.waiting -= 1
         return found
 
 
@@ -91,12 +88,16 @@ def requests(topic: str, readings: Iterator[_Reading], count: int, per_s: int) -
     while sent < count:
         tick += 1
         due = min(count, 1 + int(tick * TICK_S * per_s))
-        now = list(islice(readings, due - sent))
-        yield Planned(request(topic, now), [partition for partition, _, _ in now])
+        yield plan(topic, list(islice(readings, due - sent)))
         sent = due
 
 
-def request(topic: str, readings: list[_Reading]) -> bytes:
+def plan(topic: str, readings: list[_Reading]) -> Planned:
+    """One for these readings."""
+    return Planned(_request(topic, readings), [partition for partition, _, _ in readings])
+
+
+def _request(topic: str, readings: list[_Reading]) -> bytes:
     """Asks Kafka to take these."""
     builders: dict[int, Any] = {}
     for partition, key, value in readings:
@@ -122,13 +123,13 @@ def play(connection: Connection, planned: list[Planned], began: float) -> None:
             connection.send(each.asked)
             under_way.append(each)
         heard(connection, under_way, wait=False)
-    while connection.waiting:
+    while under_way:
         heard(connection, under_way, wait=True)
 
 
 def heard(connection: Connection, under_way: deque[Planned], *, wait: bool) -> None:
     """Look what became of what was sent, and note when Kafka took it."""
-    while connection.waiting and (data := connection.answer(wait=wait)) is not None:
+    while under_way and (data := connection.answer(wait=wait)) is not None:
         # https://kafka.apache.org/protocol.html, Produce v8: correlation, one topic, its name, its partitions. Where
         # nothing is wrong with any of these, there is nothing of a variable length; a decoder takes four times as long.
         at = 10 + int.from_bytes(data[8:10], "big")
