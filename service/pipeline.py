@@ -205,8 +205,11 @@ class Pipeline:
                 if not len(wave):
                     continue
             records, slots = steps.records[wave], steps.slots[wave]
-            state = table.states.take(slots, axis=0)  # [wave, state]
-            done = table.steps[slots] + 1  # [wave]
+            # Where all have a reading, as sensors that are read together do, neighbours: no need to copy one by one.
+            neighbours = int(slots[-1]) - int(slots[0]) + 1 == len(slots)  # they ascend
+            rows: slice | Int64 = slice(int(slots[0]), int(slots[-1]) + 1) if neighbours else slots
+            state = table.states[rows] if neighbours else table.states.take(slots, axis=0)  # [wave, state]
+            done = table.steps[rows] + 1  # [wave]
             if any_restart:
                 restart = steps.restart[wave]
                 state[restart], done[restart] = table.initial_state, 1
@@ -221,8 +224,8 @@ class Pipeline:
                     failures = True
                     work.counts.resets["non_finite"] += 1
                     work.refuse(record, _non_finite())
-            table.states[slots] = next_state
-            table.steps[slots] = done
+            table.states[rows] = next_state
+            table.steps[rows] = done
             if any_silent:
                 spoken = np.flatnonzero(~steps.silent[wave])
                 records, y, score, done = records[spoken], y[spoken], score[spoken], done[spoken]
