@@ -43,7 +43,7 @@ chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, each verified to the las
 	@$(BIN)/python -m tests.chaos.fuzz --records 100000
 	@$(BIN)/python -m tests.chaos.long_run
 
-BENCHMARKS := engine metrics_cost graph memory scaling training latency restore restore_kafka recovery end_to_end
+BENCHMARKS := machine engine metrics_cost graph memory scaling training latency restore restore_kafka recovery end_to_end
 bench: $(VENV)/.dev ## All benchmarks, one after the other: about half an hour on a quiet machine (BENCHMARKS="engine latency")
 	@for each in $(BENCHMARKS); do echo; echo "## benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 
