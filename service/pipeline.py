@@ -205,10 +205,12 @@ class Pipeline:
                 if not len(wave):
                     continue
             records, slots = steps.records[wave], steps.slots[wave]
-            # Where all have a reading, as sensors that are read together do, neighbours: no need to copy one by one.
-            neighbours = int(slots[-1]) - int(slots[0]) + 1 == len(slots)  # they ascend
-            rows: slice | Int64 = slice(int(slots[0]), int(slots[-1]) + 1) if neighbours else slots
-            state = table.states[rows] if neighbours else table.states.take(slots, axis=0)  # [wave, state]
+            rows: slice | Int64 = slots  # they ascend
+            if int(slots[-1]) - int(slots[0]) + 1 == len(slots):  # neighbours, as where all sensors are read together
+                rows = slice(int(slots[0]), int(slots[-1]) + 1)
+                state = table.states[rows]  # [wave, state], the table's own: all of it is written anew below
+            else:
+                state = table.states.take(slots, axis=0)  # [wave, state]
             done = table.steps[rows] + 1  # [wave]
             if any_restart:
                 restart = steps.restart[wave]
