@@ -36,8 +36,9 @@ import lstm64
 import numpy as np
 import open_loop
 import psutil
+from contenders import PEERS
 from numpy.typing import NDArray
-from worker_process import HEAP_MB, PATIENCE, ROOT, UNSTOPPED, WorkerProcess, make_topics, spread
+from worker_process import HEAP_MB, PATIENCE, UNSTOPPED, WorkerProcess, make_topics, spread
 
 from service.broker.base import Broker
 from service.broker.connect import CLIENTS, connect
@@ -51,7 +52,6 @@ PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 IN_KAFKA = {"in Kafka, p50": 50.0, "in Kafka, p99": 99.0}  # from when Kafka had the reading
 HALF_MS = 0.0005  # its clock says the millisecond that had begun
 DELIVERIES = ("at-least-once", "exactly-once")
-PEERS = ROOT.parent / "shared" / "bench-peers"
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def rates(results: Path) -> dict[str, float]:
         run = json.loads(line)
         if run["name"] in NAMES and "rate" in run:
             found[run["name"]].append(run["rate"])
-    return {name: statistics.median(found[name]) for name in NAMES if name in found}
+    return {name: statistics.median(of_runs) for name, of_runs in found.items()}
 
 
 def peers(folder: Path, runs: int) -> Iterator[tuple[str, float, float]]:
@@ -102,13 +102,16 @@ def peers(folder: Path, runs: int) -> Iterator[tuple[str, float, float]]:
     if not PEERS.is_dir():
         return
     with EmbeddedBroker(folder / "kafka", heap_mb=HEAP_MB, java=STEADY) as kafka:
-        more = {"BROKER": kafka.bootstrap_servers, "MODEL": str(PEERS / "lstm64.onnx")}
-        env = os.environ | {f"BENCH_{name}": value for name, value in more.items()} | {"PY": sys.executable}
+        more = {
+            "BENCH_BROKER": kafka.bootstrap_servers,
+            "BENCH_MODEL": str(PEERS / "lstm64.onnx"),
+            "PY": sys.executable,
+        }
         out = folder / "now.jsonl"
         command = [sys.executable, "bench.py", "run", "--reps", str(runs), "--out", str(out), *NAMES]
-        subprocess.run(command, cwd=PEERS, env=env, stdout=sys.stderr, check=True)
+        subprocess.run(command, cwd=PEERS, env=os.environ | more, stdout=sys.stderr, check=True)
     then, now = rates(PEERS / THEN), rates(out)
-    for name in NAMES:
+    for name in now:
         yield name, then[name], now[name]
 
 
