@@ -254,6 +254,29 @@ def test_names_that_hold_markup_are_text_and_nothing_else(served, browse):
     picture(page, "hostile")
 
 
+def test_a_click_chooses_although_the_list_is_renewed_under_it(served, browse):
+    for name in ("a", "b", "bc"):
+        fill(served.store, name, range(5))
+    page = browse()
+    shown(page, "a")
+    held = []
+    page.route("**/api/series?q=b", lambda route: held.append(route))
+    page.locator("#series").click()
+    page.locator("#found [role=option]", has_text="bc").hover()
+    page.locator("#series").press_sequentially("b")
+    while not held:
+        page.wait_for_timeout(10)
+    page.mouse.down()
+    with page.expect_response("**/api/series?q=b"):
+        held.pop().continue_()
+    page.wait_for_timeout(100)
+    page.mouse.up()
+    shown(page, "bc")
+    # The next list is there as ever, with what was written last.
+    page.locator("#series").click()
+    expect(page.locator("#found [role=option]")).to_have_count(3)
+
+
 def test_a_script_that_gets_into_the_page_is_not_run(served, browse):
     fill(served.store, "a", range(5))
     page = browse()

@@ -8,8 +8,13 @@ export class Picker {
     input.addEventListener("focus", () => (input.select(), this.search("")));
     input.addEventListener("blur", () => this.close());
     input.addEventListener("keydown", (event) => this.key(event));
-    // Before the blur, which would close the list under the pointer.
-    list.addEventListener("pointerdown", (event) => event.preventDefault());
+    list.addEventListener("pointerdown", (event) => {
+      event.preventDefault(); // before the blur, which would close the list under the pointer
+      this.pressed = new Promise((done) => (this.release = done));
+    });
+    // A finger's click comes a moment after its release.
+    const released = () => setTimeout(() => this.release?.(), PAUSE_MS);
+    for (const end of ["pointerup", "pointercancel"]) addEventListener(end, released);
     found.addEventListener("click", (event) => {
       const item = event.target.closest("[role=option]");
       if (item) this.take(item);
@@ -37,6 +42,7 @@ export class Picker {
     } catch {
       answer = { count: 0, known: 0, names: [], lost: true };
     }
+    await this.pressed; // a click whose option is replaced between press and release chooses nothing
     if (asked !== this.asked || document.activeElement !== this.input) return;
     this.found.replaceChildren(...answer.names.map((name, i) => this.option(name, i)));
     const { count, known, names } = answer;
