@@ -38,7 +38,7 @@ import open_loop
 import psutil
 from contenders import PEERS
 from numpy.typing import NDArray
-from worker_process import HEAP_MB, PATIENCE, UNSTOPPED, WorkerProcess, make_topics, spread
+from worker_process import HEAP_MB, PATIENCE, USUAL, WorkerProcess, make_topics, spread
 
 from service.broker.base import Broker
 from service.broker.connect import CLIENTS, connect
@@ -219,7 +219,7 @@ def main() -> None:
     found: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (
         tempfile.TemporaryDirectory() as name,
-        EmbeddedBroker(Path(name) / "kafka", heap_mb=HEAP_MB, java=UNSTOPPED) as kafka,
+        EmbeddedBroker(Path(name) / "kafka", heap_mb=HEAP_MB, java=USUAL) as kafka,
     ):
         folder, broker = Path(name), connect(kafka.bootstrap_servers)
         where = lstm64.make(folder / "model"), broker, folder

@@ -23,8 +23,15 @@ PATIENCE = 300.0  # seconds, for what must come
 # minute or so of work.
 HEAP_MB = 1024
 STEADY = (f"-Xms{HEAP_MB}m", f"-Xmn{HEAP_MB * 2 // 3}m", "-XX:+UseSerialGC")
-# Likewise, and it collects garbage while it runs: where each stop, of 25 to 50 ms, would be what is measured.
-UNSTOPPED = (f"-Xms{HEAP_MB}m", "-XX:+UseZGC")
+# As Kafka's own start scripts have it: each stop of the serial collector, of 25 to 50 ms, would be what is measured.
+USUAL = (
+    f"-Xms{HEAP_MB}m",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-XX:+ExplicitGCInvokesConcurrent",
+    "-XX:MaxInlineLevel=15",
+)
 
 T = TypeVar("T")
 
