@@ -206,8 +206,9 @@ class Pipeline:
                     continue
             records, slots = steps.records[wave], steps.slots[wave]
             rows: slice | Int64 = slots  # they ascend
-            if int(slots[-1]) - int(slots[0]) + 1 == len(slots):  # neighbours, as where all sensors are read together
-                rows = slice(int(slots[0]), int(slots[-1]) + 1)
+            first, last = int(slots[0]), int(slots[-1])
+            if last - first + 1 == len(slots):  # neighbours, as where all sensors are read together
+                rows = slice(first, last + 1)
                 state = table.states[rows]  # [wave, state], the table's own: all of it is written anew below
             else:
                 state = table.states.take(slots, axis=0)  # [wave, state]
