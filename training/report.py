@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.spec import ModelSpec
+from service.terminal import fitted
 from service.timestamps import format_duration, format_time
 from training.config import Config
 from training.data import Dataset
@@ -96,13 +97,6 @@ def grid(title: str, head: list[str], body: list[list[str]], caption: str | None
         table.add_column("\n".join(name.rsplit(" ", 1)), justify="left" if i == 0 else "right", overflow="fold")
     for line in body:
         table.add_row(*line, style="bold" if line[0] == MODEL else None)
-    return table
-
-
-def fitted(table: Table, console: Console) -> Table:
-    """Without blanks beside its columns, where it is too wide for the terminal with them: better than broken words."""
-    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
-        table.padding = (0, 0)
     return table
 
 

@@ -7,6 +7,7 @@ import time
 from typing import Any, Protocol
 
 from service.demo.scoreboard import Interval, Scoreboard
+from service.terminal import fitted
 from service.timestamps import format_duration, format_time
 
 _PLAIN_EVERY_S = 2.0
@@ -113,9 +114,6 @@ class LiveTable:
                 _value(next_.mid if next_ else None),
                 _range(next_),
             )
-        console = self._live.console
-        if console.measure(stations, options=console.options.update(width=1000)).maximum > console.width:
-            stations.padding = (0, 0)  # 80 columns: without the blanks no time and no interval is broken
         errors = Table(expand=False)
         for name in ("steps ahead", "forecasts checked", "mean error", "persistence", "skill", f"inside the {level}"):
             errors.add_column(name, justify="right")
@@ -128,7 +126,7 @@ class LiveTable:
                 Text(f"{sums.skill:+.0%}" if sums.naive else "…", style="green" if sums.skill > 0 else "red"),
                 f"{sums.coverage:.0%}" if sums.count else "…",
             )
-        return Group(stations, errors)
+        return Group(fitted(stations, self._live.console), errors)
 
     def close(self) -> None:
         """Leave the last table where it is."""

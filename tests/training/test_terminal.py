@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from service.terminal import fitted
 from training.progress import Progress
-from training.report import fitted, grid
+from training.report import grid
 
 
 def on_terminal(thing: object, width: int) -> list[str]:
