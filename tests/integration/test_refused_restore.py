@@ -11,7 +11,8 @@ from service.topics import CHANGELOG_CONFIG
 from tests.counted import command_in
 from tests.serving import serving
 
-QUIET = "--changelog-seconds=3600"  # nearly nothing is flushed while it runs: a kill leaves a long replay to do
+# Nearly nothing is flushed while it runs: a kill leaves a long replay to do, and soon another may take its place.
+QUIET = ("--changelog-seconds=3600", "--session-timeout-seconds=6")
 
 
 def test_offsets_set_back_behind_the_states_are_refused_and_after_the_reset_all_is_answered_again(counted, model):
@@ -49,7 +50,7 @@ def test_states_whose_offsets_are_gone_are_refused_and_after_the_reset_all_is_an
 def test_a_replay_range_that_retention_has_eaten_is_refused_and_goes_on_where_the_gap_is_accepted(counted, model, left):
     t = counted(partitions=1)
     t.feed(20)
-    t.live(model, QUIET, signum=signal.SIGKILL)
+    t.live(model, *QUIET, signum=signal.SIGKILL)
     committed, text = t.committed()[0]
     assert committed == 60 and text != "s=60", "the kill has left a replay to do"
     t.delete_readings({0: committed - left})
