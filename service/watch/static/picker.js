@@ -12,8 +12,10 @@ export class Picker {
       event.preventDefault(); // before the blur, which would close the list under the pointer
       this.pressed = new Promise((done) => (this.release = done));
     });
-    // A finger's click comes a moment after its release.
-    const released = () => setTimeout(() => this.release?.(), PAUSE_MS);
+    const released = () => {
+      const release = this.release; // of this press: another may begin meanwhile
+      setTimeout(() => release?.(), PAUSE_MS); // a finger's click comes a moment after its release
+    };
     for (const end of ["pointerup", "pointercancel"]) addEventListener(end, released);
     found.addEventListener("click", (event) => {
       const item = event.target.closest("[role=option]");
@@ -42,7 +44,11 @@ export class Picker {
     } catch {
       answer = { count: 0, known: 0, names: [], lost: true };
     }
-    await this.pressed; // a click whose option is replaced between press and release chooses nothing
+    let press;
+    do {
+      press = this.pressed;
+      await press; // a click whose option is replaced between press and release chooses nothing
+    } while (press !== this.pressed);
     if (asked !== this.asked || document.activeElement !== this.input) return;
     this.found.replaceChildren(...answer.names.map((name, i) => this.option(name, i)));
     const { count, known, names } = answer;
