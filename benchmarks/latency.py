@@ -9,7 +9,8 @@ and reader are processes of their own, and take little (open_loop.py). The broke
 compiled what is called here, that takes a core by itself. Of exactly-once the reader sees what is committed, every
 100 ms. "in Kafka" is counted from when Kafka had the reading, by its own clock: without what the load or Kafka lost
 before any worker could know of it. "broker alone" is the same reader on the topic of the readings: what the load, the
-broker and the reader take by themselves. The usual loop handles one record at a time, and keeps nothing.
+broker and the reader take by themselves; "pass-through" is the client too, without a model: readings go from topic to
+topic as they are. The usual loop handles one record at a time, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import lstm64
 import numpy as np
 import open_loop
 import psutil
-from contenders import PEERS
+from contenders import PEERS, Job, pass_through
 from numpy.typing import NDArray
 from worker_process import HEAP_MB, PATIENCE, USUAL, WorkerProcess, make_topics, spread
 
@@ -87,6 +88,16 @@ def worker(client: str, delivery: str) -> Contender:
     return Contender(f"{client}_{delivery}", f"read_{'' if delivery == 'exactly-once' else 'un'}committed", start)
 
 
+def passing(client: str) -> Contender:
+    """The client alone, through the port."""
+    alone = pass_through(client, "at-least-once")
+
+    def start(model: Path, servers: str, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        return alone.start(Job(model, 0, 0, servers, settings["input_topic"]), settings, log)
+
+    return Contender(alone.name, "read_uncommitted", start)
+
+
 def usual(model: Path, servers: str, settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """kafka-python, a record at a time."""
     names = {"IN": settings["input_topic"], "OUT": settings["output_topic"], "RUN": settings["group"]}
@@ -100,6 +111,7 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         *(worker(client, delivery) for client in CLIENTS for delivery in DELIVERIES),
+        *map(passing, CLIENTS),
         Contender("usual-loop", "read_uncommitted", usual),
         Contender("broker-alone", "read_uncommitted", lambda *given: None),
     )
@@ -214,8 +226,8 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=60.0, metavar="SECONDS", help="for the broker, before all runs")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object of the medians")
     args = parser.parse_args()
-    others = {f"{client}_{delivery}" for client in set(CLIENTS) - set(args.client) for delivery in DELIVERIES}
-    chosen = [c for name, c in CONTENDERS.items() if (name in args.only if args.only else name not in others)]
+    others = tuple(f"{client}_" for client in set(CLIENTS) - set(args.client))
+    chosen = [c for name, c in CONTENDERS.items() if (name in args.only if args.only else not name.startswith(others))]
     found: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (
         tempfile.TemporaryDirectory() as name,
