@@ -9,6 +9,7 @@ import pytest
 
 from service.broker.base import Membership
 from service.changelog import Codec, layout_hash
+from service.delivery import ExactlyOnce
 from service.errors import BrokerError, ChangelogError, Fenced, PutOut, Replaced
 from service.model import Model
 from service.pipeline import Pipeline
@@ -58,19 +59,23 @@ def test_with_a_backlog_the_next_readings_are_processed_while_a_commit_is_made_a
             if call != "commit_transaction" or threading.current_thread() is threading.main_thread():
                 return do()
             self.committing = True
-            processed.clear()
             seen.append(processed.wait(10))
             self.committing = False
             do()
 
-    process = Pipeline.process
+    process, commit = Pipeline.process, ExactlyOnce.commit
 
     def noted(self, batch):
         processed.set()
         return process(self, batch)
 
+    def begun(self, *given, **more):
+        processed.clear()  # here, as the thread that commits may begin after the next readings are processed
+        return commit(self, *given, **more)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pipeline, "process", noted)
+        patch.setattr(ExactlyOnce, "commit", begun)
         world.live(Slow())
     assert seen and all(seen)
     world.check()
