@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from service.errors import UsageError
 from service.records import Reading
+from service.stop_flag import StopFlag
 
 BATCH = 500  # readings handed to the producer at once
 
@@ -28,7 +28,7 @@ class LiveClock:
     """Real time; `stop` may be called from a signal handler or another thread and ends every wait."""
 
     def __init__(self) -> None:
-        self._stopped = threading.Event()
+        self._stopped = StopFlag()
         # Wall time as of now, then monotonic: a step of the system's clock must not stall the stream.
         self._offset = time.time() - time.monotonic()
 

@@ -16,6 +16,7 @@ from service.broker.connect import connect_as_set
 from service.http import refused_address, url_of
 from service.settings import Settings
 from service.settings_together import is_loopback
+from service.stop_flag import StopFlag
 from service.watch.app import Page
 from service.watch.patience import Patience
 from service.watch.reader import Reader
@@ -36,7 +37,7 @@ def run(config: Settings) -> int:
         TidecastError: the port is taken, or may not be used; or Kafka does not take us in.
         UsageError: the host is not an address of this machine, or the servers' list is not one.
     """
-    stopped, code = threading.Event(), 0
+    stopped, code = StopFlag(), 0
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal code
