@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from service.errors import ModelError
 from service.model import MODEL_FILE, Model
@@ -40,7 +42,7 @@ class ModelWatch:
         self._loaded = self._last = self._look()
         self.model = self._load()
         self._waiting: Model | None = None
-        self._nudge = threading.Event()
+        self._nudges: SimpleQueue[None] = SimpleQueue()  # an Event may not be set in a handler, see `StopFlag`
         self._ended = False
 
     def start(self) -> None:
@@ -50,12 +52,12 @@ class ModelWatch:
     def now(self) -> None:
         """Look at once, whether the file looks new or not. Safe in a signal handler."""
         self._loaded = None
-        self._nudge.set()
+        self._nudges.put(None)
 
     def stop(self) -> None:
         """Look no more."""
         self._ended = True
-        self._nudge.set()
+        self._nudges.put(None)
 
     def take(self) -> Model | None:
         """A newer model, once; for the loop."""
@@ -85,8 +87,8 @@ class ModelWatch:
     def _run(self) -> None:
         while not self._ended:
             seconds = self._settings.model_watch_seconds
-            self._nudge.wait(seconds if seconds > 0 else None)
-            self._nudge.clear()
+            with suppress(Empty):
+                self._nudges.get(timeout=seconds if seconds > 0 else None)
             if not self._ended:
                 self.look()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 
@@ -22,12 +23,14 @@ class StopFlag:
         self._set = True
         self._wake.put(None)
 
+    def is_set(self) -> bool:
+        """Whether `set` was called."""
+        return self._set
+
     def wait(self, seconds: float) -> bool:
         """Wait, for so long at most; True = it is set."""
         if not self._set:
-            try:
+            with suppress(Empty):
                 self._wake.get(timeout=seconds)
-            except Empty:
-                return self._set
-            self._wake.put(None)  # for whoever else waits
+                self._wake.put(None)  # for whoever else waits
         return self._set

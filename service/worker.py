@@ -6,7 +6,6 @@ What a commit holds, in which order, and what a crash leaves behind is told in `
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +24,7 @@ from service.pipeline import Result
 from service.pulse import Pulse
 from service.settings import Settings
 from service.shares import POLL_SECONDS, Shares
+from service.stop_flag import StopFlag
 from service.topics import check_topics
 from service.tracing import Tracing
 
@@ -65,7 +65,7 @@ class Worker:
         self._newer_model, self._tidy, self._clock, self._wall = newer_model, tidy, clock, wall
         self._tracing = Tracing() if tracing is None else tracing
         self._flood = Flood(settings.dead_letter_limit, settings.dead_letter_window_seconds, clock)
-        self._stopping = threading.Event()
+        self._stopping = StopFlag()
         self._pulse = Pulse(clock, metrics.note_answer)
         metrics.max_series.set(settings.max_series)
         self._engines = Engines(settings, model, clock)

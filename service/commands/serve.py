@@ -94,7 +94,6 @@ def run(args: argparse.Namespace) -> int:
             with Watchdog(worker.not_live, on_stall=metrics.stalls.inc):
                 return worker.run()
         finally:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a look asked for in the midst of `stop` would wait for it
             watch.stop()
             broker.close()
             tracing.close()
