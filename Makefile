@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 # A second package index: its `+cpu` builds sort above the plain release, and the pins accept them.
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 # uv unpacks torch in a quarter of pip's time, and links it from its cache the next time. A mirror that pip is told of in
-# its environment holds for uv too; where uv fails, pip has its turn, as only pip reads pip.conf.
+# its environment holds for uv too; where uv fails, pip has its turn, as only pip reads pip.conf. uv trusts the
+# certificates that the system trusts: a company's proxy has its own there.
+export UV_SYSTEM_CERTS ?= 1
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 UV_ENV := $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT))
 UV := $(UV_ENV) $(BIN)/python -m uv pip install --python $(BIN)/python --index-strategy unsafe-best-match
@@ -18,7 +20,6 @@ define install
 $(UV) --no-build-isolation -c requirements.txt $(1) || { echo "tidecast: uv could not; trying again with pip" >&2; \
   $(PIP) --no-build-isolation -c requirements.txt $(1); }
 endef
-DEMO_SECONDS := $(if $(filter-out environment default,$(origin SECONDS)),--seconds $(SECONDS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -29,7 +30,7 @@ help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a worker, watch (SECONDS=60 sets how long)
-	@$(BIN)/tidecast demo $(DEMO_SECONDS)
+	@$(BIN)/tidecast demo $(if $(SECONDS),--seconds $(SECONDS))
 
 setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
 
