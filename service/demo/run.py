@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from types import FrameType
 
 import msgspec
 
+from service.broker import kafka_jars
 from service.broker.base import Batch, Broker, Consumer
 from service.broker.connect import connect_as_set
 from service.commands import topics
@@ -65,6 +67,8 @@ def run(plan: Plan, settings: Settings) -> None:
         plan.folder.mkdir(parents=True, exist_ok=True)
         # Leaving the stack stops the producer, then the worker, then deletes the topics, then stops Kafka. A second
         # signal must not cut that short.
+        if plan.bootstrap_servers is None:
+            _fetch_kafka()
         model = plan.model or _train(plan.folder / "model")
         data = plan.data or sample("weather.csv.gz")
         config = read_model_config(model)
@@ -128,6 +132,18 @@ def _train(model: Path) -> Path:
     if code:
         raise TidecastError(f"the training ended with exit code {code}", do="What it said is above.")
     return model
+
+
+def _fetch_kafka() -> None:
+    """Fetch Kafka while the model is trained. What fails here is tried again, and said, when Kafka is started."""
+
+    def fetch() -> None:
+        with contextlib.suppress(TidecastError):
+            kafka_jars.classpath(lambda progress: None)
+
+    if not kafka_jars.cached():
+        _say("fetching Kafka from Maven Central in the background (only the first time, about 45 MB)")
+        threading.Thread(target=fetch, name="fetch-kafka", daemon=True).start()
 
 
 def _kafka(folder: Path, stack: contextlib.ExitStack) -> str:

