@@ -88,8 +88,8 @@ clean: ## Remove .venv, caches and what was built; trained models stay
 # The marks below say which extras .venv holds. They grow old with the two files that say what to install.
 
 $(VENV)/.demo: pyproject.toml requirements.txt | $(BIN)/python
-	@echo "tidecast: installing the worker, the trainer and the embedded Kafka's runtime into $(VENV)"
-	@echo "tidecast: once; torch is large, so this takes one to several minutes"
+	@echo "tidecast: installing the trainer, the worker and a Java runtime for Kafka into $(VENV)"
+	@echo "tidecast: only the first time; about 3 GB are fetched, most of it for torch: one to several minutes"
 	@$(PIP) --quiet -c requirements.txt uv setuptools
 	@$(call install,$(TORCH_INDEX) -e '.[$(DEMO_EXTRAS)]')
 	@touch $@

@@ -34,7 +34,7 @@ def train(config: Config, data: Path, out: Path, *, quiet: bool = False) -> tupl
         model, history = fit(config, dataset, progress)
         if history.interrupted:
             progress.say("Interrupted: keeping the best so far.")
-        progress.stage("exporting, and holding onnxruntime against torch")
+        progress.stage("exporting, and comparing onnxruntime with torch")
         graph = build_graph(model)
         parity = check_parity(model, graph.SerializeToString(), dataset)
         progress.stage("evaluating on the test rows")

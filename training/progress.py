@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 _WIDE = 110  # columns; a narrower terminal shows a shorter bar, no training loss and no time that has passed
@@ -26,15 +26,15 @@ class Progress:
             # No wider than this where a terminal has 80 columns: what does not fit is cut off.
             TextColumn("{task.description:<44}"),
             BarColumn(bar_width=None if self.console.width < _WIDE else 40),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             *([] if self.console.width < _WIDE else [TimeElapsedColumn()]),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,  # training that ends early would leave "16/40, left 0:00:40" above its table
             disable=not self.live,
         )
-        self._fold = None if not self.live else self.bars.add_task("preparing", total=100, visible=False)
+        self._stage: TaskID | None = None
 
     def __enter__(self) -> Progress:
         self.bars.start()
@@ -47,15 +47,15 @@ class Progress:
 
     def stage(self, text: str) -> None:
         """A new stage begins."""
-        if self._fold is not None:
-            self.bars.update(self._fold, description=text, completed=0, visible=True)
+        if self.live:
+            self._stage = self._show(text)
         else:
             self.say(text)
 
     def fraction(self, done: float) -> None:
         """How much of the stage is done, 0 to 1."""
-        if self._fold is not None:
-            self.bars.update(self._fold, completed=round(100 * done))
+        if self._stage is not None:
+            self._done(self._stage, round(100 * done), 100)
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -64,7 +64,7 @@ class Progress:
 
     def epochs(self, name: str, total: int) -> EpochDone:
         """Begin to count epochs; call what it returns with (epoch, train loss, validation loss, best so far)."""
-        task = self.bars.add_task(name, total=total) if self.live else None
+        task = self._show(name) if self.live else None
 
         def done(epoch: int, train: float, validation: float, best: float) -> None:
             loss, held = f"loss {train:.4f}", f"validation {validation:.4f}  best {best:.4f}"
@@ -72,6 +72,16 @@ class Progress:
                 self.say(f"{name}: epoch {epoch}/{total}  {loss}  {held}")
                 return
             text = f"{name}  {loss}  {held}" if self.console.width >= _WIDE else f"{name}  {held}"
-            self.bars.update(task, completed=epoch, description=text)
+            self._done(task, epoch, total)
+            self.bars.update(task, description=text)
 
         return done
+
+    def _show(self, text: str) -> TaskID:
+        """Show a new bar in the place of the one before; it moves to and fro until it is known how much is done."""
+        for earlier in self.bars.task_ids:
+            self.bars.update(earlier, visible=False)
+        return self.bars.add_task(text, total=None, count="", left="")
+
+    def _done(self, task: TaskID, completed: int, total: int) -> None:
+        self.bars.update(task, completed=completed, total=total, count=f"{completed}/{total}", left="left")

@@ -101,7 +101,7 @@ class EmbeddedBroker:
             server = server_properties(HOST, self._port, _free_port(), self.data_dir / "kafka", self._properties)
             config = self._write("server.properties", server)
             if not (self.data_dir / "kafka" / "meta.properties").exists():
-                progress(f"formatting {self.data_dir}")
+                progress(f"making Kafka's data folder {self.data_dir}")
                 self._format([*command, "kafka.tools.StorageTool", "format", "-c", str(config), "-t", cluster_id()])
             progress(f"starting Kafka {kafka_jars.KAFKA_VERSION} on {self.bootstrap_servers}")
             self._process = start_tied([*command, "kafka.Kafka", str(config)], self.data_dir, "broker.out")
@@ -250,7 +250,9 @@ class EmbeddedBroker:
                 command, capture_output=True, text=True, errors="replace", timeout=START_TIMEOUT_S, check=False
             )
         except subprocess.TimeoutExpired:
-            raise BrokerError(f"formatting {self.data_dir} took longer than {START_TIMEOUT_S:.0f} s") from None
+            raise BrokerError(
+                f"making Kafka's data folder {self.data_dir} took longer than {START_TIMEOUT_S:.0f} s"
+            ) from None
         if done.returncode:
             raise BrokerError(
                 f"Kafka could not format {self.data_dir}:\n{(done.stdout + done.stderr).strip()[-2000:]}\n",

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-from service.demo.scoreboard import Interval, Scoreboard
+from service.demo.scoreboard import Interval, Row, Scoreboard
 from service.terminal import fitted
 from service.timestamps import format_duration, format_time
 
@@ -52,8 +52,7 @@ class PlainLines:
             step = format_duration(board.step_ms)
             print(
                 f"{format_time(row.ts)}  {row.series}  {self._target} {_value(row.actual)}{self._unit}  "
-                f"forecast {step} before: {_interval(row.before)}  next: {_interval(row.ahead)}"
-                f"{f' for {format_time(row.ahead_ts)}' if row.ahead_ts is not None else ''}"
+                f"forecast {step} before: {_interval(row.before)}{_ahead(row)}"
             )
         if fresh:
             for line in error_lines(board, self._unit):
@@ -150,6 +149,10 @@ def _value(value: float | None) -> str:
 
 def _range(interval: Interval | None) -> str:
     return "…" if interval is None else f"{interval.low:.1f} … {interval.high:.1f}"
+
+
+def _ahead(row: Row) -> str:
+    return "" if row.ahead_ts is None else f"  forecast for {format_time(row.ahead_ts)}: {_interval(row.ahead)}"
 
 
 def _interval(interval: Interval | None) -> str:

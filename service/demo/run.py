@@ -37,6 +37,8 @@ from service.timestamps import format_duration, format_time, parse_time
 PARTITIONS = 3
 HISTORY_MS = 21 * 86_400_000  # sent at once before the live part, so that the series begin it warm
 _READY_S = 60.0
+_PRODUCER_STOP_S = 10.0
+_LAST_S = 2.0  # for the forecasts of the last readings to arrive
 _BEGINNING = -2
 
 
@@ -63,6 +65,7 @@ def run(plan: Plan, settings: Settings) -> None:
     Raises:
         TidecastError: a part failed, with its own message.
     """
+    finished = False
     with contextlib.suppress(Asked), _signals(), contextlib.ExitStack() as stack:
         plan.folder.mkdir(parents=True, exist_ok=True)
         # Leaving the stack stops the producer, then the worker, then deletes the topics, then stops Kafka. A second
@@ -89,17 +92,24 @@ def run(plan: Plan, settings: Settings) -> None:
         )
         url = _await_ready(worker)
         _say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
-        _page(stack, plan.folder, settings, *plan.connection)
+        page = _page(stack, plan.folder, settings, *plan.connection)
         produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings), *plan.connection)
         if config.test_from is not None:
             past = str(board.start_ms - HISTORY_MS)
+            _say("sending three weeks of readings at once, so that the forecasts are good from the start")
             _history(stack, plan.folder, *produce, "--from", past, "--until", str(board.start_ms), "--speed", "max")
         live = ("--from", str(board.start_ms)) if config.test_from else ()
-        producer = _child(stack, 10.0, "producer", plan.folder, *produce, *live, "--speed", str(plan.speed))
+        producer = _child(stack, _PRODUCER_STOP_S, "producer", plan.folder, *produce, *live, "--speed", str(plan.speed))
         each_second = format_duration(round(plan.speed) * 1_000)
         _say(f"live: {each_second} of {config.name} readings each second, for {plan.seconds:g} s. Ctrl-C ends it.")
-        _watch(plan, settings, config, board, worker, producer, f"{config.name}, live ({url}/metrics)")
+        if page is not None:
+            _say(f"open {page} in a browser to see the same as a chart")
+        title = f"{config.name}, live{f': {page}' if page is not None else ''}"
+        _watch(plan, settings, config, board, worker, producer, title)
+        finished = True
     _say("stopped; nothing is left running")
+    if finished and plan.data is None:
+        _say(f"next, a data file of your own: {_own_command()} inspect FILE.csv")
 
 
 def sample(name: str) -> Path:
@@ -119,9 +129,10 @@ def sample(name: str) -> Path:
 def _train(model: Path) -> Path:
     """Train on the sample, unless an earlier demo did; its progress is shown as it is."""
     if (model / "model.onnx").is_file() and (model / "config.toml").is_file():
-        _say(f"the model of an earlier demo is there: {model} (remove it to train again)")
+        _say(f"using the model that an earlier demo trained: {model} (delete it to train again)")
         return model
-    _say("training on the weather sample: three stations, hourly, temperature 1 to 24 hours ahead; about a minute")
+    _say("training on a year of hourly weather at three airports, to forecast the temperature 1 to 24 hours ahead")
+    _say("this takes one to two minutes on two cores; the model is kept for the next time")
     process = subprocess.Popen(command("train", str(sample("weather.toml")), "--out", str(model)), stdout=sys.stderr)
     try:
         code = process.wait()
@@ -233,17 +244,17 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _page(stack: contextlib.ExitStack, folder: Path, settings: Settings, *connection: str) -> None:
-    """The live page, where it is installed; on a free port where another has its own."""
+def _page(stack: contextlib.ExitStack, folder: Path, settings: Settings, *connection: str) -> str | None:
+    """Start the live page, where it is installed, on a free port if its usual one is taken; its address."""
     if any(importlib.util.find_spec(package) is None for package in ("starlette", "uvicorn", "youplot")):
-        _say("for a page of it in a browser: pip install 'tidecast[watch]'")
-        return
+        _say("to see it as a chart in a browser too: pip install 'tidecast[watch]'")
+        return None
     try:
         socket.create_server((settings.watch_host, settings.watch_port)).close()
     except OSError:
         settings = replace(settings, watch_port=0)
     page = _child(stack, 5.0, "page", folder, "watch", *_page_flags(settings), *connection)
-    _say(f"open {_await_address(page)} in a browser to watch it")
+    return _await_address(page)
 
 
 def _page_flags(settings: Settings) -> list[str]:
@@ -271,15 +282,23 @@ def _watch(
     display = make_display(target, unit, title)
     end = time.monotonic() + plan.seconds
     readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))
+
+    def read() -> None:
+        _take_readings(readings.poll(0.05, 2_000), board, target)
+        _take_forecasts(forecasts.poll(0.05, 2_000), board, target)
+        display.show(board)
+
     try:
         while time.monotonic() < end:
-            _take_readings(readings.poll(0.05, 2_000), board, target)
-            _take_forecasts(forecasts.poll(0.05, 2_000), board, target)
-            display.show(board)
+            read()
             if worker.ended():
                 raise TidecastError(f"the worker ended; the end of {worker.log}:\n{worker.last_words()}\n")
             if producer.ended():
-                end = min(end, time.monotonic() + 2.0)  # the file has ended: the last forecasts, then the end
+                end = min(end, time.monotonic() + _LAST_S)  # the file has ended
+        producer.stop(_PRODUCER_STOP_S)
+        last = time.monotonic() + _LAST_S
+        while board.forecasts < board.readings and time.monotonic() < last:
+            read()
     finally:
         display.close()
         for connection in (readings, forecasts, broker):
@@ -331,6 +350,11 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _own_command() -> str:
+    """How this very command was called, so that it can be pasted: `.venv/bin/tidecast` under make."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "tidecast" else "tidecast"
 
 
 def _say(text: str) -> None:
