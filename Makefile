@@ -37,14 +37,14 @@ setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
 test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka
 	@# Three at a time, for they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
 	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
 chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, each verified to the last forecast; rubbish; a long run (STORMS=10 SEED=1)
 	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10)
 	@$(BIN)/python -m tests.chaos.fuzz --records 100000
 	@$(BIN)/python -m tests.chaos.long_run
 
-BENCHMARKS := machine engine metrics_cost graph memory scaling training latency restore restore_kafka recovery end_to_end
+BENCHMARKS ?= machine engine metrics_cost graph memory scaling training latency restore restore_kafka recovery end_to_end
 bench: $(VENV)/.dev ## All benchmarks, one after the other: about half an hour on a quiet machine (BENCHMARKS="engine latency")
 	@for each in $(BENCHMARKS); do echo; echo "## benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 

@@ -8,7 +8,7 @@ after a gap of noise. "Long gates" begin with time constants up to the gap's (Ta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -114,10 +114,7 @@ def run(kit: Kit) -> Outcome:
         outcome.lines.append(Line(f"gradient left after 50 steps: {name}", f"{curve[50]:.1e}"))
     clips = {"not clipped": math.inf, "clipped at 1": 1.0}
     traces = {name: explode(kit, clip) for name, clip in clips.items()}
-    for name, trace in traces.items():
-        what, tail = f"exploding RNN, {name}: loss at the end", float(np.mean(trace.losses[-50:]))
-        lost = int(np.argmin(np.isfinite(trace.losses)))  # 0 where all are finite
-        outcome.lines.append(Line(what, f"not a number from update {lost}") if lost else Line(what, tail, at_most=0.1))
+    outcome.lines += [ending(name, trace.losses, clips[name]) for name, trace in traces.items()]
     errors: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for kind in KINDS:
         for gap in GAPS:
@@ -130,6 +127,15 @@ def run(kit: Kit) -> Outcome:
                                   at_most=None if kind == "rnn" else REMEMBERED))  # fmt: skip
     _plot(kit, curves, traces, errors)
     return outcome
+
+
+def ending(name: str, losses: Sequence[float], clip: float) -> Line:
+    """What training came to. Only with clipping must it be small: without, it shows what clipping is for."""
+    what, tail = f"exploding RNN, {name}: loss at the end", float(np.mean(losses[-50:]))
+    if math.isfinite(clip):
+        return Line(what, tail, at_most=0.1)
+    lost = int(np.argmin(np.isfinite(losses)))  # 0 where all are finite: by processor it overflows or is only huge
+    return Line(what, f"not a number from update {lost}" if lost else tail)
 
 
 def _serve(kit: Kit, model: Recurring, kind: str, x: Tensor) -> Served:
