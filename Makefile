@@ -1,5 +1,6 @@
 # tidecast. `make` alone prints what there is. Each target makes the environment it needs, in .venv, from the pins in
 # requirements.txt; a later run finds it there and starts at once.
+#   SECONDS=20                 how long the live part of the demo lasts (default: a minute)
 #   PYTHON=python3.12          which interpreter makes .venv (default: the first that is new enough)
 #   TORCH_INDEX_URL=<address>  another package index to take torch from, for a build without CUDA (a tenth of the size)
 
@@ -29,7 +30,7 @@ help: ## Print this
 	@echo "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka."; echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a worker, watch (SECONDS=60 sets how long)
+demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a worker, watch for a minute (SECONDS=20: shorter)
 	@$(BIN)/tidecast demo $(if $(SECONDS),--seconds $(SECONDS))
 
 setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service import cli
+from service import cli, settings
 from service.errors import UsageError
 from tests.printed import ROOT, SHELL, Block, blocks, blocks_of, commands, spans
 
@@ -82,10 +82,6 @@ def parser(command: str) -> cli.Parser:
     return made
 
 
-def flags(command: str) -> set[str]:
-    return {option for action in parser(command)._actions for option in action.option_strings}
-
-
 def in_blocks(program: str) -> list[tuple[str, list[str]]]:
     """(where, words after the program) of each command in a block of commands, and in the examples of --help."""
     texts = [(str(block), block.text) for block in blocks() if block.language in SHELL]
@@ -107,22 +103,24 @@ def test_every_printed_tidecast_command_is_one_that_it_takes():
             pytest.fail(f"{where}: tidecast {' '.join(words)}: {error}")
 
 
-def test_commands_and_flags_in_sentences_are_there():
+def test_commands_in_sentences_are_there_and_take_the_words_that_follow():
     found = in_sentences("tidecast")
     assert len(found) > 40
     for page, words in found:
         assert words[0] in cli.command_names(), f"{page}: tidecast {words[0]}"
-        named = {word.partition("=")[0] for word in words if word.startswith("--")}
-        assert named <= flags(words[0]) | {"--help"}, f"{page}: tidecast {' '.join(words)}"
+        if words[1:]:  # without any, a sentence speaks of the command
+            parser(words[0]).parse(words[1:])
 
 
-def test_flags_that_stand_alone_in_sentences_are_those_of_some_command():
-    known = set().union(*map(flags, cli.command_names()))
-    scripts = "".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+def test_flags_and_variables_that_stand_alone_in_sentences_are_there():
+    known = "".join(parser(name).format_help() for name in cli.command_names())
+    known += "".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    variables = {variable for name in settings.FIELDS for variable in settings.variables(name)}
     for page, text in spans():
-        if text.startswith("--"):
-            flag = re.split(r"[ =]", text)[0]
-            assert flag in known or f'"{flag}"' in scripts, f"{page}: {flag}"
+        flag = re.match(r"--[a-z-]+", text)
+        assert flag is None or re.search(rf"{flag[0]}(?![a-z-])", known), f"{page}: {flag[0]}"
+        named = set(re.findall(r"TIDECAST_[A-Z0-9_]*[A-Z0-9]", text))
+        assert named <= variables, f"{page}: {named - variables}"
 
 
 def test_printed_make_commands_name_targets_and_variables_that_there_are():

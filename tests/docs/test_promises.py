@@ -1,4 +1,4 @@
-"""The pages that promise something promise only what a test shows, and send nobody to a command that is not there."""
+"""The pages that promise something promise only what a test shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service import cli, http, pulse, settings, watchdog
+from service import http, pulse, settings, watchdog
 from service.broker import kafka_python_transactions
 
 ROOT = Path(__file__).parents[2]
@@ -17,11 +17,6 @@ PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("
 FEWEST = {"guarantees.md": 40, "security.md": 30}  # rows that promise something
 SPANS = [span for page in PAGES.values() for span in re.findall(r"`([^`\n]+)`", page)]
 NAMED = sorted({span for span in SPANS if "::" in span})
-COMMANDS = sorted({span for span in SPANS if span.startswith("tidecast ")})
-COMMANDS += sorted(set(re.findall(r"^tidecast .*", "\n".join(PAGES.values()), re.M)))
-FLAGS = sorted({span.split()[0] for span in SPANS if span.startswith("--")})
-VARIABLES = sorted({each for page in PAGES.values() for each in re.findall(r"\bTIDECAST_\w+", page)})
-TARGETS = sorted({span for span in SPANS if span.startswith("make ")})
 
 
 @cache
@@ -55,30 +50,6 @@ def test_every_promise_and_every_refusal_names_a_test(name):
             rows += 1
             assert len(cells) == width and "::test_" in cells[-1], line
     assert rows > FEWEST[name]
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_that_mends_something_can_be_run_as_written(line):
-    _, name, *rest = line.partition("#")[0].split()
-    command = cli.find(name)
-    parser = cli.Parser(prog=f"tidecast {name}", command=command)
-    command.configure(parser)
-    parser.parse(rest)  # raises what the person would read
-
-
-@pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_that_is_named_is_a_setting(flag):
-    assert flag in {settings.flag(name) for name in settings.FIELDS}
-
-
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_a_variable_that_is_named_is_a_setting(variable):
-    assert variable in {each for name in settings.FIELDS for each in settings.variables(name)}
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_target_that_is_named_is_in_the_makefile(target):
-    assert re.search(rf"^{target.split()[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 
 
 def test_the_times_and_limits_are_those_of_the_code():

@@ -1,9 +1,13 @@
+import http.server
 import shutil
+import ssl
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import requests
+import trustme
 
 from service.broker import kafka_jars
 from service.broker.embedded import EmbeddedBroker
@@ -42,6 +46,42 @@ def test_without_a_network_the_first_start_says_what_could_not_be_fetched_and_wh
     text = str(caught.value)
     assert f"Kafka {kafka_jars.KAFKA_VERSION} could not be fetched: Failed to resolve 'repo'" in text
     assert "46 jars from Maven Central" in text and "--bootstrap-servers" in text and "\n" not in text
+
+
+@pytest.fixture
+def maven_behind_a_proxy(monkeypatch, tmp_path):
+    """jgo would ask a server whose certificate is signed by this authority, which no list but the system's can know."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def ask(repo_cache, timeout):
+        answer = requests.get(f"https://localhost:{server.server_port}/none", timeout=timeout)
+        raise RuntimeError(f"the answer is {answer.status_code}")
+
+    monkeypatch.setattr("jgo.maven.MavenContext", ask)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    yield tmp_path / "authority.pem"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's list is no file that a test can set")
+def test_kafka_is_fetched_with_the_certificates_that_the_system_trusts(maven_behind_a_proxy, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(maven_behind_a_proxy))
+    with pytest.raises(BrokerError, match="could not be fetched: the answer is 404"):
+        kafka_jars.classpath(nothing)
+    assert ssl.SSLContext.__module__ == "ssl"  # other connections are as they were
+
+
+def test_a_certificate_that_is_not_trusted_is_what_the_error_names(maven_behind_a_proxy):
+    with pytest.raises(BrokerError, match=r"could not be fetched: .*certificate verify failed.*SSL_CERT_FILE"):
+        kafka_jars.classpath(nothing)
 
 
 def test_the_network_is_used_once():
