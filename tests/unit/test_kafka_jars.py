@@ -90,6 +90,24 @@ def test_the_network_is_used_once():
     assert kafka_jars.classpath(nothing, never) == first
 
 
+def test_who_comes_while_another_fetches_says_that_it_waits_and_fetches_nothing_itself():
+    fetching, waiting = threading.Event(), threading.Event()
+
+    def slow(folder, progress):
+        fetching.set()
+        assert waiting.wait(30)
+        return fetch(folder, progress)
+
+    first = threading.Thread(target=kafka_jars.classpath, args=(nothing, slow))
+    first.start()
+    assert fetching.wait(30)
+    said = []
+    jars = kafka_jars.classpath(lambda text: (said.append(text), waiting.set()), never)
+    first.join()
+    assert len(jars) == 2
+    assert said == [f"waiting for Kafka {kafka_jars.KAFKA_VERSION}, which is just being fetched"]
+
+
 def test_a_download_that_was_cut_short_is_not_taken_for_a_whole_one():
     def cut(folder, progress):
         fetch(folder, progress)
