@@ -8,9 +8,7 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,14 +19,14 @@ from types import FrameType
 
 import msgspec
 
-from service.broker import kafka_jars
 from service.broker.base import Batch, Broker, Consumer
 from service.broker.connect import connect_as_set
 from service.commands import topics
-from service.demo.children import Child, command
+from service.demo.children import Child
 from service.demo.display import error_lines, make_display
+from service.demo.prepare import sample, say, start_kafka, train
 from service.demo.scoreboard import Scoreboard
-from service.errors import TidecastError, UsageError
+from service.errors import TidecastError
 from service.records import ModelConfig, read_model_config
 from service.settings import Settings
 from service.table import UNIVARIATE
@@ -70,10 +68,10 @@ def run(plan: Plan, settings: Settings) -> None:
         plan.folder.mkdir(parents=True, exist_ok=True)
         # Leaving the stack stops the producer, then the worker, then deletes the topics, then stops Kafka. A second
         # signal must not cut that short.
-        model = plan.model or _train(plan.folder / "model", own_kafka=plan.bootstrap_servers is None)
+        model = plan.model or train(plan.folder / "model", own_kafka=plan.bootstrap_servers is None)
         data = plan.data or sample("weather.csv.gz")
         config = read_model_config(model)
-        settings = replace(settings, bootstrap_servers=plan.bootstrap_servers or _kafka(plan.folder, stack))
+        settings = replace(settings, bootstrap_servers=plan.bootstrap_servers or start_kafka(plan.folder, stack))
         settings = _own_topics(settings, stack, alone=plan.bootstrap_servers is None)
         board = Scoreboard(parse_time(config.test_from) if config.test_from else 0)
 
@@ -89,81 +87,25 @@ def run(plan: Plan, settings: Settings) -> None:
             *plan.connection,
         )
         url = _await_ready(worker)
-        _say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
+        say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
         page = _page(stack, plan.folder, settings, *plan.connection)
         produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings), *plan.connection)
         if config.test_from is not None:
             past = str(board.start_ms - HISTORY_MS)
-            _say("sending three weeks of readings at once, so that the forecasts are good from the start")
+            say("sending three weeks of readings at once, so that the forecasts are good from the start")
             _history(stack, plan.folder, *produce, "--from", past, "--until", str(board.start_ms), "--speed", "max")
         live = ("--from", str(board.start_ms)) if config.test_from else ()
         producer = _child(stack, _PRODUCER_STOP_S, "producer", plan.folder, *produce, *live, "--speed", str(plan.speed))
         each_second = format_duration(round(plan.speed) * 1_000)
-        _say(f"live: {each_second} of {config.name} readings each second, for {plan.seconds:g} s. Ctrl-C ends it.")
+        say(f"live: {each_second} of {config.name} readings each second, for {plan.seconds:g} s. Ctrl-C ends it.")
         if page is not None:
-            _say(f"open {page} in a browser to see the same as a chart")
+            say(f"open {page} in a browser to see the same as a chart")
         title = f"{config.name}, live{f': {page}' if page is not None else ''}"
         _watch(plan, settings, config, board, worker, producer, title)
         finished = True
-    _say("stopped; nothing is left running")
+    say("stopped; nothing is left running")
     if finished and plan.data is None:
-        _say(f"next, a data file of your own: {_own_command()} inspect FILE.csv")
-
-
-def sample(name: str) -> Path:
-    """A file of the shipped samples, found without importing the trainer.
-
-    Raises:
-        UsageError: the package that holds it is not installed.
-    """
-    spec = importlib.util.find_spec("training")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place) / "samples" / name
-        if path.is_file():
-            return path
-    raise UsageError(f"the sample {name} is not installed", do="Run: pip install 'tidecast[train]', or give --data.")
-
-
-def _train(model: Path, *, own_kafka: bool) -> Path:
-    """Train on the sample, unless an earlier demo did, and show its progress; meanwhile fetch the `own_kafka`."""
-    if (model / "model.onnx").is_file() and (model / "config.toml").is_file():
-        _say(f"using the model that an earlier demo trained: {model} (delete it to train again)")
-        return model
-    if own_kafka:
-        _fetch_kafka()
-    _say("training on a year of hourly weather at three airports, to forecast the temperature 1 to 24 hours ahead")
-    _say("this takes one to two minutes on two cores; the model is kept for the next time")
-    process = subprocess.Popen(command("train", str(sample("weather.toml")), "--out", str(model)), stdout=sys.stderr)
-    try:
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    if code:
-        raise TidecastError(f"the training ended with exit code {code}", do="What it said is above.")
-    return model
-
-
-def _fetch_kafka() -> None:
-    """Fetch Kafka in the background. What fails here is tried again, and said, when Kafka is started."""
-
-    def fetch() -> None:
-        with contextlib.suppress(TidecastError):
-            kafka_jars.classpath(lambda progress: None)
-
-    if not kafka_jars.cached():
-        _say("fetching Kafka from Maven Central in the background (only the first time, about 45 MB)")
-        threading.Thread(target=fetch, name="fetch-kafka", daemon=True).start()
-
-
-def _kafka(folder: Path, stack: contextlib.ExitStack) -> str:
-    from service.broker.embedded import EmbeddedBroker
-
-    kafka = EmbeddedBroker(folder / "kafka", port=0)
-    stack.callback(kafka.stop)
-    kafka.start(_say)
-    return kafka.bootstrap_servers
+        say(f"next, a data file of your own: {_own_command()} inspect FILE.csv")
 
 
 def _own_topics(settings: Settings, stack: contextlib.ExitStack, *, alone: bool) -> Settings:
@@ -247,7 +189,7 @@ def _ready(url: str) -> bool:
 def _page(stack: contextlib.ExitStack, folder: Path, settings: Settings, *connection: str) -> str | None:
     """Start the live page, where it is installed, on a free port if its usual one is taken; its address."""
     if any(importlib.util.find_spec(package) is None for package in ("starlette", "uvicorn", "youplot")):
-        _say("to see it as a chart in a browser too: pip install 'tidecast[watch]'")
+        say("to see it as a chart in a browser too: pip install 'tidecast[watch]'")
         return None
     try:
         socket.create_server((settings.watch_host, settings.watch_port)).close()
@@ -355,7 +297,3 @@ def _signals() -> Iterator[None]:
 def _own_command() -> str:
     """How this very command was called, so that it can be pasted: `.venv/bin/tidecast` under make."""
     return sys.argv[0] if Path(sys.argv[0]).name == "tidecast" else "tidecast"
-
-
-def _say(text: str) -> None:
-    print(f"demo: {text}", file=sys.stderr, flush=True)

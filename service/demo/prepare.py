@@ -1,0 +1,85 @@
+"""What the demo needs before it can start: a model, and a Kafka of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from service.broker import kafka_jars
+from service.demo.children import command
+from service.errors import TidecastError, UsageError
+
+
+def sample(name: str) -> Path:
+    """A file of the shipped samples, found without importing the trainer.
+
+    Raises:
+        UsageError: the package that holds it is not installed.
+    """
+    spec = importlib.util.find_spec("training")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place) / "samples" / name
+        if path.is_file():
+            return path
+    raise UsageError(f"the sample {name} is not installed", do="Run: pip install 'tidecast[train]', or give --data.")
+
+
+def train(model: Path, *, own_kafka: bool) -> Path:
+    """Train on the sample, unless an earlier demo did, and show the progress; a Kafka of its own is fetched meanwhile.
+
+    Raises:
+        TidecastError: the training failed; it has said why.
+    """
+    if (model / "model.onnx").is_file() and (model / "config.toml").is_file():
+        say(f"using the model that an earlier demo trained: {model} (delete it to train again)")
+        return model
+    if own_kafka:
+        _fetch_kafka()
+    say("training on a year of hourly weather at three airports, to forecast the temperature 1 to 24 hours ahead")
+    say("this takes one to two minutes on two cores; the model is kept for the next time")
+    process = subprocess.Popen(command("train", str(sample("weather.toml")), "--out", str(model)), stdout=sys.stderr)
+    try:
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if code:
+        raise TidecastError(f"the training ended with exit code {code}", do="What it said is above.")
+    return model
+
+
+def _fetch_kafka() -> None:
+    """Fetch Kafka in the background. What fails here is tried again, and said, when Kafka is started."""
+
+    def fetch() -> None:
+        with contextlib.suppress(TidecastError):
+            kafka_jars.classpath(lambda progress: None)
+
+    if not kafka_jars.cached():
+        say("fetching Kafka from Maven Central in the background (only the first time, about 45 MB)")
+        threading.Thread(target=fetch, name="fetch-kafka", daemon=True).start()
+
+
+def start_kafka(folder: Path, stack: contextlib.ExitStack) -> str:
+    """Start the demo's own Kafka, which leaving the stack stops; its bootstrap servers.
+
+    Raises:
+        BrokerError: it could not be fetched or started.
+        UsageError: the extra `broker` is not installed.
+    """
+    from service.broker.embedded import EmbeddedBroker
+
+    kafka = EmbeddedBroker(folder / "kafka", port=0)
+    stack.callback(kafka.stop)
+    kafka.start(say)
+    return kafka.bootstrap_servers
+
+
+def say(text: str) -> None:
+    """A line of the demo's own, on stderr."""
+    print(f"demo: {text}", file=sys.stderr, flush=True)
