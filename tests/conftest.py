@@ -13,6 +13,7 @@ LONG = (
     "test_demo.py",
     "test_embedded_broker.py",
     "test_taxi.py",
+    "test_make.py",
 )
 NO_KAFKA = {"unit", "docs", "training"}
 

@@ -25,7 +25,7 @@ ELSEWHERE = {
     "unit": "a part of `make test`",
     "integration": "a part of `make test`",
     "chaos": "hours; a short storm, the rubbish and the long run are in `make test`, each on its own",
-    "bench": "half an hour on a quiet machine; one of them is run here",
+    "bench": "half an hour on a quiet machine",
     "compose-test": "needs Docker, or podman and stand-in images",
     "audit": "its answer changes with each new advisory; tests/unit/test_audit.py tests what it makes of it",
 }
@@ -112,10 +112,6 @@ def test_all_benchmarks_are_there_and_those_that_are_asked_for_are_run(passed_on
     two = [["python", "benchmarks/engine.py"], ["python", "benchmarks/latency.py"]]
     assert passed_on("bench", "BENCHMARKS=engine latency") == two
     assert passed_on("bench", BENCHMARKS="engine latency") == two
-
-
-def test_a_benchmark_runs(checkout):
-    assert "## benchmarks/restore.py" in make(checkout, "bench", "BENCHMARKS=restore")
 
 
 def test_the_stack_is_tested_by_docker_or_by_what_stands_in_for_it(passed_on):

@@ -38,7 +38,7 @@ def paste(commands: str, folder: Path, *, own_network: bool = False) -> subproce
         env={"PATH": path, "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(kafka_jars.cache_dir().parents[1])},
         text=True,
         capture_output=True,
-        timeout=280,
+        timeout=500,
         stdin=subprocess.DEVNULL,
     )
 
@@ -59,7 +59,7 @@ def trained(folder: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_training_on_the_sample_beats_what_is_cheap_at_every_lead_that_is_printed(trained, folder):
     metrics = json.loads((folder / "build/weather/metrics.json").read_text())["scores"]["temp"]
     ours = metrics.pop("tidecast")["mae"]
@@ -79,7 +79,7 @@ def test_replay_answers_every_reading_of_the_sample(trained, folder):
     assert len(record["targets"]["temp"]["p50"]) == 24
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_serving_as_the_readme_says_answers_readings_ends_cleanly_and_leaves_states_to_look_at(trained, folder):
     if subprocess.run([*OWN_NETWORK, "true"], capture_output=True).returncode:
         pytest.skip("unshare --net is not allowed here, and the printed ports may be in use")
@@ -95,7 +95,7 @@ def test_serving_as_the_readme_says_answers_readings_ends_cleanly_and_leaves_sta
     assert {each["series"] for each in kept} == {"EWR", "JFK", "LGA"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_make_demo_with_seconds_as_the_readme_says_is_shorter(trained, folder, tmp_path):
     shorter = "make demo SECONDS=20"
     assert shorter in [text for _, text in spans()]

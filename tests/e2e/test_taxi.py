@@ -34,7 +34,7 @@ calendar = ["day", "week"]
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the taxi data is not at ../shared/data")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_taxi_forecasts_are_far_ahead_of_last_week_and_of_a_linear_autoregression(tmp_path):
     with DATA.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -125,23 +125,19 @@ def test_the_demo_on_a_kafka_that_is_there_shows_forecasts_and_leaves_no_process
     assert kafka.topics() == before
 
 
-def test_ctrl_c_ends_the_demo_well_and_stops_its_kafka_too(demo, model, tmp_path):
-    one = demo("--model", model, "--data-dir", tmp_path, "--seconds", 600)
-    one.until(r"forecasts checked")
-    one.process.send_signal(signal.SIGINT)
-    code, _, err = one.end()
-    assert code == 0, err
-    assert "nothing is left running" in err and "Traceback" not in err
-    assert one.left_running() == []
-
-
-def test_on_a_kafka_of_its_own_the_topics_have_their_usual_names_again_and_again(demo, model, tmp_path):
+def test_ctrl_c_ends_the_demo_well_and_stops_its_kafka_whose_topics_have_their_usual_names_again_and_again(
+    demo, model, tmp_path
+):
     for _ in range(2):
         one = demo("--model", model, "--data-dir", tmp_path, "--seconds", 600)
         one.until(r"forecasts checked")
         assert "topics=readings,forecasts" in (tmp_path / "page.log").read_text()
         one.process.send_signal(signal.SIGINT)
-        assert one.end()[0] == 0
+        code, _, err = one.end()
+        assert code == 0, err
+        assert "nothing is left running" in err and "Traceback" not in err
+        assert "a data file of your own" not in err  # only where it has come to its end
+        assert one.left_running() == []
 
 
 def test_a_worker_that_dies_ends_the_demo_with_its_last_words(demo, model, broker, tmp_path):
