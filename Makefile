@@ -36,9 +36,9 @@ demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a 
 setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
 
 test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka
-	@# Four at a time, for they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
+	@# Three at a time, for they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
 	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=15
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
 chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, each verified to the last forecast; rubbish; a long run (STORMS=10 SEED=1)
 	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10)

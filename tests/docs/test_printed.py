@@ -26,7 +26,7 @@ def without_a_mark(found: list[Block]) -> list[str]:
 
 
 def test_every_block_of_commands_is_run_by_a_test_or_says_why_not():
-    assert without_a_mark(blocks()) == []
+    assert without_a_mark(blocks()) == [], "say above each what runs it or why nothing can: see tests/printed.py"
 
 
 @pytest.mark.parametrize("mark", ["", "<!-- run: -->\n", "<!-- run: a -->\n\n", "<!-- runs: a -->\n"])
