@@ -36,7 +36,7 @@ PARTITIONS = 3
 HISTORY_MS = 21 * 86_400_000  # sent at once before the live part, so that the series begin it warm
 _READY_S = 60.0
 _PRODUCER_STOP_S = 10.0
-_LAST_S = 2.0  # for the forecasts of the last readings to arrive
+_LAST_S = 5.0  # at most, for the forecasts of the last readings to arrive
 _BEGINNING = -2
 
 
@@ -225,10 +225,13 @@ def _watch(
     end = time.monotonic() + plan.seconds
     readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))
 
-    def read() -> None:
+    def read() -> bool:
+        """Whether anything came."""
+        before = board.readings, board.forecasts
         _take_readings(readings.poll(0.05, 2_000), board, target)
         _take_forecasts(forecasts.poll(0.05, 2_000), board, target)
         display.show(board)
+        return (board.readings, board.forecasts) != before
 
     try:
         while time.monotonic() < end:
@@ -236,11 +239,11 @@ def _watch(
             if worker.ended():
                 raise TidecastError(f"the worker ended; the end of {worker.log}:\n{worker.last_words()}\n")
             if producer.ended():
-                end = min(end, time.monotonic() + _LAST_S)  # the file has ended
+                break  # at the end of the file
         producer.stop(_PRODUCER_STOP_S)
         last = time.monotonic() + _LAST_S
-        while board.forecasts < board.readings and time.monotonic() < last:
-            read()
+        while (read() or board.forecasts < board.readings) and time.monotonic() < last:
+            pass
     finally:
         display.close()
         for connection in (readings, forecasts, broker):

@@ -13,7 +13,7 @@ import pytest
 
 from service import cli, settings
 from service.errors import UsageError
-from tests.printed import ROOT, SHELL, Block, blocks, blocks_of, commands, spans
+from tests.printed import ROOT, SHELL, Block, blocks, blocks_of, commands, pages, spans
 
 RUNS_OUTPUT = {"text", "mermaid"}  # nothing to type
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -38,6 +38,14 @@ def test_a_new_block_without_a_proper_mark_is_found(mark):
 @pytest.mark.parametrize("kind", ["run: a", "not run: needs a cluster"])
 def test_a_block_with_a_mark_is_not_complained_of(kind):
     assert without_a_mark(blocks_of("new.md", f"<!-- {kind} -->\n```sh\nmake\n```\n")) == []
+
+
+def test_no_fence_is_of_a_form_that_these_tests_do_not_see():
+    """Such as one that is indented, made of tildes, or with more than a language behind it."""
+    for path in pages():
+        text = path.read_text("utf-8")
+        fences = [line for line in text.splitlines() if line.lstrip("> \t").startswith(("```", "~~~"))]
+        assert len(fences) == 2 * len(blocks_of(str(path), text)), path
 
 
 def test_every_name_of_a_block_is_in_a_test_that_runs_printed_blocks():
