@@ -15,8 +15,9 @@ from service import cli, settings
 from service.errors import UsageError
 from tests.printed import ROOT, SHELL, Block, blocks, blocks_of, commands, pages, spans
 
-RUNS_OUTPUT = {"text", "mermaid"}  # nothing to type
+NOT_TYPED = {"text", "mermaid"}
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+SCRIPTS = "".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.M))
 
 
@@ -76,7 +77,7 @@ def test_blocks_that_are_no_commands_are_what_they_say_they_are():
         elif block.language == "promql":  # each line is put to a Prometheus: tests/integration/test_dashboards.py
             assert block.page == "docs/runbook.md"
         else:
-            assert block.language in {*SHELL, *RUNS_OUTPUT}, f"{block}: what is {block.language!r}, and who checks it?"
+            assert block.language in {*SHELL, *NOT_TYPED}, f"{block}: what is {block.language!r}, and who checks it?"
 
 
 # ---------------------------------------------------------------------- what commands name
@@ -121,8 +122,7 @@ def test_commands_in_sentences_are_there_and_take_the_words_that_follow():
 
 
 def test_flags_and_variables_that_stand_alone_in_sentences_are_there():
-    known = "".join(parser(name).format_help() for name in cli.command_names())
-    known += "".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    known = SCRIPTS + "".join(parser(name).format_help() for name in cli.command_names())
     variables = {variable for name in settings.FIELDS for variable in settings.variables(name)}
     for page, text in spans():
         flag = re.match(r"--[a-z-]+", text)
@@ -144,10 +144,9 @@ def test_printed_make_commands_name_targets_and_variables_that_there_are():
 def test_printed_python_commands_name_scripts_and_flags_that_there_are():
     found = in_blocks("python") + in_sentences("python")
     assert len(found) > 10
-    scripts = "".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     for where, words in found:
         assert (ROOT / words[0]).is_file(), f"{where}: python {words[0]}"
-        text = scripts if words[0].startswith("benchmarks/") else (ROOT / words[0]).read_text("utf-8")
+        text = SCRIPTS if words[0].startswith("benchmarks/") else (ROOT / words[0]).read_text("utf-8")
         for word in words[1:]:
             assert not word.startswith("--") or f'"{word.partition("=")[0]}"' in text, f"{where}: {' '.join(words)}"
 

@@ -16,7 +16,7 @@ from tests.printed import ROOT
 
 PHONY = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)[1].split()
 
-# Not run here from start to end, and why. What they pass on is tested below all the same.
+# Not run here from start to end, and why. What some of them pass on is tested below all the same.
 ELSEWHERE = {
     "demo": ".ci/run runs it as the README prints it; with SECONDS=20, test_readme.py does",
     "test": ".ci/run runs it, and it runs this test",
