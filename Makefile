@@ -49,9 +49,10 @@ BENCHMARKS ?= machine engine metrics_cost graph memory scaling training latency 
 bench: $(VENV)/.dev ## All benchmarks, one after the other: about half an hour on a quiet machine (BENCHMARKS="engine latency")
 	@for each in $(BENCHMARKS); do echo; echo "## benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 
-lint: $(VENV)/.dev ## ruff: errors, style, format
+lint: $(VENV)/.dev ## ruff (errors, style, format), and which room imports which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.dev ## mypy --strict on service and training
 	@$(BIN)/mypy

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from accuracy import DATA, TASKS, with_options
 
-from training.config import Config
-from training.data import Dataset, load_dataset
-from training.fit import fit
-from training.forecaster import Forecaster
-from training.linear import ahead
-from training.progress import Progress
+from tidecast.training.config import Config
+from tidecast.training.data.dataset import Dataset, load_dataset
+from tidecast.training.fit.loop import fit
+from tidecast.training.linear.ridge import ahead
+from tidecast.training.model.forecaster import Forecaster
+from tidecast.training.progress import Progress
 
 
 def linear_alone(model: Forecaster) -> None:

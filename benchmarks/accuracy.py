@@ -36,18 +36,18 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from service.errors import UsageError
-from service.timestamps import format_time
-from training.baselines import Errors, LinearAutoregression
-from training.config import Config, check
-from training.data import Dataset, load_dataset
-from training.evaluate import LINEAR, MODEL, Scores, Track, evaluate, measure, tracks
-from training.export import build_graph
-from training.fit import fit
-from training.gate import check_parity, onnx_step
-from training.measures import mean
-from training.progress import Progress
-from training.report import grid, stdout_console
+from tidecast.service.errors import UsageError
+from tidecast.service.timestamps import format_time
+from tidecast.training.config import Config, check
+from tidecast.training.data.dataset import Dataset, load_dataset
+from tidecast.training.evaluation.baselines import Errors, LinearAutoregression
+from tidecast.training.evaluation.evaluate import LINEAR, MODEL, Scores, Track, evaluate, measure, tracks
+from tidecast.training.evaluation.metrics import mean
+from tidecast.training.export.export import build_graph
+from tidecast.training.export.parity import check_parity, onnx_step
+from tidecast.training.fit.loop import fit
+from tidecast.training.progress import Progress
+from tidecast.training.report.tables import grid, stdout_console
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SLOTS = "weekly slot + autoregression"

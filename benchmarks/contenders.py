@@ -16,8 +16,8 @@ from pathlib import Path
 
 from worker_process import ROOT, WorkerProcess
 
-from service.broker.connect import CLIENTS
-from service.settings import flag
+from tidecast.service.broker.connect import CLIENTS
+from tidecast.service.config.settings import flag
 
 DELIVERIES = ("exactly-once", "at-least-once")
 PEERS = ROOT.parent / "shared/bench-peers"

@@ -26,10 +26,10 @@ import psutil
 from contenders import CONTENDERS, DELIVERIES, Contender, Job
 from worker_process import HEAP_MB, PATIENCE, STEADY, make_topics, send, spread
 
-from service.broker.base import Broker
-from service.broker.connect import CLIENTS, connect
-from service.broker.embedded import EmbeddedBroker
-from service.model import Model
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.port import Broker
+from tidecast.service.model.session import Model
 
 PARTITIONS = 4
 QUIET_S = 2.0  # an output topic that has not grown for so long is complete

@@ -31,10 +31,10 @@ import forecaster64
 import lstm64
 from reading_batches import PARTITIONS, batches
 
-from service.broker.base import Batch
-from service.model import Model
-from service.pipeline import Pipeline
-from service.policy import Policy
+from tidecast.service.broker.port import Batch
+from tidecast.service.model.session import Model
+from tidecast.service.pipeline.pipeline import Pipeline
+from tidecast.service.pipeline.policy import Policy
 
 JOBS = {"lstm64": lstm64, "forecaster": forecaster64}
 FEW = (1, 4, 16)

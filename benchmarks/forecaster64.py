@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.timestamps import format_time
+from tidecast.service.timestamps import format_time
 
 HISTORY, HORIZON, QUANTILES = 48, 5, [0.1, 0.25, 0.5, 0.75, 0.9]
 START_MS, STEP_MS, ROWS = 1_700_000_000_000 // 3_600_000 * 3_600_000, 3_600_000, 600
@@ -43,11 +43,11 @@ def make(folder: Path, hidden: int = 64, history: int = HISTORY, horizon: int = 
     """The model in `folder`; returns it."""
     import torch  # which whoever only wants the readings does not need
 
-    from training.config import Config, DataConfig, ModelConfig
-    from training.data import load_dataset
-    from training.export import build_graph, write
-    from training.forecaster import Forecaster
-    from training.prepare import fit_linear_path, fit_scalers
+    from tidecast.training.config import Config, DataConfig, ModelConfig
+    from tidecast.training.data.dataset import load_dataset
+    from tidecast.training.export.export import build_graph, write
+    from tidecast.training.fit.prepare import fit_linear_path, fit_scalers
+    from tidecast.training.model.forecaster import Forecaster
 
     folder.mkdir(parents=True, exist_ok=True)
     data, more = folder / "wave.csv", covariates(features)

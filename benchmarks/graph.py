@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from service.model import MODEL_FILE, Float32, Int64, Model
+from tidecast.service.model.session import MODEL_FILE, Float32, Int64, Model
 
 DEAREST = 10
 WARM = 60  # steps: past the warm-up, and every forecast is scored

@@ -41,9 +41,9 @@ from contenders import PEERS, Job, pass_through
 from numpy.typing import NDArray
 from worker_process import HEAP_MB, PATIENCE, USUAL, WorkerProcess, make_topics, spread
 
-from service.broker.base import Broker
-from service.broker.connect import CLIENTS, connect
-from service.broker.embedded import EmbeddedBroker
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.port import Broker
 
 PARTITIONS = 4
 WARM_S = 3.0  # of each run, which do not count

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from service.model import open_session
-from service.onnx_file import content_hash
-from service.spec import ModelSpec, SelfTest, StateSlice, TrainingData
+from tidecast.service.model.onnx_file import content_hash
+from tidecast.service.model.session import open_session
+from tidecast.service.model.spec import ModelSpec, SelfTest, StateSlice, TrainingData
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +42,7 @@ def number(i: int) -> float:
 
 def make(folder: Path, hidden: int = HIDDEN) -> Path:
     """The model, kept to the contract, in `folder`; returns it."""
-    from training.export import seal  # with torch, which whoever only wants the readings does not need
+    from tidecast.training.export.export import seal  # with torch, which whoever only wants the readings does not need
 
     graph = _graph(hidden)
     x = [[number(i)] for i in range(8)]

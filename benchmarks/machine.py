@@ -26,8 +26,8 @@ import numpy as np
 from contenders import PEERS
 from worker_process import HEAP_MB, STEADY, spread
 
-from service.broker.embedded import EmbeddedBroker
-from service.model import Model
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.model.session import Model
 
 ROWS = 256
 NAMES = ("naive-kp", "raw-kp-pass", "raw-ck-pass-tuned")  # as bench-peers calls them

@@ -45,12 +45,12 @@ def fill(path: Path, series: int) -> dict[str, int]:
     from lstm64 import readings
     from reading_batches import PARTITIONS, batches
 
-    import service.commands.serve
-    import service.http  # noqa: F401
-    from service.broker.connect import connect  # noqa: F401
-    from service.engines import Engine
-    from service.model import Model
-    from service.settings import Settings
+    import tidecast.service.commands.serve
+    import tidecast.service.observability.http  # noqa: F401
+    from tidecast.service.broker.connect import connect  # noqa: F401
+    from tidecast.service.config.settings import Settings
+    from tidecast.service.model.session import Model
+    from tidecast.service.worker.served_models import Engine
 
     found = {"modules": memory("VmRSS")}
     engine = Engine(Settings(max_series=max(series, MOST_SERIES)), Model.load(path), time.monotonic)

@@ -26,13 +26,14 @@ import forecaster64
 from engine import backlog_of
 from prometheus_client import generate_latest
 
-from service.messages import DeadLetterReason
-from service.metrics import Metrics
-from service.model import Model
-from service.pipeline import Pipeline
-from service.policy import Policy, Result
-from service.pulse import Pulse
-from service.worker import Worker
+from tidecast.service.model.session import Model
+from tidecast.service.observability.liveness import Pulse
+from tidecast.service.observability.metrics import Metrics
+from tidecast.service.pipeline.batch import Result
+from tidecast.service.pipeline.dead_letters import DeadLetterReason
+from tidecast.service.pipeline.pipeline import Pipeline
+from tidecast.service.pipeline.policy import Policy
+from tidecast.service.worker.worker import Worker
 
 SERIES = 1_000
 COMMIT_SECONDS = 0.1  # the default of --commit-interval-ms

@@ -20,7 +20,7 @@ from kafka.protocol.consumer.fetch import FetchRequest
 from kafka.protocol.producer.produce import ProduceRequest
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from service.broker.kafka_python_records import rows_of
+from tidecast.service.broker.kafka_python.batch_reader import rows_of
 
 TICK_S = 0.001
 _PRODUCE, _FETCH = 8, 4  # versions

@@ -9,10 +9,10 @@ import argparse
 import time
 from functools import partial
 
-from service.broker.base import Outgoing
-from service.broker.connect import connect
-from service.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from service.settings import default
+from tidecast.service.broker.connect import connect
+from tidecast.service.broker.port import Outgoing
+from tidecast.service.config.settings import default
+from tidecast.service.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 
 TIMEOUT_S = 60.0
 

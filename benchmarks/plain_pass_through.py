@@ -11,7 +11,7 @@ import time
 
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata
 
-from service.settings import default
+from tidecast.service.config.settings import default
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from service.broker.base import Batch
+from tidecast.service.broker.port import Batch
 
 PARTITIONS = 4
 

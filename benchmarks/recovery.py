@@ -33,11 +33,11 @@ import numpy as np
 from memory import make_model
 from worker_process import HEAP_MB, STEADY, WorkerProcess, make_topics, send, spread
 
-from service.broker.base import Broker
-from service.broker.connect import CLIENTS, connect
-from service.broker.embedded import EmbeddedBroker
-from service.model import Model
-from service.spec import quantile_name
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.port import Broker
+from tidecast.service.model.session import Model
+from tidecast.service.model.spec import quantile_name
 
 PARTITIONS = 4
 START_MS = 1_700_000_000_000

@@ -29,17 +29,17 @@ from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from memory import make_model
 from worker_process import PATIENCE
 
-from service.broker.base import Broker, Outgoing
-from service.broker.kafka_python_records import FetchedRows
-from service.broker.memory import MemoryBroker
-from service.changelog import Codec
-from service.engines import Engines
-from service.flush import GROUP_HEADER
-from service.model import Model
-from service.restore import Restore
-from service.series import SeriesTable
-from service.settings import Settings
-from service.topics import CHANGELOG_CONFIG
+from tidecast.service.broker.kafka_python.batch_reader import FetchedRows
+from tidecast.service.broker.memory.broker import MemoryBroker
+from tidecast.service.broker.port import Broker, Outgoing
+from tidecast.service.broker.topics import CHANGELOG_CONFIG
+from tidecast.service.config.settings import Settings
+from tidecast.service.model.session import Model
+from tidecast.service.state.codec import Codec
+from tidecast.service.state.flush import GROUP_HEADER
+from tidecast.service.state.store import SeriesTable
+from tidecast.service.worker.restore import Restore
+from tidecast.service.worker.served_models import Engines
 
 PARTITIONS, AT_ONCE = 4, 10_000
 FETCHED = 2_000  # records of one response: those of 2 MB

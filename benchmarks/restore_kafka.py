@@ -25,11 +25,11 @@ from memory import make_model
 from restore import fill, restoring
 from worker_process import HEAP_MB, STEADY, spread
 
-from service.broker.base import Broker
-from service.broker.connect import CLIENTS, connect
-from service.broker.embedded import EmbeddedBroker
-from service.model import Model
-from service.settings import Settings
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.port import Broker
+from tidecast.service.config.settings import Settings
+from tidecast.service.model.session import Model
 
 
 def restored(broker: Broker, model: Model, settings: Settings) -> tuple[int, float, float]:

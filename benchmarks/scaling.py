@@ -28,10 +28,10 @@ import lstm64
 import numpy as np
 from reading_batches import PARTITIONS, batches
 
-from service.broker.base import Batch
-from service.engines import Engine
-from service.model import Model
-from service.settings import Settings
+from tidecast.service.broker.port import Batch
+from tidecast.service.config.settings import Settings
+from tidecast.service.model.session import Model
+from tidecast.service.worker.served_models import Engine
 
 BATCH = 5_000
 FILL, ROUNDS = 2, 47  # of readings of every series: those that fill the table, and at the most

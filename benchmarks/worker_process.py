@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from service.broker.base import Broker, Outgoing
-from service.settings import flag
-from service.topics import CHANGELOG_CONFIG
+from tidecast.service.broker.port import Broker, Outgoing
+from tidecast.service.broker.topics import CHANGELOG_CONFIG
+from tidecast.service.config.settings import flag
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0  # seconds, for what must come
@@ -66,7 +66,7 @@ def send(broker: Broker, topic: str, records: Iterator[tuple[int, bytes, bytes]]
 def trained_model(folder: Path) -> Path:
     """A model of the weather sample after two epochs, for what does not depend on how good it is."""
     config, model = ROOT / "training/samples/weather.toml", folder / "model"
-    train = [sys.executable, "-m", "service", "train", str(config), "--out", str(model), "--epochs", "2", "--quiet"]
+    train = [sys.executable, "-m", "tidecast", "train", str(config), "--out", str(model), "--epochs", "2", "--quiet"]
     subprocess.run(train, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return model
 
@@ -97,7 +97,7 @@ class WorkerProcess:
         flags = [f"{flag(name)}={value}" for name, value in everything.items()]
         started = time.perf_counter()
         with log.open("wb") as out:
-            self.process = subprocess.Popen([sys.executable, "-m", "service", "serve", *flags], stderr=out, cwd=ROOT)
+            self.process = subprocess.Popen([sys.executable, "-m", "tidecast", "serve", *flags], stderr=out, cwd=ROOT)
         try:
             self.url = self.wait(lambda: (found := re.search(r"url=(http://\S+)", log.read_text())) and found[1])
             self.wait(lambda: get(f"{self.url}/readyz"))

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 from worker_process import WorkerProcess, make_topics, send, spread, trained_model
 
-from service.broker.connect import connect
-from service.broker.embedded import EmbeddedBroker
-from service.model import Model
+from tidecast.service.broker.connect import connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.model.session import Model
 
 SERIES, STEPS = 1_000, 20
 START_MS = 1_700_000_000_000

@@ -6,11 +6,11 @@ import tempfile
 from itertools import groupby
 from pathlib import Path
 
-from service import settings
-from service.messages import DeadLetterReason
-from service.metrics import Metrics
-from service.model import Model
-from tests.models import counting_model
+from tests.support.models import counting_model
+from tidecast.service.config import settings
+from tidecast.service.model.session import Model
+from tidecast.service.observability.metrics import Metrics
+from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
 DOCS = Path(__file__).parent
 HOME_DIR = "~/.local/share/tidecast/broker"  # the same on every machine
@@ -23,7 +23,7 @@ def settings_page() -> str:
         "",
         "A flag wins over the environment, the environment over the default. An unknown `TIDECAST_*` variable is an",
         "error that names the nearest real one. `tidecast config` prints what is in force and where it came from. Made",
-        "by `docs/generate.py` from `service/settings.py`.",
+        "by `docs/generate.py` from `service/config/settings.py`.",
     ]
     for group, fields in groupby(settings.FIELDS.values(), key=lambda f: f.metadata["group"]):
         lines += ["", f"## {group}", "", "| flag | variable | default | what |", "|---|---|---|---|"]
@@ -51,7 +51,7 @@ def metrics_page() -> str:
         "",
         "Served at `/metrics` (port 9108). Base units; no label ever holds a series' name; every label's values are",
         "there from the start, at zero. Process metrics (`process_*`) come on top. Made by `docs/generate.py` from",
-        "`service/metrics.py`.",
+        "`service/observability/metrics.py`.",
         "",
         "| metric | type | labels | what |",
         "|---|---|---|---|",

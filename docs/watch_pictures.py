@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     """Start the demo, take the pictures, end the demo."""
     folder.mkdir(parents=True, exist_ok=True)
     demo = subprocess.Popen(
-        [sys.executable, "-m", "service", "demo", "--seconds", "600", "--speed", "10800", *sys.argv[2:]],
+        [sys.executable, "-m", "tidecast", "demo", "--seconds", "600", "--speed", "10800", *sys.argv[2:]],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,6 +1,4 @@
 """tidecast, online: a Kafka worker that carries each series' recurrent state from reading to reading.
 
-Nothing here imports torch, onnx or `training`.
+Nothing here imports torch, onnx or `tidecast.training`.
 """
-
-__version__ = "0.1.0"

@@ -16,24 +16,24 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn, Protocol, cast
 
-from service import __version__
-from service.errors import TidecastError, UsageError
-from service.secrets import masked
+from tidecast import __version__
+from tidecast.service.config.secrets import masked
+from tidecast.service.errors import TidecastError, UsageError
 
 # Imported by name, when asked for: `tidecast config` should not pay for onnxruntime.
 COMMANDS: dict[str, dict[str, str]] = {
-    "See it work": {"demo": "service.commands.demo"},
+    "See it work": {"demo": "tidecast.service.commands.demo"},
     "Forecast": {
-        "serve": "service.commands.serve",
-        "replay": "service.commands.replay",
+        "serve": "tidecast.service.commands.serve",
+        "replay": "tidecast.service.commands.replay",
     },
     "Feed and run Kafka": {
-        "broker": "service.commands.broker",
-        "topics": "service.commands.topics",
-        "produce": "service.commands.produce",
-        "state": "service.commands.state",
+        "broker": "tidecast.service.commands.broker",
+        "topics": "tidecast.service.commands.topics",
+        "produce": "tidecast.service.commands.produce",
+        "state": "tidecast.service.commands.state",
     },
-    "Look around": {"watch": "service.commands.watch", "config": "service.commands.config"},
+    "Look around": {"watch": "tidecast.service.commands.watch", "config": "tidecast.service.commands.config"},
 }
 # Training's commands announce themselves here, so that the service never imports training.
 ENTRY_POINTS = "tidecast.commands"

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from service.errors import UsageError
+import numpy as np
+from numpy.typing import NDArray
+
+from tidecast.service.errors import UsageError
 
 # 1900-01-01 .. 2200-01-01: outside of it a number is seconds, microseconds or noise, not epoch ms.
 MIN_TS_MS = -2_208_988_800_000
 MAX_TS_MS = 7_258_118_400_000
+NEVER = MIN_TS_MS - 1  # the last ts of a series that has had no reading: earlier than any other
 
 # Units that a bare epoch may count, in ms. A number is taken for a time only within 1990..2100.
 EPOCH_UNITS_MS = {"seconds": 1_000.0, "milliseconds": 1.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
@@ -83,3 +87,15 @@ def format_duration(ms: int) -> str:
         return "0"
     unit = next(u for u in reversed(list(_UNIT_MS)) if ms % _UNIT_MS[u] == 0)
     return f"{ms // _UNIT_MS[unit]}{unit}"
+
+
+def missing_steps(ts: NDArray[np.int64], previous: NDArray[np.int64], step_ms: int) -> NDArray[np.int64]:
+    """[readings] how many steps lie between a series' newest time and each reading that follows it.
+
+    round((ts - previous) / step) - 1, so a reading less than half a step on is simply the next. None are missing
+    before a series' first reading, nor for a model without a step.
+    """
+    if step_ms <= 0:
+        return np.zeros(len(ts), dtype=np.int64)
+    steps_on = (2 * (ts - previous) + step_ms) // (2 * step_ms)  # rounded, in integers
+    return np.maximum(np.where(previous > NEVER, steps_on - 1, 0), 0)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import msgspec
 import tomli_w
 
-from service.errors import UsageError
-from service.table import Columns
-from service.timestamps import parse_duration_ms, parse_time
+from tidecast.service.datafiles.table import Columns
+from tidecast.service.errors import UsageError
+from tidecast.service.timestamps import parse_duration_ms, parse_time
 
 DEFAULT_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -54,7 +54,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     scale: Literal["auto", "global", "local"] = "auto"  # local: each series by its own recent past; see choose_scale
     transform: Literal["none", "sqrt", "log"] = "none"  # what is forecast of a target: sqrt suits counts, log sizes
     interval_adaptation: float = 0.02  # how fast intervals follow what they missed; 0 = not at all
-    experts: int | None = None  # linear experts beside the ridge; settled by the data: see training/bank.py; 0 = none
+    experts: int | None = (
+        None  # linear experts beside the ridge; settled by the data: see training/linear/expert_bank.py; 0 = none
+    )
     score_horizons: list[int] | None = None  # steps ahead at which the graph scores itself; default: 1 and `horizon`
 
 
@@ -99,7 +101,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def columns(self) -> Columns:
-        """How `service.table.read_table` is to read the file."""
+        """How `tidecast.service.datafiles.table.read_table` is to read the file."""
         return Columns(
             time=self.data.time,
             features=(*self.data.targets, *self.data.covariates),

@@ -1,7 +1,8 @@
 """Search for a better config by the validation loss alone: `tidecast tune`.
 
 Test rows are cut off before anything else is done, so no trial can see them. The loss is the CRPS of the forecasts of
-validation rows (`training.measures.crps`), each series in units of its training rows' standard deviation, so that
+validation rows (`training.evaluation.metrics.crps`), each series in units of its training rows' standard deviation, so
+that
 trials with other lags or another past still compare. Every trial is kept in DIR/study.db as it ends; the same command
 goes on from there. Sampler: tree-structured Parzen estimators (Bergstra et al. 2011), by optuna; a trial whose
 validation loss by epoch is worse than most others' at that epoch is stopped.
@@ -24,15 +25,16 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from service.errors import TidecastError, UsageError
-from training.baselines import Scales
-from training.config import Config, check, write_config
-from training.data import Dataset, Stretch
-from training.fit import fit
-from training.forecaster import Forecaster
-from training.linear import DENSE_HISTORY, ahead
-from training.measures import crps, mean
-from training.progress import EpochDone, Progress
+from tidecast.service.errors import TidecastError, UsageError
+from tidecast.training.config import Config, check, write_config
+from tidecast.training.data.dataset import Dataset
+from tidecast.training.data.stretch import Stretch
+from tidecast.training.evaluation.baselines import Scales
+from tidecast.training.evaluation.metrics import crps, mean
+from tidecast.training.fit.loop import fit
+from tidecast.training.linear.ridge import DENSE_HISTORY, ahead
+from tidecast.training.model.forecaster import Forecaster
+from tidecast.training.progress import EpochDone, Progress
 
 STUDY = "tidecast"
 CONTEXT_STEPS = 512  # steps before the validation rows that warm the state up, beyond the history

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from service.broker.base import Broker
-from service.broker.security import PLAIN_TEXT, Security
-from service.errors import UsageError
-from service.settings import Settings
+from tidecast.service.broker.port import Broker
+from tidecast.service.broker.security import PLAIN_TEXT, Security
+from tidecast.service.config.settings import Settings
+from tidecast.service.errors import UsageError
 
 CLIENTS = ("kafka-python", "confluent")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
@@ -48,12 +48,12 @@ def connect(
     security.context()
     if client == "confluent":
         try:
-            from service.broker.confluent import ConfluentBroker
+            from tidecast.service.broker.confluent.broker import ConfluentBroker
         except ImportError as error:
             raise UsageError(
                 f"the client {client!r} cannot be used: {error}", do="Install it: pip install 'tidecast[fast]'"
             ) from error
         return ConfluentBroker(",".join(servers), timeout_s=timeout_s, security=security)
-    from service.broker.kafka_python import KafkaPythonBroker
+    from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
 
     return KafkaPythonBroker(",".join(servers), timeout_s=timeout_s, security=security)

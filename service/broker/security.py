@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.errors import UsageError
-from service.secrets import Secret
-from service.settings import Settings, flag
+from tidecast.service.config.secrets import Secret
+from tidecast.service.config.settings import Settings, flag
+from tidecast.service.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)

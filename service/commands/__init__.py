@@ -1,4 +1,4 @@
 """The service's commands, one module each, with `HELP`, `EXAMPLE`, `configure(parser)` and `run(args)`.
 
-`service.cli` imports only the one that is asked for.
+`tidecast.service.cli` imports only the one that is asked for.
 """

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from service import configuration, settings
-from service.broker.embedded import EmbeddedBroker
-from service.errors import BrokerError
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.config import loader, settings
+from tidecast.service.errors import BrokerError
 
 HELP = """\
 Run a real Apache Kafka on this machine, in the foreground: no Docker, no Java to install.
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         BrokerError: it could not start, or it died (with the end of its log).
     """
-    config = configuration.from_args(args)
+    config = loader.from_args(args)
     broker = EmbeddedBroker(Path(config.broker_data_dir).expanduser(), port=config.broker_port, heap_mb=args.heap_mb)
 
     def ask(signum: int, frame: FrameType | None) -> NoReturn:

@@ -6,8 +6,8 @@ import argparse
 import json
 import os
 
-from service import configuration, settings
-from service.secrets import Secret
+from tidecast.service.config import loader, settings
+from tidecast.service.config.secrets import Secret
 
 HELP = "Print the settings in force, and where each came from."
 EXAMPLE = """\
@@ -19,12 +19,12 @@ tidecast config --json | jq '.http_port.value'"""
 def configure(parser: argparse.ArgumentParser) -> None:
     """Its own flag, and those of every setting, to try out what they would do."""
     parser.add_argument("--json", action="store_true", help="one JSON object: name -> value, origin, variable, help")
-    configuration.add_flags(parser)
+    loader.add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print them on stdout."""
-    found = configuration.resolve(configuration.flags_of(args), os.environ)
+    found = loader.resolve(loader.flags_of(args), os.environ)
     if args.json:
         entries = {
             name: {

@@ -8,8 +8,9 @@ import math
 import os
 from pathlib import Path
 
-from service import configuration, logs, settings
-from service.errors import UsageError
+from tidecast.service.config import loader, settings
+from tidecast.service.errors import UsageError
+from tidecast.service.observability import logs
 
 HELP = """\
 See it work, from a CSV to live forecasts on a real Kafka: train, start everything, watch, and end it all.
@@ -39,15 +40,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="use this Kafka [an embedded one is started]",
     )
-    configuration.add_flags(parser, *(name for name in settings.CONNECTION if name != "bootstrap_servers"))
+    loader.add_flags(parser, *(name for name in settings.CONNECTION if name != "bootstrap_servers"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for, then run it."""
     logs.setup("critical")  # what matters comes as an error; the worker's log is a file
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    found = configuration.resolve(
-        configuration.flags_of(args) | ({"bootstrap_servers": args.kafka} if args.kafka else {}), os.environ
+    found = loader.resolve(
+        loader.flags_of(args) | ({"bootstrap_servers": args.kafka} if args.kafka else {}), os.environ
     )
     config = settings.Settings(**{name: value for name, (value, _) in found.items()})
     if args.kafka is None and config.security_protocol != settings.default("security_protocol"):
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
             got=f"{found['security_protocol'][1]} {config.security_protocol}",
             do="Name the Kafka that it is for with --bootstrap-servers, or leave it out.",
         )
-    from service.demo.run import Plan
-    from service.demo.run import run as run_demo
+    from tidecast.service.demo.run import Plan
+    from tidecast.service.demo.run import run as run_demo
 
     home = Path(settings.default("broker_data_dir")).parent
     run_demo(

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from service import configuration, logs, settings, sources
-from service.errors import UsageError
-from service.pace import Clock, LiveClock, paced, parse_speed
-from service.records import Reading, read_model_config, readings
-from service.sending import Printer, check_topic, say, send, stop_on_signals
-from service.table import UNIVARIATE, Columns, Table
-from service.timestamps import format_time, parse_duration_ms, parse_time
+from tidecast.service.config import loader, settings
+from tidecast.service.datafiles.readings import Reading, read_model_config, readings
+from tidecast.service.datafiles.table import UNIVARIATE, Columns, Table
+from tidecast.service.errors import UsageError
+from tidecast.service.feed import sources
+from tidecast.service.feed.pacing import Clock, LiveClock, paced, parse_speed
+from tidecast.service.feed.sender import Printer, check_topic, say, send, stop_on_signals
+from tidecast.service.observability import logs
+from tidecast.service.timestamps import format_time, parse_duration_ms, parse_time
 
 HELP = """\
 Send readings to the input topic: a CSV at its own pace or faster, noisy sines, or this machine's own sensors.
@@ -91,12 +93,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--speed", metavar="X", help="event seconds for each second: 1 [default], 3600, or max")
     add("--limit", metavar="N", help="stop after so many readings")
     add("--dry-run", action="store_true", help="print the records to stdout, one JSON object a line; needs no Kafka")
-    configuration.add_flags(parser, *settings.CONNECTION, "input_topic", "log_level")
+    loader.add_flags(parser, *settings.CONNECTION, "input_topic", "log_level")
 
 
 def run(args: argparse.Namespace) -> int:
     """Send until the source ends or a signal comes; the exit code."""
-    config = configuration.from_args(args)
+    config = loader.from_args(args)
     logs.setup(config.log_level)
     if config.log_level != "debug":
         logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as a BrokerError
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         with stop_on_signals(clock):
             return send(batches, Printer(), config.input_topic, 0.0, "printed")
 
-    from service.broker.connect import connect_as_set
+    from tidecast.service.broker.connect import connect_as_set
 
     broker = connect_as_set(config)
     try:

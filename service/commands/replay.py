@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import sys
 
-from service import configuration, settings
-from service.errors import DataError
-from service.output import open_output
+from tidecast.service.commands.output import open_output
+from tidecast.service.config import loader, settings
+from tidecast.service.errors import DataError
 
 HELP = """\
 Forecast a file: every reading through the worker's own pipeline, one JSON line for each forecast, in input order.
@@ -29,19 +29,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR", required=True, help="model directory: model.onnx and config.toml")
     parser.add_argument("--data", metavar="FILE", required=True, help="CSV (also .gz) or Parquet")
     parser.add_argument("--out", metavar="FILE", default="-", help="JSON lines; - is stdout [-]")
-    configuration.add_flags(parser, *_SETTINGS)
+    loader.add_flags(parser, *_SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the forecasts; the exit code."""
-    from service.model import Model
-    from service.pipeline import Pipeline
-    from service.policy import Policy
-    from service.records import check_features, read_model_config
-    from service.replay import Tally, replay, window_rows
-    from service.table import read_chunks
+    from tidecast.service.datafiles.readings import check_features, read_model_config
+    from tidecast.service.datafiles.table import read_chunks
+    from tidecast.service.model.session import Model
+    from tidecast.service.pipeline.pipeline import Pipeline
+    from tidecast.service.pipeline.policy import Policy
+    from tidecast.service.pipeline.replay_file import Tally, replay, window_rows
 
-    config = configuration.from_args(args)
+    config = loader.from_args(args)
     columns = read_model_config(args.model).columns
     model = Model.load(
         args.model,

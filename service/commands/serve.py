@@ -13,10 +13,14 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from service import __version__, configuration, logs, settings, stacks
+from tidecast import __version__
+from tidecast.service.config import loader, settings
+from tidecast.service.errors import TidecastError
+from tidecast.service.observability import logs, stacks
 
 if TYPE_CHECKING:
-    from service.worker import Worker
+    from tidecast.service.observability.tracing import Tracing
+    from tidecast.service.worker.worker import Worker
 
 log = logging.getLogger("tidecast.serve")
 
@@ -37,13 +41,13 @@ _NOT_SERVED = ("Embedded broker", "Live page")  # groups
 def configure(parser: argparse.ArgumentParser) -> None:
     """Every setting but the embedded broker's and the live page's."""
     served = (name for name, f in settings.FIELDS.items() if f.metadata["group"] not in _NOT_SERVED)
-    configuration.add_flags(parser, *served)
+    loader.add_flags(parser, *served)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load and check the model, then serve; the exit code."""
     began = time.monotonic()
-    config = configuration.from_args(args)
+    config = loader.from_args(args)
     logs.setup(config.log_level, config.log_format)
     faulthandler.enable()
     stacks.show_on_signal()
@@ -54,15 +58,14 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a worker, the model that is loaded is the newest
 
     # Imported here: `tidecast serve --help` need not wait for onnxruntime.
-    from service.broker.connect import connect_as_set
-    from service.collector import Collector
-    from service.http import HttpServer
-    from service.messages import DeadLetterReason
-    from service.metrics import Metrics
-    from service.model_watch import ModelWatch
-    from service.tracing import open_tracing
-    from service.watchdog import Watchdog
-    from service.worker import Worker
+    from tidecast.service.broker.connect import connect_as_set
+    from tidecast.service.observability.http import HttpServer
+    from tidecast.service.observability.metrics import Metrics
+    from tidecast.service.observability.watchdog import Watchdog
+    from tidecast.service.pipeline.dead_letters import DeadLetterReason
+    from tidecast.service.worker.gc_pacing import Collector
+    from tidecast.service.worker.model_watcher import ModelWatch
+    from tidecast.service.worker.worker import Worker
 
     log.info("starting", extra={"version": __version__, "pid": os.getpid()})
     tracing = open_tracing(config)
@@ -140,3 +143,20 @@ def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
     threading.Thread(target=listen, name="signals", daemon=True).start()
     for signum in asking:
         signal.signal(signum, lambda signum, frame: None)
+
+
+def open_tracing(config: settings.Settings) -> Tracing:
+    """What the settings ask for.
+
+    Raises:
+        TidecastError: it needs packages that are not there.
+    """
+    from tidecast.service.observability.tracing import Tracing
+
+    if not config.traces:
+        return Tracing()
+    try:
+        from tidecast.service.observability.otel import Spans
+    except ModuleNotFoundError as missing:
+        raise TidecastError(f"--traces needs {missing.name}", do="Run: pip install 'tidecast[otel]'") from None
+    return Spans(config)

@@ -11,17 +11,19 @@ from typing import Any
 
 import msgspec
 
-from service import configuration, settings, state_file, states
-from service.broker.base import Broker
-from service.broker.connect import connect_as_set
-from service.changelog import Codec, Header, Snapshot, read_header
-from service.errors import BrokerError, UsageError
-from service.output import open_output
-from service.series import named
-from service.settings import Settings
-from service.spec import ModelSpec
-from service.states import Entry, Place
-from service.timestamps import MAX_TS_MS, MIN_TS_MS, format_time
+from tidecast.service.broker.connect import connect_as_set
+from tidecast.service.broker.port import Broker
+from tidecast.service.commands.output import open_output
+from tidecast.service.config import loader, settings
+from tidecast.service.config.settings import Settings
+from tidecast.service.errors import BrokerError, UsageError
+from tidecast.service.model.spec import ModelSpec
+from tidecast.service.state import changelog_admin as states
+from tidecast.service.state import export_file
+from tidecast.service.state.changelog_admin import Entry, Place
+from tidecast.service.state.codec import Codec, Header, Snapshot, read_header
+from tidecast.service.state.store import named
+from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, format_time
 
 HELP = """\
 Look at the states of the series, forget some, or carry them elsewhere: the changelog topic, worker or no worker.
@@ -72,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="import: readings come from another topic than at the export: leave out offsets, place series by key",
     )
-    configuration.add_flags(
+    loader.add_flags(
         parser,
         *settings.CONNECTION,
         "input_topic",
@@ -86,7 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; the exit code."""
-    config = configuration.from_args(args)
+    config = loader.from_args(args)
     _check(args)
     spec = _spec(args, config) if args.action == "show" else None  # before Kafka: a wrong file should not wait for it
     broker = connect_as_set(config)
@@ -127,7 +129,7 @@ def _spec(args: argparse.Namespace, config: Settings) -> ModelSpec | None:
     """The model's spec, where one was named; the default `model` directory need not be there."""
     if args.model is None and settings.variable("model") not in os.environ:
         return None
-    from service.model import Model  # onnxruntime takes a while to import, and only this needs it
+    from tidecast.service.model.session import Model  # onnxruntime takes a while to import, and only this needs it
 
     return Model.load(config.model, max_bytes=config.model_max_bytes, sha256=config.model_sha256 or None).spec
 
@@ -193,7 +195,7 @@ def _export(broker: Broker, config: Settings, file: str) -> None:
     found = states.latest(broker, config, bytes)
     with open_output(file, "Give another FILE.") as out:
         for place, value in sorted(found.items()):
-            out.write(state_file.to_line(place, partitions, value))
+            out.write(export_file.to_line(place, partitions, value))
     print(f"wrote {len(found)} states of {config.changelog_topic}", file=sys.stderr)
 
 
@@ -201,7 +203,7 @@ def _import(broker: Broker, config: Settings, args: argparse.Namespace) -> None:
     file, new_input = Path(args.names[0]), bool(args.new_input)
     partitions = states.partitions_of(broker, config)
     ends = {} if new_input else states.input_ends(broker, config)
-    entries = state_file.read_states(file, partitions, new_input=new_input, ends=ends)
+    entries = export_file.read_states(file, partitions, new_input=new_input, ends=ends)
     there = states.latest(broker, config, lambda value: None)
     if there and not args.replace:
         raise BrokerError(

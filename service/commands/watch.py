@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from service import configuration, logs, settings
-from service.errors import TidecastError
+from tidecast.service.config import loader, settings
+from tidecast.service.errors import TidecastError
+from tidecast.service.observability import logs
 
 HELP = """\
 Serve the live page: what is measured beside what was forecast, as it comes, for people to watch.
@@ -24,15 +25,15 @@ _PROCESS = ("log_level", "log_format")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Where Kafka is, and the page's own settings."""
     own = (name for name in settings.FIELDS if name.startswith("watch_"))
-    configuration.add_flags(parser, *_KAFKA, *own, *_PROCESS)
+    loader.add_flags(parser, *_KAFKA, *own, *_PROCESS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM; the exit code."""
-    config = configuration.from_args(args)
+    config = loader.from_args(args)
     logs.setup(config.log_level, config.log_format)
     try:
-        from service.watch.run import run as serve
+        from tidecast.service.watch.server import run as serve
     except ModuleNotFoundError as missing:
         raise TidecastError(
             f"the live page needs {missing.name}", do="Install it: pip install 'tidecast[watch]'"

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import service
-from service.broker.java_process import start_tied
-from service.errors import TidecastError
+import tidecast
+from tidecast.service.broker.embedded.child_process import start_tied
+from tidecast.service.errors import TidecastError
 
-_SOURCE = Path(service.__file__).resolve().parent.parent  # also works where the project is not installed
-_RUN = f"import sys; sys.path.insert(0, {str(_SOURCE)!r}); from service.cli import main; sys.exit(main())"
+_SOURCE = Path(tidecast.__file__).resolve().parent.parent  # also works where the project is not installed
+_RUN = f"import sys; sys.path.insert(0, {str(_SOURCE)!r}); from tidecast.service.cli import main; sys.exit(main())"
 
 
 def command(*args: str) -> list[str]:

@@ -6,9 +6,9 @@ import sys
 import time
 from typing import Any, Protocol
 
-from service.demo.scoreboard import Interval, Row, Scoreboard
-from service.terminal import fitted
-from service.timestamps import format_duration, format_time
+from tidecast.service.demo.scoreboard import Interval, Row, Scoreboard
+from tidecast.service.terminal import fitted
+from tidecast.service.timestamps import format_duration, format_time
 
 _PLAIN_EVERY_S = 2.0
 

@@ -9,9 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
-from service.broker import kafka_jars
-from service.demo.children import command
-from service.errors import TidecastError, UsageError
+from tidecast.service.broker.embedded import jars
+from tidecast.service.demo.children import command
+from tidecast.service.errors import TidecastError, UsageError
 
 
 def sample(name: str) -> Path:
@@ -20,7 +20,7 @@ def sample(name: str) -> Path:
     Raises:
         UsageError: the package that holds it is not installed.
     """
-    spec = importlib.util.find_spec("training")
+    spec = importlib.util.find_spec("tidecast.training")
     for place in (spec.submodule_search_locations or []) if spec else []:
         path = Path(place) / "samples" / name
         if path.is_file():
@@ -58,9 +58,9 @@ def _fetch_kafka() -> None:
 
     def fetch() -> None:
         with contextlib.suppress(TidecastError):
-            kafka_jars.classpath(lambda progress: None)
+            jars.classpath(lambda progress: None)
 
-    if not kafka_jars.cached():
+    if not jars.cached():
         say("fetching Kafka from Maven Central in the background (only the first time, about 45 MB)")
         threading.Thread(target=fetch, name="fetch-kafka", daemon=True).start()
 
@@ -72,7 +72,7 @@ def start_kafka(folder: Path, stack: contextlib.ExitStack) -> str:
         BrokerError: it could not be fetched or started.
         UsageError: the extra `broker` is not installed.
     """
-    from service.broker.embedded import EmbeddedBroker
+    from tidecast.service.broker.embedded.server import EmbeddedBroker
 
     kafka = EmbeddedBroker(folder / "kafka", port=0)
     stack.callback(kafka.stop)

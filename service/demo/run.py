@@ -19,18 +19,18 @@ from types import FrameType
 
 import msgspec
 
-from service.broker.base import Batch, Broker, Consumer
-from service.broker.connect import connect_as_set
-from service.commands import topics
-from service.demo.children import Child
-from service.demo.display import error_lines, make_display
-from service.demo.prepare import sample, say, start_kafka, train
-from service.demo.scoreboard import Scoreboard
-from service.errors import TidecastError
-from service.records import ModelConfig, read_model_config
-from service.settings import Settings
-from service.table import UNIVARIATE
-from service.timestamps import format_duration, format_time, parse_time
+from tidecast.service.broker.connect import connect_as_set
+from tidecast.service.broker.port import Batch, Broker, Consumer
+from tidecast.service.broker.topics import create_topics
+from tidecast.service.config.settings import Settings
+from tidecast.service.datafiles.readings import ModelConfig, read_model_config
+from tidecast.service.datafiles.table import UNIVARIATE
+from tidecast.service.demo.children import Child
+from tidecast.service.demo.display import error_lines, make_display
+from tidecast.service.demo.prepare import sample, say, start_kafka, train
+from tidecast.service.demo.scoreboard import Scoreboard
+from tidecast.service.errors import TidecastError
+from tidecast.service.timestamps import format_duration, format_time, parse_time
 
 PARTITIONS = 3
 HISTORY_MS = 21 * 86_400_000  # sent at once before the live part, so that the series begin it warm
@@ -129,7 +129,7 @@ def _own_topics(settings: Settings, stack: contextlib.ExitStack, *, alone: bool)
         group=run_name,
     )
     stack.callback(_delete_topics, broker, own)
-    topics.create(broker, own, partitions=PARTITIONS)
+    create_topics(broker, own, partitions=PARTITIONS)
     return own
 
 

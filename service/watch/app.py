@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service.watch import assets
-from service.watch.guard import LIVEZ, Guard
-from service.watch.store import Store
-from service.watch.views import Choice, View, whole
+from tidecast.service.watch import assets
+from tidecast.service.watch.access import LIVEZ, Guard
+from tidecast.service.watch.store import Store
+from tidecast.service.watch.updates import Choice, View, whole
 
 MAX_STREAMS = 32  # viewers at once
 MAX_FOUND = 100

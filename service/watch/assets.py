@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 
-from service.errors import TidecastError
+from tidecast.service.errors import TidecastError
 
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -23,7 +23,7 @@ def load() -> dict[str, tuple[bytes, str]]:
         TidecastError: the chart library is not the one that this page was written for.
     """
     found = {}
-    for file in (resources.files("service.watch") / "static").iterdir():
+    for file in (resources.files("tidecast.service.watch") / "static").iterdir():
         suffix = file.name[file.name.rfind(".") :]
         if suffix in TYPES:
             found[file.name] = (file.read_bytes(), f"{TYPES[suffix]}; charset=utf-8")

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from service.broker.base import Batch, Broker, Consumer
-from service.errors import NotTakenIn, TidecastError
-from service.watch.pulse import Pulse
-from service.watch.records import answered, read_forecast, read_reading, series_name
-from service.watch.store import Store
+from tidecast.service.broker.port import Batch, Broker, Consumer
+from tidecast.service.errors import NotTakenIn, TidecastError
+from tidecast.service.watch.messages import answered, read_forecast, read_reading, series_name
+from tidecast.service.watch.store import Store
+from tidecast.service.watch.stream_stats import Pulse
 
 log = logging.getLogger("tidecast.watch")
 

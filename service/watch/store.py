@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from service.watch.records import Forecast, Reading
+from tidecast.service.watch.messages import Forecast, Reading
 
 
 @dataclass(slots=True)

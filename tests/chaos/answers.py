@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.model import Float32, Model
-from service.spec import quantile_name
 from tests.chaos.readings import Record
+from tidecast.service.model.session import Float32, Model
+from tidecast.service.model.spec import quantile_name
 
 
 @dataclass(frozen=True, slots=True)

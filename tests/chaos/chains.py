@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from service.model import Float32, Model
 from tests.chaos.readings import Readings, Series
+from tidecast.service.model.session import Float32, Model
 
 
 @dataclass(frozen=True, slots=True)

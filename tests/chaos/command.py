@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.chaos.scenario import HEADER, LONG, Scenario
 from tests.chaos.storm import Storm
-from tests.models import counting_models
+from tests.support.models import counting_models
 
 
 def main(args: list[str] | None = None) -> int:

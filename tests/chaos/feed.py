@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 
-from service.broker.base import Broker, Outgoing, Producer
-from service.errors import BrokerError
-from service.spec import ModelSpec
+from tidecast.service.broker.port import Broker, Outgoing, Producer
+from tidecast.service.errors import BrokerError
+from tidecast.service.model.spec import ModelSpec
 
 START_MS = 1_700_006_400_000  # a full day, UTC
 

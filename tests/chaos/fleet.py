@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.broker.java_process import _EXEC_TIED_TO_PARENT
+from tidecast.service.broker.embedded.child_process import _EXEC_TIED_TO_PARENT
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 60.0
@@ -64,7 +64,7 @@ class Fleet:
         self.started += 1
         log = self.folder / f"worker-{slot}-{self.started:03}.log"
         env = {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
-        serve = [sys.executable, "-m", "service", "serve", *self.flags, f"--instance=slot-{slot}"]
+        serve = [sys.executable, "-m", "tidecast", "serve", *self.flags, f"--instance=slot-{slot}"]
         # Linux kills it with this process, so that a test that is cut short leaves no worker behind.
         command = [sys.executable, "-I", "-S", "-c", _EXEC_TIED_TO_PARENT, str(os.getpid()), *serve]
         with log.open("wb") as out:

@@ -18,10 +18,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from service.broker.base import Batch
-from service.model import Model
-from service.pipeline import Pipeline, Policy
-from tests.models import START_MS, STEP_MS, counting_model
+from tests.support.models import START_MS, STEP_MS, counting_model
+from tidecast.service.broker.port import Batch
+from tidecast.service.model.session import Model
+from tidecast.service.pipeline.pipeline import Pipeline, Policy
 
 GOOD = [b"good-%d" % i for i in range(5)]
 DEEP = b"[" * 100_000 + b"]" * 100_000

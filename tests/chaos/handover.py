@@ -18,12 +18,12 @@ from itertools import islice
 
 import numpy as np
 
-from service import settings
-from service.changelog import layout_hash
-from service.model import Model
 from tests.chaos.answers import Answer, Nearness
 from tests.chaos.chains import Chain, Start, advance
 from tests.chaos.readings import Place, Readings, Series
+from tidecast.service.config import settings
+from tidecast.service.model.compatibility import layout_hash
+from tidecast.service.model.session import Model
 
 LOOK_BACK = 400  # readings of a series; more than any storm has between two flushes of a state
 PROBE = 8  # so many forecasts after a hand-over tell which state it was

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from service.model import Model
 from tests.chaos.answers import Answer, Nearness
 from tests.chaos.chains import Chain, Start, advance
 from tests.chaos.handover import Change, HandOvers
 from tests.chaos.readings import Place, Readings, Series
+from tidecast.service.model.session import Model
 
 EXACT = Nearness(0.0, 0.0)
 

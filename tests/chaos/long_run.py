@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from service.broker.embedded import EmbeddedBroker
-from service.model import Model
 from tests.chaos.feed import Feeder, feed
-from tests.models import counting_model
-from tests.serving import Topics, serving
+from tests.support.models import counting_model
+from tests.support.serving import Topics, serving
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.model.session import Model
 
 MOST_MB_A_MINUTE = 1.0
 WARM_UP = 1 / 3  # of the time: caches, arenas and Kafka's buffers fill up

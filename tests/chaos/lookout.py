@@ -6,9 +6,9 @@ import json
 import time
 from contextlib import suppress
 
-from service.broker.base import Broker, Consumer
-from service.errors import BrokerError
 from tests.chaos.topics import Names
+from tidecast.service.broker.port import Broker, Consumer
+from tidecast.service.errors import BrokerError
 
 _TAIL = 100  # offsets before the end of a partition; among them is a forecast
 _TAIL_SECONDS = 10.0

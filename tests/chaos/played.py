@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.broker.base import Outgoing
-from service.changelog import Codec
 from tests.chaos.topics import Names
 from tests.chaos.verifier import verify
-from tests.models import SUCCESSORS, CountingReference
+from tests.support.models import SUCCESSORS, CountingReference
+from tidecast.service.broker.port import Outgoing
+from tidecast.service.state.codec import Codec
 
 NAMES = Names("readings", "forecasts", "dead", "changelog")
 OLD, NEW, LONGER = 0, 1, 2  # NEW has the layout of OLD, LONGER another one

@@ -13,7 +13,7 @@ from enum import Enum
 
 import numpy as np
 
-from service.spec import ModelSpec
+from tidecast.service.model.spec import ModelSpec
 
 Place = tuple[int, int]  # partition, offset
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.changelog import Codec, Snapshot, layout_hash, read_header
-from service.model import Float32, Model
-from service.spec import ModelSpec
 from tests.chaos.answers import Nearness, first_difference
 from tests.chaos.chains import Chain
 from tests.chaos.linear import LinearRun
 from tests.chaos.readings import Readings, Record
 from tests.chaos.report import Report
+from tidecast.service.model.compatibility import layout_hash
+from tidecast.service.model.session import Float32, Model
+from tidecast.service.model.spec import ModelSpec
+from tidecast.service.state.codec import Codec, Snapshot, read_header
 
 
 def judge_states(

@@ -12,10 +12,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.broker.base import Broker
-from service.broker.connect import connect
-from service.broker.embedded import EmbeddedBroker
-from service.model import Model
 from tests.chaos.feed import Feeder, feed
 from tests.chaos.fleet import Fleet
 from tests.chaos.lookout import Lookout
@@ -23,7 +19,11 @@ from tests.chaos.report import Report
 from tests.chaos.scenario import Outcome, Scenario
 from tests.chaos.topics import Names
 from tests.chaos.verifier import verify
-from tests.models import publish
+from tests.support.models import publish
+from tidecast.service.broker.connect import connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.port import Broker
+from tidecast.service.model.session import Model
 
 SESSION_SECONDS = 6.0  # after it the group takes a member for dead
 SWAP_SECONDS = 60.0  # after the storm, for the last model to answer everywhere

@@ -1,7 +1,7 @@
 """A short run of the fuzzer; the long one: `python -m tests.chaos.fuzz --records 100000`."""
 
-from service.messages import DeadLetterReason
 from tests.chaos.fuzz import run
+from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
 NEVER_HERE = {"late", "duplicate", "non_finite_state"}  # not asked for, or not to be had from this model's inputs
 

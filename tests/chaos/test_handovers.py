@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from service.broker.base import Outgoing
-from service.broker.memory import MemoryBroker
-from service.model import Model
 from tests.chaos.feed import feed
 from tests.chaos.handover import BACK, CARRIED, OLDER, REBUILT, Change, HandOvers
 from tests.chaos.played import LONGER, NAMES, NEW, OLD, Take, carried, judged, last_of, play, rebuilt
 from tests.chaos.readings import Readings, Series
 from tests.chaos.topics import read_all
-from tests.models import FEATURES, START_MS, counting_models
+from tests.support.models import FEATURES, START_MS, counting_models
+from tidecast.service.broker.memory.broker import MemoryBroker
+from tidecast.service.broker.port import Outgoing
+from tidecast.service.model.session import Model
 
 RECORDS, SERIES, PARTITIONS = 1_200, 12, 3
 AT = 40  # readings of each series before the first change

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from service.broker.connect import CLIENTS
 from tests.chaos.scenario import LONG, Scenario
 from tests.chaos.storm import Storm
-from tests.models import counting_models
+from tests.support.models import counting_models
+from tidecast.service.broker.connect import CLIENTS
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from service.broker.base import Outgoing
-from service.broker.memory import MemoryBroker
-from service.changelog import Codec
-from service.model import Model
-from service.pipeline import Pipeline, Policy
 from tests.chaos.feed import feed
 from tests.chaos.linear import LinearRun
 from tests.chaos.readings import Fate, Readings
 from tests.chaos.topics import Names, read_all
 from tests.chaos.verifier import verify
-from tests.models import CountingReference, counting_model
+from tests.support.models import CountingReference, counting_model
+from tidecast.service.broker.memory.broker import MemoryBroker
+from tidecast.service.broker.port import Outgoing
+from tidecast.service.model.session import Model
+from tidecast.service.pipeline.pipeline import Pipeline, Policy
+from tidecast.service.state.codec import Codec
 
 RECORDS, SERIES, PARTITIONS = 1_500, 20, 4
 NAMES = Names("readings", "forecasts", "dead")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from service.broker.base import Broker
 from tests.chaos.readings import Record
+from tidecast.service.broker.port import Broker
 
 READ_SECONDS = 120.0
 OPEN_SECONDS = 60.0  # a killed worker's transaction ends after its time-out, 10 s

@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.broker.base import Broker
-from service.model import Model
 from tests.chaos.answers import Answer, Nearness, first_difference, read_answer
 from tests.chaos.linear import LinearRun
 from tests.chaos.readings import Fate, Place, Readings, Record
 from tests.chaos.report import Report
 from tests.chaos.states import judge_states
 from tests.chaos.topics import Names, read_all
+from tidecast.service.broker.port import Broker
+from tidecast.service.model.session import Model
 
 
 def verify(

@@ -17,10 +17,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from service.broker.connect import connect
-from service.model import Model
 from tests.compose.engine import Compose, Failed, Prometheus, eventually
 from tests.compose.judge import judge
+from tidecast.service.broker.connect import connect
+from tidecast.service.model.session import Model
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 3

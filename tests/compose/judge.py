@@ -11,11 +11,11 @@ from collections import Counter
 import msgspec
 import numpy as np
 
-from service.broker.base import Batch, Broker
-from service.model import Model
-from service.pipeline import Pipeline, Policy
 from tests.chaos.readings import Record
 from tests.chaos.topics import read_all
+from tidecast.service.broker.port import Batch, Broker
+from tidecast.service.model.session import Model
+from tidecast.service.pipeline.pipeline import Pipeline, Policy
 
 _RTOL, _ATOL = 1e-3, 1e-2  # batches of another size round otherwise, and states carry that on
 

@@ -1,4 +1,4 @@
-"""What every implementation of `service.broker.base` must do, whichever Kafka is behind it.
+"""What every implementation of `tidecast.service.broker.port` must do, whichever Kafka is behind it.
 
 A subclass gives the fixture `port` (a Broker); the tests then run on it.
 """
@@ -9,8 +9,8 @@ import uuid
 
 import pytest
 
-from service.broker.base import DYNAMIC, Batch, Membership, Outgoing
-from service.errors import BrokerError, Replaced
+from tidecast.service.broker.port import DYNAMIC, Batch, Membership, Outgoing
+from tidecast.service.errors import BrokerError, Replaced
 
 PATIENCE_S = 20.0  # a limit, not an expectation
 

@@ -1,13 +1,13 @@
-"""What transactions must do on every implementation of `service.broker.base`; see `broker_contract`."""
+"""What transactions must do on every implementation of `tidecast.service.broker.port`; see `broker_contract`."""
 
 import time
 import uuid
 
 import pytest
 
-from service.broker.base import Membership, Outgoing
-from service.errors import BrokerError, Fenced, Replaced
 from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
+from tidecast.service.broker.port import Membership, Outgoing
+from tidecast.service.errors import BrokerError, Fenced, Replaced
 
 
 def outgoing(topic, *values, partition=0):

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service import cli, settings
-from training.config import Config
-from training.recipes import RECIPES
+from tidecast.service import cli
+from tidecast.service.config import settings
+from tidecast.training.config import Config
+from tidecast.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from service import cli, settings
-from service.errors import UsageError
-from tests.printed import ROOT, SHELL, Block, blocks, blocks_of, commands, pages, spans
+from tests.support.printed import ROOT, SHELL, Block, blocks, blocks_of, commands, pages, spans
+from tidecast.service import cli
+from tidecast.service.config import settings
+from tidecast.service.errors import UsageError
 
 NOT_TYPED = {"text", "mermaid"}
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -27,7 +28,9 @@ def without_a_mark(found: list[Block]) -> list[str]:
 
 
 def test_every_block_of_commands_is_run_by_a_test_or_says_why_not():
-    assert without_a_mark(blocks()) == [], "say above each what runs it or why nothing can: see tests/printed.py"
+    assert without_a_mark(blocks()) == [], (
+        "say above each what runs it or why nothing can: see tests/support/printed.py"
+    )
 
 
 @pytest.mark.parametrize("mark", ["", "<!-- run: -->\n", "<!-- run: a -->\n\n", "<!-- runs: a -->\n"])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from service import http, pulse, settings, watchdog
-from service.broker import kafka_python_transactions
+from tidecast.service.broker.kafka_python import transactions
+from tidecast.service.config import settings
+from tidecast.service.observability import http, liveness, watchdog
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guarantees.md", "security.md")}
@@ -54,9 +55,9 @@ def test_every_promise_and_every_refusal_names_a_test(name):
 
 def test_the_times_and_limits_are_those_of_the_code():
     page = PAGES["guarantees.md"]
-    assert f"stands still for {pulse.STALLED_SECONDS:g} s" in page
+    assert f"stands still for {liveness.STALLED_SECONDS:g} s" in page
     assert f"goes on for {watchdog.END_SECONDS:g} s more" in page
-    assert f"aborts it after {kafka_python_transactions.TRANSACTION_TIMEOUT_MS / 1_000:g} s" in page
+    assert f"aborts it after {transactions.TRANSACTION_TIMEOUT_MS / 1_000:g} s" in page
     page = PAGES["security.md"]
     assert f"{http.TOTAL_SECONDS:g} s is the most for a request" in page
     assert f"More connections than {http.MAX_CONNECTIONS} are dropped" in page

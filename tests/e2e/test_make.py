@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkout import copy_tree
-from tests.printed import ROOT
+from tests.support.checkout import copy_tree
+from tests.support.printed import ROOT
 
 PHONY = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)[1].split()
 
@@ -27,7 +27,7 @@ ELSEWHERE = {
     "chaos": "hours; a short storm, the rubbish and the long run are in `make test`, each on its own",
     "bench": "half an hour on a quiet machine",
     "compose-test": "needs Docker, or podman and stand-in images",
-    "audit": "its answer changes with each new advisory; tests/unit/test_audit.py tests what it makes of it",
+    "audit": "its answer changes with each new advisory; tests/deploy/test_audit.py tests what it makes of it",
 }
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from service.broker import kafka_jars
-from tests.checkout import copy_tree
-from tests.printed import ROOT, printed, spans
+from tests.support.checkout import copy_tree
+from tests.support.printed import ROOT, printed, spans
+from tidecast.service.broker.embedded import jars
 
 # The README's ports may be in use here: its commands get a network of their own, with nothing in it but loopback.
 OWN_NETWORK = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
@@ -35,7 +35,7 @@ def paste(commands: str, folder: Path, *, own_network: bool = False) -> subproce
     return subprocess.run(
         [*OWN_NETWORK, sys.executable, "-c", LOOPBACK_UP, *shell] if own_network else shell,
         cwd=folder,
-        env={"PATH": path, "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(kafka_jars.cache_dir().parents[1])},
+        env={"PATH": path, "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(jars.cache_dir().parents[1])},
         text=True,
         capture_output=True,
         timeout=500,
@@ -83,7 +83,7 @@ def test_replay_answers_every_reading_of_the_sample(trained, folder):
 def test_serving_as_the_readme_says_answers_readings_ends_cleanly_and_leaves_states_to_look_at(trained, folder):
     if subprocess.run([*OWN_NETWORK, "true"], capture_output=True).returncode:
         pytest.skip("unshare --net is not allowed here, and the printed ports may be in use")
-    kafka_jars.classpath(print)  # which that network cannot reach
+    jars.classpath(print)  # which that network cannot reach
     serve, state = printed("serve"), printed("state")
     done = paste(f"{serve}echo the states:\n{state}kill %1 && wait %1", folder, own_network=True)
     assert done.returncode == 0, done.stderr

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import cli
-from training import pipeline
-from training.config import read_config
+from tidecast.service import cli
+from tidecast.training import train as pipeline
+from tidecast.training.config import read_config
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "nyc_taxi" / "nyc_taxi_dev.csv"
 

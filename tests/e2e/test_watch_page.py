@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.watching import ABOUT, HOUR, PATIENCE, Served, fill, forecast, level, reading
+from tests.support.watching import ABOUT, HOUR, PATIENCE, Served, fill, forecast, level, reading
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -4,11 +4,11 @@ import uuid
 
 import pytest
 
-from service.broker.connect import CLIENTS, connect
-from service.broker.embedded import EmbeddedBroker
-from tests.counted import Counted
-from tests.models import counting_model
-from tests.serving import Topics
+from tests.support.counted import Counted
+from tests.support.models import counting_model
+from tests.support.serving import Topics
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
 
 
 @pytest.fixture(scope="session")

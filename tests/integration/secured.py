@@ -17,9 +17,9 @@ from kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from service.broker.embedded import EmbeddedBroker
-from service.broker.security import Security
-from service.secrets import Secret
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.security import Security
+from tidecast.service.config.secrets import Secret
 
 LIMITED = "bob"  # may do what he is allowed, with the same password
 CHANGING = "carol"  # made by the test that changes the password

@@ -7,11 +7,11 @@ from kafka.admin import MemberToRemove
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from service.broker.base import Outgoing
-from service.broker.connect import CLIENTS, connect
-from service.errors import BrokerError, TidecastError
 from tests.contract.broker_contract import PATIENCE_S, BrokerContract, drain, fill
 from tests.contract.transaction_contract import TransactionContract
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.port import Outgoing
+from tidecast.service.errors import BrokerError, TidecastError
 
 
 class OnKafka(BrokerContract, TransactionContract):

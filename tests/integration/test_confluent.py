@@ -6,17 +6,17 @@ import time
 
 import pytest
 
-from service.broker.base import Membership
-from service.broker.connect import CLIENTS, connect
-from service.broker.embedded import EmbeddedBroker
-from service.errors import UsageError
 from tests.contract.broker_contract import Member, drain, fill, poll_until
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.port import Membership
+from tidecast.service.errors import UsageError
 
 # Lets go of producers, each a moment after the first records of its transaction.
 LET_GO = """
 import sys, threading, time
-from service.broker.base import Outgoing
-from service.broker.connect import connect
+from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.connect import connect
 
 servers, topic = sys.argv[1:]
 
@@ -42,7 +42,9 @@ print("all let go of")
 
 
 def test_without_its_package_it_is_told_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("confluent_kafka", "service.broker.confluent"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("confluent_kafka", "tidecast.service.broker.confluent.broker"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(UsageError, match=r"'confluent' cannot be used.*pip install 'tidecast\[fast\]'"):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.prometheus import program
-from tests.serving import PATIENCE, Topics, free_port, serving
+from tests.support.prometheus import program
+from tests.support.serving import PATIENCE, Topics, free_port, serving
 
 pytestmark = pytest.mark.timeout(480)  # the first test waits for a training too, on whatever machine
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def weather(tmp_path_factory):
         assert ours in config
         config = config.replace(ours, small)
     (folder / "weather.toml").write_text(config)
-    command = [sys.executable, "-m", "service", "train", folder / "weather.toml", "--out", folder / "model"]
+    command = [sys.executable, "-m", "tidecast", "train", folder / "weather.toml", "--out", folder / "model"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder / "model"
@@ -129,7 +129,7 @@ def prometheus(broker, weather, tmp_path_factory):
         address = re.search(r"url=http://(\S+)", worker.log)[1]
         with scraping(address, tmp_path_factory.mktemp("prometheus")) as found:
             worker.wait_for("the first look", lambda: answers(found, "tidecast_build_info"))
-            producer = subprocess.Popen([sys.executable, "-m", "service", *map(str, feed)], stderr=subprocess.DEVNULL)
+            producer = subprocess.Popen([sys.executable, "-m", "tidecast", *map(str, feed)], stderr=subprocess.DEVNULL)
             try:
                 for day in range(2):
                     judged = 1_500 * (day + 1)

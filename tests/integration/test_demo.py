@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from tests.models import counting_model
+from tests.support.models import counting_model
 
 PATIENCE = 90.0
 HOUR = 3_600_000
@@ -45,7 +45,7 @@ class Demo:
     def __init__(self, *flags):
         env = {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service", "demo", *map(str, flags)],
+            [sys.executable, "-m", "tidecast", "demo", *map(str, flags)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

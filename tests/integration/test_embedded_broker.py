@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.broker.embedded import EmbeddedBroker
-from service.broker.kafka_python import KafkaPythonBroker
-from service.errors import BrokerError
 from tests.contract.broker_contract import PATIENCE_S, drain, fill
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
+from tidecast.service.errors import BrokerError
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,15 @@ def command(tmp_path):
 
     def start():
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "broker", "--port=0", "--heap-mb=256", f"--data-dir={tmp_path / 'data'}"],
+            [
+                sys.executable,
+                "-m",
+                "tidecast",
+                "broker",
+                "--port=0",
+                "--heap-mb=256",
+                f"--data-dir={tmp_path / 'data'}",
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

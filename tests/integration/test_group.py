@@ -7,9 +7,9 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition, errors
 from kafka.admin import MemberToRemove
 
-from service.broker.base import Membership
-from service.errors import BrokerError, Replaced
 from tests.contract.broker_contract import PATIENCE_S, Member, poll_until
+from tidecast.service.broker.port import Membership
+from tidecast.service.errors import BrokerError, Replaced
 
 
 def settle(members, each):

@@ -10,9 +10,9 @@ import urllib.request
 
 import pytest
 
-from tests.checkout import copy_tree
-from tests.printed import printed
-from tests.serving import PATIENCE, free_port
+from tests.support.checkout import copy_tree
+from tests.support.printed import printed
+from tests.support.serving import PATIENCE, free_port
 
 
 @pytest.fixture

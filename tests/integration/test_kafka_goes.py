@@ -6,12 +6,12 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from service.broker import embedded as embedding
-from service.broker.connect import connect
-from service.errors import BrokerError
 from tests.contract.broker_contract import PATIENCE_S, Member, poll_until
 from tests.contract.transaction_contract import outgoing, read_to_the_end
-from tests.gate import Gate
+from tests.support.gate import Gate
+from tidecast.service.broker.connect import connect
+from tidecast.service.broker.embedded import server as embedding
+from tidecast.service.errors import BrokerError
 
 REQUESTS = {"the offsets are handed over": 28, "the end is asked for": 26}  # by their numbers in Kafka's protocol
 

@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from service.model import Model
 from tests.chaos.topics import Names
 from tests.chaos.verifier import verify
-from tests.models import SUCCESSORS, counting_models, publish
-from tests.serving import serving
+from tests.support.models import SUCCESSORS, counting_models, publish
+from tests.support.serving import serving
+from tidecast.service.model.session import Model
 
 SERIES, STEP_MS, START_MS = 6, 60_000, 1_700_006_400_000
 

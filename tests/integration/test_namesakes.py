@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from tests.models import START_MS, STEP_MS, counting_model
-from tests.serving import PATIENCE, serving
+from tests.support.models import START_MS, STEP_MS, counting_model
+from tests.support.serving import PATIENCE, serving
 
 SESSION = 6  # s
 

@@ -22,7 +22,7 @@ def environment():
 
 def produce(*flags):
     """Run to its end: (exit code, stdout, stderr)."""
-    command = [sys.executable, "-m", "service", "produce", *map(str, flags)]
+    command = [sys.executable, "-m", "tidecast", "produce", *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment(), check=False)
     return done.returncode, done.stdout, done.stderr
 
@@ -76,7 +76,7 @@ def test_a_signal_ends_a_paced_stream_with_what_was_due_sent_and_counted(broker,
     path = write_csv(tmp_path / "f.csv", hours=3)
     flags = ["--speed", "1", "--bootstrap-servers", broker, "--input-topic", name]  # the second hour is never reached
     process = subprocess.Popen(
-        [sys.executable, "-m", "service", "produce", str(path), *COLUMNS, *flags],
+        [sys.executable, "-m", "tidecast", "produce", str(path), *COLUMNS, *flags],
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),

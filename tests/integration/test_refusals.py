@@ -7,9 +7,9 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from service.topics import CHANGELOG_CONFIG
-from tests.counted import command_in
-from tests.serving import PATIENCE, serving
+from tests.support.counted import command_in
+from tests.support.serving import PATIENCE, serving
+from tidecast.service.broker.topics import CHANGELOG_CONFIG
 
 
 def test_a_changelog_with_other_partitions_is_refused_and_goes_on_with_one_that_fits(counted, model):

@@ -7,9 +7,9 @@ import signal
 import pytest
 from kafka import KafkaAdminClient
 
-from service.topics import CHANGELOG_CONFIG
-from tests.counted import command_in
-from tests.serving import serving
+from tests.support.counted import command_in
+from tests.support.serving import serving
+from tidecast.service.broker.topics import CHANGELOG_CONFIG
 
 # Nearly nothing is flushed while it runs: a kill leaves a long replay to do, and soon another may take its place.
 QUIET = ("--changelog-seconds=3600", "--session-timeout-seconds=6")

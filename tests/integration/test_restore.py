@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from kafka import KafkaProducer
 
-from service.broker.connect import CLIENTS
-from service.changelog import Codec
-from tests.counted import wait_until
-from tests.models import counting_spec
-from tests.serving import PATIENCE, serving
+from tests.support.counted import wait_until
+from tests.support.models import counting_spec
+from tests.support.serving import PATIENCE, serving
+from tidecast.service.broker.connect import CLIENTS
+from tidecast.service.state.codec import Codec
 
 EAGER = {
     "cleanup.policy": "compact",

@@ -3,7 +3,7 @@
 import re
 from contextlib import ExitStack
 
-from tests.serving import serving
+from tests.support.serving import serving
 
 ASSIGNED, REVOKED = (re.compile(rf"partitions {what} \w+=(\S*) all=(\S*)") for what in ("assigned", "revoked"))
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from service import cli
-from service.table import read_table
-from tests.daily import write_daily
-from tests.serving import serving
-from training.config import Config, read_config
-from training.data import load_dataset
-from training.export import build_graph, write
-from training.fit import fit
-from training.forecaster import Forecaster
-from training.progress import Progress
+from tests.support.daily import write_daily
+from tests.support.serving import serving
+from tidecast.service import cli
+from tidecast.service.datafiles.table import read_table
+from tidecast.training.config import Config, read_config
+from tidecast.training.data.dataset import load_dataset
+from tidecast.training.export.export import build_graph, write
+from tidecast.training.fit.loop import fit
+from tidecast.training.model.forecaster import Forecaster
+from tidecast.training.progress import Progress
 
 Forecasts = dict[tuple[str, int], np.ndarray]  # (series, ts) -> [horizon, quantiles]
 

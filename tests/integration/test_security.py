@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from service.broker.base import Outgoing
-from service.broker.connect import CLIENTS, connect
-from tests.counted import Counted
 from tests.integration.secured import CHANGING, KEY_PASSWORD, LIMITED, PASSWORD, SecuredKafka, free_port
-from tests.serving import serving
-from tests.watching import Watch
+from tests.support.counted import Counted
+from tests.support.serving import serving
+from tests.support.watching import Watch
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.port import Outgoing
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 KINDS = ("SCRAM-SHA-512", "PLAIN", "mTLS")
@@ -248,7 +248,7 @@ def test_the_live_page_gets_in_with_the_same_flags_and_is_refused_with_a_wrong_p
 
 
 def tidecast(*args):
-    command = [sys.executable, "-m", "service", *map(str, args)]
+    command = [sys.executable, "-m", "tidecast", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
     no_secret_in(done.stdout + done.stderr)

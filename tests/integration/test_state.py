@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from kafka import KafkaProducer
 
-from service import cli, configuration
-from service.changelog import Codec
-from service.topics import check_compacted
-from tests.models import counting_spec
-from tests.serving import PATIENCE
+from tests.support.models import counting_spec
+from tests.support.serving import PATIENCE
+from tidecast.service import cli
+from tidecast.service.broker.topics import check_compacted
+from tidecast.service.config import loader
+from tidecast.service.state.codec import Codec
 
 CODEC = Codec(counting_spec())
 
@@ -68,7 +69,7 @@ def test_states_of_a_stopped_group_are_what_was_committed_and_can_be_moved_and_f
     assert code == 1 and "has states of 1 series already" in err
     assert run("import", file, "--replace")[0] == 0
     assert run("list", "--json")[1] == lines
-    check_compacted(bench.broker, configuration.load({"changelog_topic": bench.states}, {}))
+    check_compacted(bench.broker, loader.load({"changelog_topic": bench.states}, {}))
 
 
 def test_a_group_that_lives_is_found_out_and_its_offsets_stay(bench, run):

@@ -10,13 +10,13 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 
-from service.broker import kafka_python_transactions
-from service.broker.base import Membership, Outgoing
-from service.broker.connect import connect
-from service.broker.embedded import EmbeddedBroker
-from service.errors import BrokerError, Fenced
 from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
 from tests.contract.transaction_contract import outgoing, read_to_the_end
+from tidecast.service.broker.connect import connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.kafka_python import transactions
+from tidecast.service.broker.port import Membership, Outgoing
+from tidecast.service.errors import BrokerError, Fenced
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_a_kafka_that_falls_silent_ends_the_wait_in_time_and_a_new_producer_mend
 
 
 def test_a_transaction_that_kafka_ended_for_its_age_is_not_committed(kafka, topic, member, seen, monkeypatch):
-    monkeypatch.setattr(kafka_python_transactions, "TRANSACTION_TIMEOUT_MS", 1_000)
+    monkeypatch.setattr(transactions, "TRANSACTION_TIMEOUT_MS", 1_000)
     source, name = topic(), topic(1)
     reader, producer = member(source), kafka.producer(transactional_id=name)
     producer.begin()
@@ -208,7 +208,7 @@ def test_a_producer_that_hears_in_the_midst_of_producing_that_it_is_fenced_says_
 
 def test_a_commit_asked_for_while_kafka_is_away_comes_about_soon_after_its_return(tmp_path, monkeypatch):
     """kafka-python threw the request away, and the commit waited in vain until its time limit."""
-    monkeypatch.setattr(kafka_python_transactions, "TRANSACTION_TIMEOUT_MS", 300_000)  # a start may take its time
+    monkeypatch.setattr(transactions, "TRANSACTION_TIMEOUT_MS", 300_000)  # a start may take its time
     with EmbeddedBroker(tmp_path / "broker", heap_mb=256) as kafka:
         port = connect(kafka.bootstrap_servers, timeout_s=200)
         for name in ("in", "out"):

@@ -9,12 +9,12 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from service.broker.base import Outgoing
-from service.broker.connect import CLIENTS, connect
-from service.broker.embedded import EmbeddedBroker
-from tests.models import START_MS, STEP_MS
-from tests.serving import PATIENCE, Serve, Topics
-from tests.watching import Watch
+from tests.support.models import START_MS, STEP_MS
+from tests.support.serving import PATIENCE, Serve, Topics
+from tests.support.watching import Watch
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.broker.port import Outgoing
 
 
 @contextlib.contextmanager

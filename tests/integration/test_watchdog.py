@@ -4,31 +4,32 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.models import counting_model
-from tests.serving import Serve
+from tests.support.models import counting_model
+from tests.support.serving import Serve
 
 # The limits are those of a test; what hangs is a commit, which ignores its own.
 STUCK = """
 import functools, sys, threading
-import service.watchdog, service.worker
-from service.broker.kafka_python_transactions import TransactionalProducer
+from tidecast.service.observability import watchdog
+from tidecast.service.worker import worker
+from tidecast.service.broker.kafka_python.transactions import TransactionalProducer
 
 def waits_for_ever(self, *what):
     threading.Event().wait()
 
 TransactionalProducer.commit_transaction = waits_for_ever
-service.worker.STALLED_SECONDS = 1.0
-service.watchdog.LOOK_SECONDS = 0.1
-service.watchdog.Watchdog = functools.partial(service.watchdog.Watchdog, end_seconds=2.0)
+worker.STALLED_SECONDS = 1.0
+watchdog.LOOK_SECONDS = 0.1
+watchdog.Watchdog = functools.partial(watchdog.Watchdog, end_seconds=2.0)
 
-from service.cli import main
+from tidecast.service.cli import main
 sys.exit(main())
 """
 
 # Here it hangs inside of a library, and Python gets no turn: a mutex is waited for that nobody lets go.
 STUCK_INSIDE = """
 import ctypes, sys
-from service.broker.kafka_python_transactions import TransactionalProducer
+from tidecast.service.broker.kafka_python.transactions import TransactionalProducer
 
 library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 
@@ -39,7 +40,7 @@ def waits_inside(self, *what):
 
 TransactionalProducer.commit_transaction = waits_inside
 
-from service.cli import main
+from tidecast.service.cli import main
 sys.exit(main())
 """
 

@@ -10,11 +10,11 @@ from collections import Counter
 import psutil
 import pytest
 
-from service.broker.connect import CLIENTS, connect
-from service.broker.embedded import EmbeddedBroker
-from service.messages import DeadLetterReason
-from tests.models import POISON_STATE, START_MS, STEP_MS, CountingReference, counting_model
-from tests.serving import Topics, serving
+from tests.support.models import POISON_STATE, START_MS, STEP_MS, CountingReference, counting_model
+from tests.support.serving import Topics, serving
+from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
 
 @pytest.fixture(params=CLIENTS)

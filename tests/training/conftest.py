@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import torch
 
-from tests.daily import write_daily
-from training.config import Config, read_config
-from training.data import Dataset, load_dataset
+from tests.support.daily import write_daily
+from tidecast.training.config import Config, read_config
+from tidecast.training.data.dataset import Dataset, load_dataset
 
 torch.set_num_threads(1)  # waiting threads spin: tests must not depend on a second core being free
 

@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from service.timestamps import format_time
-from tests.daily import HOUR, START
-from training.config import Config
-from training.data import Dataset, load_dataset
-from training.data_card import card_lines
+from tests.support.daily import HOUR, START
+from tidecast.service.timestamps import format_time
+from tidecast.training.config import Config
+from tidecast.training.data.dataset import Dataset, load_dataset
+from tidecast.training.report.data_section import card_lines
 
 
 def changed(config: Config, **data: object) -> Config:

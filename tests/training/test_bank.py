@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.bank import FEWEST_SERIES, Bank, clusters, experts, fit_bank
-from training.linear import Scaled
+from tidecast.training.linear.expert_bank import FEWEST_SERIES, Bank, clusters, experts, fit_bank
+from tidecast.training.linear.ridge import Scaled
 
 STEPS, HISTORY = 400, 30
 

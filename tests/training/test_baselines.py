@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.baselines import LinearAutoregression, choose_season, persistence, seasonal_naive
-from training.evaluate import Track, evaluate
-from training.measures import coverage, mae, quantile_loss, rmse, width
+from tidecast.training.evaluation.baselines import LinearAutoregression, choose_season, persistence, seasonal_naive
+from tidecast.training.evaluation.evaluate import Track, evaluate
+from tidecast.training.evaluation.metrics import coverage, mae, quantile_loss, rmse, width
 
 
 def test_measures_leave_out_what_is_unknown():
@@ -43,7 +43,7 @@ def test_the_linear_autoregression_does_not_look_ahead(config, dataset):
 
 
 def test_a_perfect_forecast_scores_zero_and_is_covered(config, dataset):
-    from training.linear import ahead
+    from tidecast.training.linear.ridge import ahead
 
     tracks = []
     for stretch in dataset.stretches:

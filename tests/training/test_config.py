@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import UsageError
-from training.config import read_config, write_config
+from tidecast.service.errors import UsageError
+from tidecast.training.config import read_config, write_config
 
 CONTRACT = """
 name = "nyc-taxi"

@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from service.errors import DataError
-from training.data import load_dataset
-from training.linear import ahead, carried_forward
+from tidecast.service.errors import DataError
+from tidecast.training.data.dataset import load_dataset
+from tidecast.training.linear.ridge import ahead, carried_forward
 
 
 def test_a_short_gap_becomes_silent_steps(dataset):

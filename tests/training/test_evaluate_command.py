@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from service.errors import UsageError
-from training.commands import evaluate as command
-from training.config import read_config, write_config
-from training.export import build_graph, write
-from training.fit import fit
-from training.progress import Progress
+from tidecast.service.errors import UsageError
+from tidecast.training.commands import evaluate as command
+from tidecast.training.config import read_config, write_config
+from tidecast.training.export.export import build_graph, write
+from tidecast.training.fit.loop import fit
+from tidecast.training.progress import Progress
 
 
 @pytest.fixture(scope="module")

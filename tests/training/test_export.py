@@ -9,15 +9,15 @@ import onnx
 import pytest
 import torch
 
-from service.errors import ModelError
-from service.model import Model
-from training import pipeline
-from training.commands import evaluate as evaluate_command
-from training.config import write_config
-from training.export import build_graph, write
-from training.fit import fit
-from training.gate import STEPS, check_parity, fold, onnx_step, sequences, torch_step
-from training.progress import Progress
+from tidecast.service.errors import ModelError
+from tidecast.service.model.session import Model
+from tidecast.training import train as pipeline
+from tidecast.training.commands import evaluate as evaluate_command
+from tidecast.training.config import write_config
+from tidecast.training.export.export import build_graph, write
+from tidecast.training.export.parity import STEPS, check_parity, fold, onnx_step, sequences, torch_step
+from tidecast.training.fit.loop import fit
+from tidecast.training.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_file_that_the_worker_would_refuse_is_not_written(fitted, config, data
     model, _, graph = fitted
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    monkeypatch.setattr("training.export.content_hash", lambda data: "0" * 64)
+    monkeypatch.setattr("tidecast.training.export.export.content_hash", lambda data: "0" * 64)
     with pytest.raises(ModelError):
         write(copy, model, config, dataset, {}, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.fit import _lanes, balanced, calibrate, fit, outputs, pinball
-from training.prepare import prepare
-from training.progress import Progress
+from tidecast.training.fit.loop import _lanes, balanced, calibrate, fit, outputs, pinball
+from tidecast.training.fit.prepare import prepare
+from tidecast.training.progress import Progress
 
 
 def _fit(config, dataset):

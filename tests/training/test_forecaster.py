@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from service.errors import UsageError
-from training.calendar import Calendar, slot_of
-from training.config import check
-from training.experts import Experts, error_of
-from training.forecaster import Forecaster
-from training.gate import fold, torch_step
-from training.prepare import fit_linear_path, fit_scalers, prepare
-from training.settle import choose_scale, settle
+from tidecast.service.errors import UsageError
+from tidecast.training.config import check
+from tidecast.training.export.parity import fold, torch_step
+from tidecast.training.fit.prepare import fit_linear_path, fit_scalers, prepare
+from tidecast.training.fit.resolve_config import choose_scale, settle
+from tidecast.training.model.calendar import Calendar, slot_of
+from tidecast.training.model.forecaster import Forecaster
+from tidecast.training.model.linear_experts import Experts, error_of
 
 SHAPES = [
     pytest.param(

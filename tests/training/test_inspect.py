@@ -11,14 +11,14 @@ import numpy as np
 import polars
 import pytest
 
-from service.errors import DataError, UsageError
-from service.timestamps import format_time
-from tests.daily import write_daily
-from training.commands import inspect as command
-from training.config import read_config
-from training.data import load_dataset
-from training.inspect import Wishes, inspect
-from training.inspection.gap_plot import bins, gaps
+from tests.support.daily import write_daily
+from tidecast.service.errors import DataError, UsageError
+from tidecast.service.timestamps import format_time
+from tidecast.training.commands import inspect as command
+from tidecast.training.config import read_config
+from tidecast.training.data.dataset import load_dataset
+from tidecast.training.inspection.gap_plot import bins, gaps
+from tidecast.training.inspection.inspect import Wishes, inspect
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -352,7 +352,8 @@ def test_the_picture_of_gaps_shows_the_series_that_have_them(tmp_path):
 
 
 def test_inspecting_needs_no_torch():
-    modules = "training.inspect, training.inspection.show, training.inspection.plots, training.commands.inspect"
+    inspection = ", ".join(f"tidecast.training.inspection.{name}" for name in ("inspect", "report", "plots"))
+    modules = f"{inspection}, tidecast.training.commands.inspect"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.broker.base import Batch
-from service.model import Model
-from service.pipeline import Pipeline, Policy
-from tests.models import POISON_FORECAST, POISON_STATE, counting_model
-from training.export import build_graph, write
-from training.fit import fit
-from training.progress import Progress
+from tests.support.models import POISON_FORECAST, POISON_STATE, counting_model
+from tidecast.service.broker.port import Batch
+from tidecast.service.model.session import Model
+from tidecast.service.pipeline.pipeline import Pipeline, Policy
+from tidecast.training.export.export import build_graph, write
+from tidecast.training.fit.loop import fit
+from tidecast.training.progress import Progress
 
 pytestmark = pytest.mark.timeout(300)  # one model is trained and exported first
 

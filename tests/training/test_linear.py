@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.linear import Scaled, ahead, fit_ridge, taps
+from tidecast.training.linear.ridge import Scaled, ahead, fit_ridge, taps
 
 
 def _scaled(z, slots=()):

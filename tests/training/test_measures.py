@@ -7,10 +7,21 @@ import dataclasses
 import numpy as np
 import pytest
 
-from training.baselines import Errors, LinearAutoregression, Scales, persistence
-from training.data import Stretch
-from training.evaluate import LINEAR, MODEL, evaluate, tracks
-from training.measures import crps, level_weights, mape, mase, mean, naive_scale, nrmse, pinball, smape, symmetric_pairs
+from tidecast.training.data.stretch import Stretch
+from tidecast.training.evaluation.baselines import Errors, LinearAutoregression, Scales, persistence
+from tidecast.training.evaluation.evaluate import LINEAR, MODEL, evaluate, tracks
+from tidecast.training.evaluation.metrics import (
+    crps,
+    level_weights,
+    mape,
+    mase,
+    mean,
+    naive_scale,
+    nrmse,
+    pinball,
+    smape,
+    symmetric_pairs,
+)
 
 LEVELS = [0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from service.errors import UsageError
-from training.outliers import hampel, hampel_limits, mad, treat
+from tidecast.service.errors import UsageError
+from tidecast.training.data.outliers import hampel, hampel_limits, mad, treat
 
 
 def wave(steps=500, seed=0):
@@ -65,7 +65,7 @@ def test_long_series_are_filtered_in_pieces_without_seams(monkeypatch):
     values = wave(3000)
     values[[999, 1000, 1001, 2500]] = 300
     whole = hampel(values)
-    monkeypatch.setattr("training.outliers._CHUNK", 1000)
+    monkeypatch.setattr("tidecast.training.data.outliers._CHUNK", 1000)
     assert np.array_equal(hampel(values), whole)
     assert whole.sum() == 4
 

@@ -10,15 +10,15 @@ import msgspec
 import pytest
 import torch
 
-from service.errors import ModelError, UsageError
-from service.model import Model
-from tests.daily import HOUR, START
-from training.commands import publish as command
-from training.config import read_config, write_config
-from training.export import build_graph, write
-from training.fit import fit
-from training.progress import Progress
-from training.publish import judge
+from tests.support.daily import HOUR, START
+from tidecast.service.errors import ModelError, UsageError
+from tidecast.service.model.session import Model
+from tidecast.training.commands import publish as command
+from tidecast.training.config import read_config, write_config
+from tidecast.training.export.export import build_graph, write
+from tidecast.training.fit.loop import fit
+from tidecast.training.progress import Progress
+from tidecast.training.release.publish import judge
 
 
 @pytest.fixture(scope="module")

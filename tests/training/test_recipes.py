@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from service.errors import DataError, ModelError, UsageError
-from service.model import Model
-from tests.printed import printed
-from training.commands import recipe
-from training.gate import TOLERANCE, torch_step
-from training.progress import Progress
-from training.recipes import RECIPES, SUMMARIES, gradients
-from training.recipes.parts import serving
-from training.recipes.parts.loop import fit
-from training.recipes.parts.serving import Names, deliver
-from training.recipes.parts.show import Line, Outcome
-from training.recipes.parts.steps import EncoderDecoder, Memoryless, Recurring, Windowed
+from tests.support.printed import printed
+from tidecast.service.errors import DataError, ModelError, UsageError
+from tidecast.service.model.session import Model
+from tidecast.training.commands import recipe
+from tidecast.training.export.parity import TOLERANCE, torch_step
+from tidecast.training.progress import Progress
+from tidecast.training.recipes import RECIPES, SUMMARIES, gradients
+from tidecast.training.recipes.parts import serving
+from tidecast.training.recipes.parts.loop import fit
+from tidecast.training.recipes.parts.serving import Names, deliver
+from tidecast.training.recipes.parts.show import Line, Outcome
+from tidecast.training.recipes.parts.steps import EncoderDecoder, Memoryless, Recurring, Windowed
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -98,7 +98,7 @@ def test_no_recipe_trains_or_exports_by_a_way_of_its_own():
         assert not called & {"optim", "zero_grad", "onnx", "export"}, module
         names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
         assert {"fit", "deliver"} <= names, module
-        if module != "training.recipes.gradients":  # where the lesson is the loop
+        if module != "tidecast.training.recipes.gradients":  # where the lesson is the loop
             assert "backward" not in called, module
 
 

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from service.terminal import fitted
-from training.progress import Progress
-from training.report import grid
+from tidecast.service.terminal import fitted
+from tidecast.training.progress import Progress
+from tidecast.training.report.tables import grid
 
 
 def on_terminal(thing: object, width: int) -> list[str]:

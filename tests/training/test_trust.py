@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from training.config import read_config
-from training.data import load_dataset
-from training.forecaster import Forecaster
-from training.prepare import fit_linear_path, fit_scalers
-from training.settle import settle
+from tidecast.training.config import read_config
+from tidecast.training.data.dataset import load_dataset
+from tidecast.training.fit.prepare import fit_linear_path, fit_scalers
+from tidecast.training.fit.resolve_config import settle
+from tidecast.training.model.forecaster import Forecaster
 
 HOURS = 3_000
 START = np.datetime64("2023-01-01T00:00:00", "s")

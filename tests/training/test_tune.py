@@ -9,13 +9,13 @@ import msgspec
 import optuna
 import pytest
 
-from service.errors import UsageError
-from service.timestamps import parse_time
-from tests.daily import write_daily
-from training import tune as module
-from training.commands import tune as command
-from training.config import read_config
-from training.data import load_dataset
+from tests.support.daily import write_daily
+from tidecast.service.errors import UsageError
+from tidecast.service.timestamps import parse_time
+from tidecast.training import tune as module
+from tidecast.training.commands import tune as command
+from tidecast.training.config import read_config
+from tidecast.training.data.dataset import load_dataset
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_changing_test_rows_changes_nothing(folder, capsys):
 
 
 def test_validation_rows_do_change_the_loss(folder, config, dataset):
-    from training.fit import fit
-    from training.progress import Progress
+    from tidecast.training.fit.loop import fit
+    from tidecast.training.progress import Progress
 
     seen = module.without_test_rows(dataset, config.validate_until_ms)
     assert max(int(s.ts[-1]) for s in seen.stretches) < config.validate_until_ms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from service.errors import UsageError
+from tidecast.service.errors import UsageError
 
 
 def folder(path: Path | str) -> Path:

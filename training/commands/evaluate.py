@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from service.errors import UsageError
-from training.commands import folder
+from tidecast.service.errors import UsageError
+from tidecast.training.commands import folder
 
 HELP = "measure a trained model on test rows, beside persistence, seasonal naive and a linear autoregression"
 EXAMPLE = "tidecast evaluate --model build/weather"
@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--compare needs at least two models", got=str(directories[0]), do="Name another directory.")
     data = Path(args.data) if args.data is not None else None
 
-    from training import compare, plots, report
+    from tidecast.training.release import compare
+    from tidecast.training.report import plots
+    from tidecast.training.report import tables as report
 
     if args.compare:
         models = compare.side_by_side(directories, data, scaled=args.scaled)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from service.errors import UsageError
-from training.commands import folder
+from tidecast.service.errors import UsageError
+from tidecast.training.commands import folder
 
 HELP = """\
 look at a data file: what is in it, what is wrong with it, and a training config to start from
@@ -38,8 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found on stdout; write what was asked for."""
-    from training.inspect import Wishes, inspect
-    from training.inspection.show import show
+    from tidecast.training.inspection.inspect import Wishes, inspect
+    from tidecast.training.inspection.report import show
 
     target = Path(args.write_config) if args.write_config else None
     if target is not None and target.exists():
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         target.write_text(found.proposal.text, encoding="utf-8")
     plots: list[str] = []
     if args.plots:
-        from training.inspection.plots import save_plots  # matplotlib takes a second to import
+        from tidecast.training.inspection.plots import save_plots  # matplotlib takes a second to import
 
         plots = [str(path) for path in save_plots(found, folder(args.plots))]
     if args.json:

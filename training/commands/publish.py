@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from service.errors import UsageError
+from tidecast.service.errors import UsageError
 
 HELP = """\
 put a trained model in the place of the one in force, unless it is worse on rows that are new to both
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.tolerance < 1:
         raise UsageError("--tolerance must be from 0 to below 1", got=args.tolerance)
 
-    from training.publish import publish
+    from tidecast.training.release.publish import publish
 
     data = Path(args.data) if args.data is not None else None
     print(publish(Path(args.candidate), Path(args.model), data=data, tolerance=args.tolerance))

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from service.errors import DataError, UsageError
-from training.commands import folder
-from training.recipes import RECIPES, SUMMARIES
+from tidecast.service.errors import DataError, UsageError
+from tidecast.training.commands import folder
+from tidecast.training.recipes import RECIPES, SUMMARIES
 
 HELP = "run a published experiment again: train, compare, plot, export, and serve it (no name = list them)"
 EXAMPLE = "tidecast recipe running-sum --out build/recipes"
@@ -59,8 +59,8 @@ def cook(name: str, args: argparse.Namespace) -> bool:
     """Run one recipe and show it; False where a figure is missed, which in the reduced form none is."""
     import torch  # takes seconds to import: not for the list
 
-    from training.progress import Progress
-    from training.recipes.parts.show import Kit, print_outcome, styled
+    from tidecast.training.progress import Progress
+    from tidecast.training.recipes.parts.show import Kit, print_outcome, styled
 
     torch.set_num_threads(1)  # two are slower on models this small
     recipe = importlib.import_module(RECIPES[name])

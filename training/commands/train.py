@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from service.errors import UsageError
-from training.commands import folder
-from training.config import Config, check, read_config
+from tidecast.service.errors import UsageError
+from tidecast.training.commands import folder
+from tidecast.training.config import Config, check, read_config
 
 HELP = "fit a forecaster on a file of readings and export it as one ONNX graph"
 EXAMPLE = "tidecast train training/samples/weather.toml --out build/weather"
@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     data = _data_path(args.data, config, config_path)
     out = folder(args.out)
 
-    from training.pipeline import train  # torch takes seconds to import: not before the config is known to be good
+    from tidecast.training.train import (
+        train,  # torch takes seconds to import: not before the config is known to be good
+    )
 
     train(config, data, out, quiet=args.quiet)
     return 0

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.errors import TidecastError, UsageError
-from training.commands import folder
-from training.config import check, read_config
+from tidecast.service.errors import TidecastError, UsageError
+from tidecast.training.commands import folder
+from tidecast.training.config import check, read_config
 
 if TYPE_CHECKING:
     import optuna
 
-    from training.tune import Search
+    from tidecast.training.tune import Search
 
 HELP = "search for a better config within a time, by the loss on validation rows alone; resumable"
 EXAMPLE = "tidecast tune training/samples/weather.toml --out build/tune --minutes 30"
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError:
         raise UsageError("tuning needs optuna", do="Run: pip install 'tidecast[tune]'") from None
 
-    from training.data import load_dataset
-    from training.tune import Search, search, without_test_rows, write_best
+    from tidecast.training.data.dataset import load_dataset
+    from tidecast.training.tune import Search, search, without_test_rows, write_best
 
     out = Path(args.out)
     folder(out)
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 def print_trials(study: optuna.Study, wanted: Search) -> None:
     """The best trials, and what the best one changed."""
-    from training.report import grid, stdout_console
-    from training.tune import finished, own_values, shown
+    from tidecast.training.report.tables import grid, stdout_console
+    from tidecast.training.tune import finished, own_values, shown
 
     own = own_values(wanted.config)
     done = finished(study)

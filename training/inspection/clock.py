@@ -8,10 +8,10 @@ from datetime import datetime
 
 import numpy as np
 
-from service.cells import MISSING, times_ms
-from service.errors import DataError
-from service.timestamps import EPOCH_UNITS_MS, MAX_TS_MS, MIN_TS_MS, epoch_unit
-from training.inspection.source import Column, Int64
+from tidecast.service.datafiles.cells import MISSING, times_ms
+from tidecast.service.errors import DataError
+from tidecast.service.timestamps import EPOCH_UNITS_MS, MAX_TS_MS, MIN_TS_MS, epoch_unit
+from tidecast.training.inspection.columns import Column, Int64
 
 LIKELY = ("time", "date", "stamp", "ts", "t", "when", "epoch", "moment", "utc")
 SAMPLE = 200

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.timestamps import format_time
-from training.inspection.roles import Keys, Role
-from training.inspection.seasons import Seasons
-from training.inspection.source import Column, Floats, Int64
-from training.outliers import hampel_limits
+from tidecast.service.timestamps import format_time
+from tidecast.training.data.outliers import hampel_limits
+from tidecast.training.data.quality import OFF
+from tidecast.training.inspection.columns import Column, Floats, Int64
+from tidecast.training.inspection.roles import Keys, Role
+from tidecast.training.inspection.seasons import Seasons
 
 LONG_GAP = 24  # steps: the trainer's own default of data.max_gap
-OFF = 0.1  # of a step: a reading further than this from where its step is due is irregular
 SHOWN = 3
 FLAT = 24  # equal readings in a row that are worth a word
 ROUND_MS = (
@@ -176,7 +176,7 @@ def find_steps(of: Frame) -> Steps | None:
 
 
 def find_values(column: Column, of: Frame, step_ms: int) -> Values:
-    """One column of numbers. Outliers by `training.outliers`, each series for itself."""
+    """One column of numbers. Outliers by `tidecast.training.data.outliers`, each series for itself."""
     assert column.numbers is not None
     x = column.numbers[of.rows]  # [readings]
     known = x[np.isfinite(x)]

@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from service.timestamps import format_duration
-from training.inspect import Inspection
-from training.inspection.drawing import ACCENT, BAND, column, spans, when
-from training.inspection.findings import LONG_GAP
-from training.inspection.source import Floats, Int64
+from tidecast.service.timestamps import format_duration
+from tidecast.training.inspection.columns import Floats, Int64
+from tidecast.training.inspection.findings import LONG_GAP
+from tidecast.training.inspection.inspect import Inspection
+from tidecast.training.inspection.plot_style import ACCENT, BAND, column, spans, when
 
 HEAT_ROWS, HEAT_BINS, IRREGULAR_BINS = 30, 240, 60
 

@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from service.timestamps import format_duration
-from training.inspect import Inspection, count
-from training.inspection.drawing import ACCENT, BAND, GREY, INK, column, label, spans, thousands, when
-from training.inspection.findings import LONG_GAP
-from training.inspection.gap_plot import gaps
-from training.inspection.seasons import DAY, WEEK, autocorrelation, moving_level, on_grid
-from training.inspection.source import Floats, Int64
+from tidecast.service.timestamps import format_duration
+from tidecast.training.inspection.columns import Floats, Int64
+from tidecast.training.inspection.findings import LONG_GAP
+from tidecast.training.inspection.gap_plot import gaps
+from tidecast.training.inspection.inspect import Inspection, count
+from tidecast.training.inspection.plot_style import ACCENT, BAND, GREY, INK, column, label, spans, thousands, when
+from tidecast.training.inspection.seasons import DAY, WEEK, autocorrelation, moving_level, on_grid
 
 mpl.use("agg")  # files only; a server has no display
 

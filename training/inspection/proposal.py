@@ -12,12 +12,12 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from service.errors import UsageError
-from service.timestamps import format_duration, format_time, parse_time
-from training.config import Config, DataConfig, FitConfig, ModelConfig, check
-from training.inspection.findings import Frame, Steps, Values
-from training.inspection.seasons import DAY, LEAST_SHARE, WEEK, YEAR
-from training.inspection.source import Column
+from tidecast.service.errors import UsageError
+from tidecast.service.timestamps import format_duration, format_time, parse_time
+from tidecast.training.config import Config, DataConfig, FitConfig, ModelConfig, check
+from tidecast.training.inspection.columns import Column
+from tidecast.training.inspection.findings import Frame, Steps, Values
+from tidecast.training.inspection.seasons import DAY, LEAST_SHARE, WEEK, YEAR
 
 MAX_IRREGULAR = 0.25  # share of readings off their step from which a model takes each step's length as it comes
 MAX_LAG = 1_024  # steps: a longer lag makes the state, and the ridge over it, larger than it is worth

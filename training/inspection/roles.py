@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.cells import MISSING
-from service.errors import DataError
-from training.inspection.clock import Clock
-from training.inspection.source import Column, Floats, Int64
+from tidecast.service.datafiles.cells import MISSING
+from tidecast.service.errors import DataError
+from tidecast.training.inspection.clock import Clock
+from tidecast.training.inspection.columns import Column, Floats, Int64
 
 KEY_WORDS = frozenset({
     "id", "key", "sensor", "device", "station", "series", "site", "machine", "unit", "origin", "name", "meter",

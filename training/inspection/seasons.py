@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.timestamps import format_duration
-from training.inspection.source import Floats, Int64
+from tidecast.service.timestamps import format_duration
+from tidecast.training.inspection.columns import Floats, Int64
 
 DAY, WEEK, YEAR = 86_400_000, 604_800_000, 31_556_952_000
 MAX_GRID = 400_000  # steps of one series that are looked at

@@ -7,13 +7,13 @@ training loop, the way to the worker, and what a person is shown.
 from __future__ import annotations
 
 RECIPES: dict[str, str] = {  # name -> module, imported when it is asked for: torch takes seconds
-    "noisy-sine": "training.recipes.noisy_sine",
-    "mnist-rows": "training.recipes.mnist_rows",
-    "running-sum": "training.recipes.running_sum",
-    "sine-windows": "training.recipes.sine_windows",
-    "sin-to-cos": "training.recipes.sin_to_cos",
-    "modes": "training.recipes.modes",
-    "gradients": "training.recipes.gradients",
+    "noisy-sine": "tidecast.training.recipes.noisy_sine",
+    "mnist-rows": "tidecast.training.recipes.mnist_rows",
+    "running-sum": "tidecast.training.recipes.running_sum",
+    "sine-windows": "tidecast.training.recipes.sine_windows",
+    "sin-to-cos": "tidecast.training.recipes.sin_to_cos",
+    "modes": "tidecast.training.recipes.modes",
+    "gradients": "tidecast.training.recipes.gradients",
 }
 SUMMARIES: dict[str, str] = {
     "noisy-sine": "a sine under noise, next value and many steps ahead: an MLP and an RNN beside the noise floor",

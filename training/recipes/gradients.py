@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.gate import Floats
-from training.recipes.parts.loop import Trace, fit
-from training.recipes.parts.serving import Names, Served, deliver
-from training.recipes.parts.show import ACTUAL, COLOURS, DASHED, MARKERS, Kit, Line, Outcome, canvas
-from training.recipes.parts.steps import Recurring
+from tidecast.training.export.parity import Floats
+from tidecast.training.recipes.parts.loop import Trace, fit
+from tidecast.training.recipes.parts.serving import Names, Served, deliver
+from tidecast.training.recipes.parts.show import ACTUAL, COLOURS, DASHED, MARKERS, Kit, Line, Outcome, canvas
+from tidecast.training.recipes.parts.steps import Recurring
 
 KINDS, HIDDEN, DISTANCE = ("rnn", "gru", "lstm"), 32, 100
 GAPS, LANES, UPDATES, RATE = (10, 30, 60), 32, 400, 0.01

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.gate import Floats
-from training.recipes.parts.digits import load_digits
-from training.recipes.parts.loop import Trace, fit
-from training.recipes.parts.serving import Names, Served, deliver
-from training.recipes.parts.show import ACCENT, ACTUAL, DASHED, INK, Kit, Line, Outcome, canvas
-from training.recipes.parts.steps import Recurring
+from tidecast.training.export.parity import Floats
+from tidecast.training.recipes.parts.digits import load_digits
+from tidecast.training.recipes.parts.loop import Trace, fit
+from tidecast.training.recipes.parts.serving import Names, Served, deliver
+from tidecast.training.recipes.parts.show import ACCENT, ACTUAL, DASHED, INK, Kit, Line, Outcome, canvas
+from tidecast.training.recipes.parts.steps import Recurring
 
 HIDDEN, EPOCHS, BATCH, ROWS, CLIP = 64, 10, 8, 28, 1.0
 RATE = 2e-3

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.gate import Floats
-from training.recipes.parts.loop import fit
-from training.recipes.parts.modes_plot import draw_modes
-from training.recipes.parts.serving import Names, Served, deliver
-from training.recipes.parts.show import Kit, Line, Outcome
-from training.recipes.parts.steps import EncoderDecoder, Memoryless, Recurring, Step
+from tidecast.training.export.parity import Floats
+from tidecast.training.recipes.parts.loop import fit
+from tidecast.training.recipes.parts.modes_plot import draw_modes
+from tidecast.training.recipes.parts.serving import Names, Served, deliver
+from tidecast.training.recipes.parts.show import Kit, Line, Outcome
+from tidecast.training.recipes.parts.steps import EncoderDecoder, Memoryless, Recurring, Step
 
 LANES, RATE = 128, 0.01
 NUMBERS, WAVE, READ, WRITE, SPAN = 8, 12, 6, 4, 3

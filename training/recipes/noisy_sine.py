@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.gate import Floats
-from training.recipes.parts.loop import fit
-from training.recipes.parts.serving import Names, Served, deliver
-from training.recipes.parts.show import ACTUAL, BAND, COLOURS, DASHED, STYLES, Kit, Line, Outcome, canvas
-from training.recipes.parts.steps import Recurring, Step, Windowed
+from tidecast.training.export.parity import Floats
+from tidecast.training.recipes.parts.loop import fit
+from tidecast.training.recipes.parts.serving import Names, Served, deliver
+from tidecast.training.recipes.parts.show import ACTUAL, BAND, COLOURS, DASHED, STYLES, Kit, Line, Outcome, canvas
+from tidecast.training.recipes.parts.steps import Recurring, Step, Windowed
 
 POINTS, TRAIN, WIDTH, NOISE = 1_000, 600, 4, 0.2
 HORIZON = 12  # steps ahead; the graph holds each of them

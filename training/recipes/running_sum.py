@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.recipes.parts.loop import fit
-from training.recipes.parts.serving import Names, deliver
-from training.recipes.parts.show import ACCENT, ACTUAL, DASHED, GREEN, INK, Kit, Line, Outcome, canvas
-from training.recipes.parts.steps import Recurring
+from tidecast.training.recipes.parts.loop import fit
+from tidecast.training.recipes.parts.serving import Names, deliver
+from tidecast.training.recipes.parts.show import ACCENT, ACTUAL, DASHED, GREEN, INK, Kit, Line, Outcome, canvas
+from tidecast.training.recipes.parts.steps import Recurring
 
 HIDDEN, LENGTH, STEPS = 10, 4, 900
 LANES, RATE, CLIP = 64, 0.03, 1.0

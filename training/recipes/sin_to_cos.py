@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.gate import Floats
-from training.recipes.parts.loop import fit
-from training.recipes.parts.serving import Names, deliver
-from training.recipes.parts.show import ACCENT, ACTUAL, DASHED, INK, Kit, Line, Outcome, canvas
-from training.recipes.parts.steps import Recurring
+from tidecast.training.export.parity import Floats
+from tidecast.training.recipes.parts.loop import fit
+from tidecast.training.recipes.parts.serving import Names, deliver
+from tidecast.training.recipes.parts.show import ACCENT, ACTUAL, DASHED, INK, Kit, Line, Outcome, canvas
+from tidecast.training.recipes.parts.steps import Recurring
 
 HIDDEN, WINDOW, WINDOWS, RATE = 32, 10, 100, 0.02
 AFTER = 200  # steps served that come after the training

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.recipes.parts.loop import Trace, fit
-from training.recipes.parts.serving import Names, deliver
-from training.recipes.parts.show import ACCENT, ACTUAL, DASHED, INK, Kit, Line, Outcome, canvas
-from training.recipes.parts.steps import Recurring
+from tidecast.training.recipes.parts.loop import Trace, fit
+from tidecast.training.recipes.parts.serving import Names, deliver
+from tidecast.training.recipes.parts.show import ACCENT, ACTUAL, DASHED, INK, Kit, Line, Outcome, canvas
+from tidecast.training.recipes.parts.steps import Recurring
 
 HIDDEN, WINDOW, WINDOWS, EPOCHS, RATE = 10, 5, 95, 100, 0.01
 PERIOD = 40  # values

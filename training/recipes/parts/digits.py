@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import DataError
+from tidecast.service.errors import DataError
 
 BESIDE = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "mnist" / "mnist_uint8.npz"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from training.progress import Progress
-from training.recipes.parts.steps import Step
+from tidecast.training.progress import Progress
+from tidecast.training.recipes.parts.steps import Step
 
 Pair = tuple[Tensor, Tensor]  # x [n, steps, features] and what the loss compares with
 Loss = Callable[[Tensor, Tensor], Tensor]

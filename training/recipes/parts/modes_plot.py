@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.gate import Floats
-from training.recipes.parts.serving import Served
-from training.recipes.parts.show import ACTUAL, BAND, COLOURS, DASHED, INK, MARKERS, canvas
+from tidecast.training.export.parity import Floats
+from tidecast.training.recipes.parts.serving import Served
+from tidecast.training.recipes.parts.show import ACTUAL, BAND, COLOURS, DASHED, INK, MARKERS, canvas
 
 
 def draw_modes(tasks: list[tuple[str, str]], panels: list[tuple[Floats, Floats, Served]]) -> Figure:

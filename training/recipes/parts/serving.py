@@ -11,18 +11,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service.broker.base import Batch
-from service.errors import ModelError
-from service.model import Model
-from service.onnx_file import content_hash
-from service.pipeline import Pipeline
-from service.policy import Policy
-from service.records import keys, values
-from service.spec import ModelSpec, SelfTest, TrainingData
-from service.table import Table
-from training.export import seal, trace
-from training.gate import TOLERANCE, Floats, Times, difference, fold, hold_together, onnx_step, torch_step
-from training.recipes.parts.steps import Step
+from tidecast.service.broker.port import Batch
+from tidecast.service.datafiles.readings import keys, values
+from tidecast.service.datafiles.table import Table
+from tidecast.service.errors import ModelError
+from tidecast.service.model.onnx_file import content_hash
+from tidecast.service.model.session import Model
+from tidecast.service.model.spec import ModelSpec, SelfTest, TrainingData
+from tidecast.service.pipeline.pipeline import Pipeline
+from tidecast.service.pipeline.policy import Policy
+from tidecast.training.export.export import seal, trace
+from tidecast.training.export.parity import (
+    TOLERANCE,
+    Floats,
+    Times,
+    difference,
+    fold,
+    hold_together,
+    onnx_step,
+    torch_step,
+)
+from tidecast.training.recipes.parts.steps import Step
 
 STEP_MS = 1_000
 START_MS = 1_767_225_600_000  # 2026-01-01

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from training.gate import TOLERANCE
-from training.plots import ACTUAL, BAND, INK
-from training.progress import Progress
-from training.recipes.parts.serving import Served
-from training.report import NOT_A_TERMINAL_WIDTH
+from tidecast.training.export.parity import TOLERANCE
+from tidecast.training.progress import Progress
+from tidecast.training.recipes.parts.serving import Served
+from tidecast.training.report.plots import ACTUAL, BAND, INK
+from tidecast.training.report.tables import NOT_A_TERMINAL_WIDTH
 
 __all__ = [
     "ACCENT", "ACTUAL", "BAND", "COLOURS", "DASHED", "INK", "MARKERS", "STYLES",

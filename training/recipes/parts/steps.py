@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from service.spec import StateSlice
-from training.recurrent import Recurrent
+from tidecast.service.model.spec import StateSlice
+from tidecast.training.model.recurrent import Recurrent
 
 Outputs = Sequence[int]  # (horizon, targets) of a forecaster, (classes,) of a classifier
 

@@ -1,0 +1,136 @@
+"""What librdkafka's errors mean, and what all of its clients are told."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from confluent_kafka import KafkaError, KafkaException
+
+from tidecast.service.broker import client as calls
+from tidecast.service.broker.client import Trouble
+from tidecast.service.broker.port import Membership
+
+# Named as kafka-python names its network code: `service.observability.logs` lets such lines through once in a while.
+log = logging.getLogger("kafka.net.librdkafka")
+
+_MEANING = {
+    Trouble.NO_TOPIC: (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),
+    Trouble.NOT_ALLOWED: (
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    ),
+    Trouble.TOO_LARGE: (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE),
+    Trouble.REPLACED: (KafkaError.FENCED_INSTANCE_ID,),
+    Trouble.REBALANCING: (KafkaError.REBALANCE_IN_PROGRESS,),
+    Trouble.PUT_OUT: (KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError._ASSIGNMENT_LOST),
+    Trouble.ID_TAKEN: (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH),
+    Trouble.SILENT: (  # the library tried again until its time was up
+        KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._DESTROY_BROKER,  # the connection was lost with the question under way
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._WAIT_COORD,
+        KafkaError._WAIT_CACHE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+    ),
+}
+_TROUBLES = {code: trouble for trouble, codes in _MEANING.items() for code in codes}
+
+
+@dataclass(frozen=True, slots=True)
+class Server(calls.Server):
+    """A Kafka that librdkafka talks to."""
+
+    fatal: Trouble = Trouble.OTHER  # what it means that the client does nothing more, where that is all it says
+
+    # What the library raises besides its own errors: mistakes in arguments, a full buffer, a client that was closed.
+    raised: ClassVar[tuple[type[BaseException], ...]] = (
+        KafkaException,
+        BufferError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+    )
+
+    def options(self) -> dict[str, Any]:
+        """What admin client, consumer and producer have in common."""
+        return {
+            "bootstrap.servers": self.bootstrap_servers,
+            "client.id": "tidecast",
+            "socket.timeout.ms": max(1_000, min(30_000, self.timeout_ms)),
+            "socket.nagle.disable": True,
+            "reconnect.backoff.max.ms": 1_000,  # a broker that comes back is found again within a second
+            "logger": log,
+            "log_level": 4,  # warnings; where nobody polls, its lines wait in memory
+            **self.security.librdkafka(),
+        }
+
+    def trouble(self, error: BaseException | KafkaError) -> tuple[Trouble, str]:
+        """What an error of the library means."""
+        inner = error.args[0] if isinstance(error, KafkaException) and error.args else error
+        if isinstance(inner, KafkaError):
+            trouble = self.fatal if inner.code() == KafkaError._FATAL else _TROUBLES.get(inner.code(), Trouble.OTHER)
+            return trouble, f"{inner.name()}: {inner.str()}"
+        if isinstance(error, (BufferError, OSError)):
+            return Trouble.SILENT, str(error)
+        return Trouble.OTHER, f"{type(error).__name__}: {error}"
+
+
+def consumer_options(server: Server, group: str | None, isolation: str, membership: Membership) -> dict[str, Any]:
+    """What a consumer is told."""
+    fetched = (8 if group is None else 4) << 20
+    options = server.options() | {
+        # The library looks for a coordinator, and wants a name for that, where it will have nothing to do with one.
+        "group.id": group or "tidecast-no-group",
+        "isolation.level": isolation,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "allow.auto.create.topics": False,
+        "group.protocol": "classic",  # as kafka-python's: both can be members of one group
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": int(membership.session_timeout_s * 1_000),
+        "heartbeat.interval.ms": 1_000,  # how soon a member hears of a rebalance
+        # As good as never: it makes a member forget who it is. A worker that hangs is ended by its watchdog.
+        "max.poll.interval.ms": 86_400_000,
+        # Tells a reader that has come to the end where that is: past the marks of transactions, which are no records.
+        "enable.partition.eof": True,
+        "check.crcs": True,
+        # So long does a partition that is new, or at its end, wait behind those that are silent. An end is only told
+        # of after such a wait, and a restore reads to the end.
+        "fetch.wait.max.ms": 100 if group is not None else 10,
+        # What the library may hold ready; with more than so many records it pauses for 5 ms (1 s, if not told).
+        # What a worker reads waits there several times over: as bytes, as messages of the library, as ours.
+        "queued.max.messages.kbytes": fetched >> 10,
+        "queued.min.messages": 100_000,
+        "fetch.queue.backoff.ms": 5,
+        "fetch.max.bytes": fetched,
+        "max.partition.fetch.bytes": fetched // 4,
+    }
+    if membership.instance is not None:
+        options["group.instance.id"] = membership.instance
+    return options
+
+
+def topic_errors(partitions: list[Any]) -> list[Any]:
+    """The same partitions of an answer; raises the first error that it carries for one of them."""
+    for partition in partitions:
+        if partition.error is not None:
+            raise KafkaException(partition.error)
+    return partitions

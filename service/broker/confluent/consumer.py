@@ -1,0 +1,317 @@
+"""A consumer on librdkafka."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from confluent_kafka import Consumer as Kafka
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from tidecast.service.broker.client import Trouble, no_group, no_partition, not_assigned
+from tidecast.service.broker.confluent.client import Server, consumer_options, topic_errors
+from tidecast.service.broker.confluent.client import log as library_log
+from tidecast.service.broker.confluent.fetch_position import Reading
+from tidecast.service.broker.confluent.group import Member
+from tidecast.service.broker.confluent.offsets import BEGINNING, END, Asker, offsets_at
+from tidecast.service.broker.port import Batch, Consumer, Membership, metadata_of
+from tidecast.service.errors import BrokerError, PutOut, Replaced, Unanswered
+
+log = logging.getLogger("tidecast.broker")
+
+_CLOSE_SECONDS = 5.0
+_SOON_S = 2.0  # a Kafka that does not say by then who has our name is asked again later
+
+
+class ConfluentConsumer(Consumer):
+    """Made by `ConfluentBroker.consumer`. Not thread-safe: for one caller's thread.
+
+    Args:
+        server: where, and how long to wait.
+        count: how many partitions a topic has, None where there is none.
+        holder: the id of the member that has a name in a group; the third is the time limit, s.
+        asker: a consumer of another library, to ask for what a group has committed.
+        group: None = only `assign` may be used.
+        isolation: read_committed or read_uncommitted.
+        membership: how to be a member of the group.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        count: Callable[[str], int | None],
+        holder: Callable[[str, str, float], str | None],
+        asker: Callable[[str], Consumer],
+        *,
+        group: str | None,
+        isolation: str,
+        membership: Membership,
+    ) -> None:
+        # To have lost its name is the only thing that is fatal for a consumer.
+        self.server = self._server = replace(server.named(membership.instance), fatal=Trouble.REPLACED)
+        self._count, self._holder, self._group = count, holder, group
+        self._isolation = isolation
+        self._member: Member | None = None
+        self._make_member: Callable[[], Member]
+        self._asked: dict[int, int] = {}  # by `commit_soon`
+        self._answer: tuple[KafkaError | None, list[TopicPartition]] | None = None
+        self._asker = Asker(lambda: asker(group or ""))
+        with server.errors("connecting to consume"):
+            self._options = consumer_options(server, group, isolation, membership) | {
+                "error_cb": self._hear,
+                "on_commit": self._hear_answer,
+            }
+            self._kafka: Any = Kafka(self._options)
+        self._reading = Reading(self._server, self._kafka, group is not None)
+
+    @property
+    def _topic(self) -> str:
+        return self._reading.topic
+
+    # Which partitions ----------------------------------------------------------------------------------------
+
+    def subscribe(
+        self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
+    ) -> None:
+        """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
+        group, name = self._group, self._server.instance
+        if group is None:
+            raise no_group("cannot subscribe")
+        self._require(topic)
+        self._reading.topic = topic
+        holder = None if name is None else lambda limit_s: self._holder(group, name, limit_s)
+
+        def take(partitions: Collection[int]) -> None:
+            self._reading.take(partitions, self._begin_of)
+
+        def member() -> Member:
+            return Member(self._kafka, holder, on_assigned, on_revoked, take, self._reading.drop)
+
+        self._make_member = member
+        self._reading.member = self._member = member()
+        with self._server.errors(f"subscribing to {topic}"):
+            self._member.subscribe(topic)
+
+    def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
+        """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
+        count = self._require(topic)
+        if wrong := [p for p in offsets if not 0 <= p < count]:
+            raise no_partition(topic, count, wrong[0])
+        self._reading.topic = topic
+        with self._server.errors(f"reading {topic}"):
+            self._kafka.unassign()
+        ends = self.end_offsets([p for p, o in offsets.items() if o == END])
+        starts = self.beginning_offsets([p for p, o in offsets.items() if o == BEGINNING])
+        self._reading.assign({**offsets} | ends | starts)
+
+    def _begin_of(self, partitions: Collection[int], again: Collection[int]) -> dict[int, int]:
+        """Where to begin in partitions that the group gave us, so far as the library does not ask by itself."""
+        if not again and self._isolation == "read_committed":
+            return {}
+        return {p: found[0] if found else 0 for p, found in self.committed(partitions).items()}
+
+    # Records -------------------------------------------------------------------------------------------------
+
+    def poll(self, timeout_s: float, max_records: int) -> Batch:
+        """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._check_name()
+        except Unanswered as error:  # the library has given up, so there is nothing else to do than to ask again
+            library_log.warning("%s", error.what)
+            return Batch(self._topic)
+        if self._member is not None and self._member.fenced:
+            self._begin_anew(self._member)
+        try:
+            with self._server.errors(f"reading {self._topic}"):
+                return self._reading.next(deadline, max_records)
+        except Replaced as error:
+            self.doubt(error)
+            return Batch(self._topic)  # the next one begins anew
+
+    def _begin_anew(self, member: Member) -> None:
+        """The library does no more, though nobody else has our place in the group: a new consumer takes it."""
+        with self._server.errors(f"subscribing to {self._topic}"):
+            held, self._kafka = [self._kafka], Kafka(self._options)
+            self._reading.kafka = self._kafka
+            self._reading.clear()
+            self._reading.member = self._member = self._make_member()
+            self._member.follow(member)
+            member.end()
+            # The library lets go when nobody holds the object any more. That may take a moment.
+            self._server.within(_CLOSE_SECONDS).call("beginning anew", held.clear)
+            self._member.subscribe(self._topic)
+
+    def seek(self, partition: int, offset: int) -> None:
+        """The next poll of an assigned partition starts at `offset`."""
+        if partition not in self._reading.partitions:
+            raise not_assigned(self._topic, partition, offset)
+        with self._server.errors(f"going to offset {offset} of {self._topic}-{partition}"):
+            self._reading.seek(partition, offset)
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
+        with self._server.errors(f"pausing partitions of {self._topic}"):
+            self._reading.pause(partitions)
+
+    def resume(self, partitions: Collection[int]) -> None:
+        """Undo `pause`."""
+        with self._server.errors(f"resuming partitions of {self._topic}"):
+            self._reading.resume(partitions)
+
+    # Offsets -------------------------------------------------------------------------------------------------
+
+    def commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
+        if offsets:
+            asked = self._to_commit(offsets, metadata)
+            self._committing(lambda: topic_errors(self._kafka.commit(offsets=asked, asynchronous=False)))
+
+    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """As `commit`, without waiting for the broker."""
+        asked = self._to_commit(offsets, metadata)
+        self._asked, self._answer = dict(offsets), None
+        self._committing(lambda: self._kafka.commit(offsets=asked, asynchronous=True))
+
+    def commit_answered(self) -> bool:
+        """Whether the broker has taken what `commit_soon` asked for; False while that is not known."""
+        if self._answer is None:
+            return False
+        error, partitions = self._answer
+
+        def look() -> None:
+            if error is not None:
+                raise KafkaException(error)
+            topic_errors(partitions)
+
+        self._committing(look)
+        return True
+
+    def _to_commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str]) -> list[TopicPartition]:
+        if self._group is None:
+            raise no_group("has nothing to commit to")
+        texts = metadata_of(offsets, metadata)
+        return [TopicPartition(self._topic, p, offset, texts[p]) for p, offset in offsets.items()]
+
+    def _committing(self, call: Callable[[], object]) -> None:
+        doing = f"committing offsets of {self._topic}"
+        self._check_name(doing)
+        try:
+            with self._server.errors(doing):
+                call()
+        except Replaced as error:
+            self.doubt(error, doing)
+
+    def _hear_answer(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """Called inside of polls."""
+        if {tp.partition: tp.offset for tp in partitions} == self._asked:  # not of one that was given up
+            self._answer = error, partitions
+
+    def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
+        """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
+
+        Waits while a transaction with offsets of one of them is not ended, 10 s at the most.
+        """
+        if not partitions:
+            return {}
+        if self._group is None:
+            raise no_group("has nothing committed")
+        return self._asker.committed(self._topic, partitions)
+
+    def membership(self, topic: str, partitions: Collection[int]) -> Any:
+        """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
+
+        Raises:
+            PutOut: it has lost its place in the group, or the partitions.
+        """
+        if self._group is None:
+            raise no_group("has nothing to commit to")
+        self._check_name(f"committing offsets of {topic}")
+        if self._member is None:
+            return self._kafka.consumer_group_metadata()
+        found = self._member.metadata(partitions)
+        if found is None or topic != self._topic:
+            raise PutOut(f"committing offsets of {topic}")
+        return found
+
+    def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The first retained offset of each partition."""
+        return offsets_at(self._server, self._kafka, self._topic, partitions, BEGINNING)
+
+    def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The offset after the last record of each partition, as this consumer's isolation level sees it."""
+        return offsets_at(self._server, self._kafka, self._topic, partitions, END)
+
+    def lag(self) -> dict[int, int]:
+        """Records between the position and the last known end, for each partition of which both are known."""
+        with self._server.errors(f"asking for the lag of {self._topic}"):
+            return self._reading.lag()
+
+    # The name, and the end -----------------------------------------------------------------------------------
+
+    def confirm(self) -> None:
+        """Ask the group now whether this member's name is still its own; nothing is asked where it has none."""
+        if self._member is not None:
+            with self._server.errors(f"asking for our place in the group {self._group}"):
+                self._member.confirm(self._server.timeout_s)
+            if self._member.replaced:
+                raise self._replaced()
+
+    def close(self) -> None:
+        """Leave the group. Does not commit; `on_revoked` is called for what was assigned."""
+        if self._kafka is None:
+            return
+        error = None
+        if self._member is not None:
+            self._member.leave()
+            error = self._member.error
+        try:
+            self._server.within(_CLOSE_SECONDS).call("leaving", self._let_go)
+        except BrokerError as failure:
+            error = error or failure
+        if isinstance(error, BrokerError):
+            log.debug("leaving the group failed; it notices at the end of the session", exc_info=error)
+        elif error is not None:
+            raise error
+
+    def _let_go(self) -> None:
+        # A member whose name another has leaves without a word.
+        self._asker.close()
+        if self._member is None or not (self._member.replaced or self._member.fenced):
+            self._kafka.close()
+
+    def _hear(self, error: KafkaError) -> None:
+        """Called inside of the library's calls, for news of the connection."""
+        if error.code() == KafkaError.FENCED_INSTANCE_ID and self._member is not None:
+            self._member.fenced = True
+        library_log.warning("%s", error.str())
+
+    def doubt(self, error: Replaced, committing: str = "") -> None:
+        """The library was told that another has our name: Replaced where that is so; where not, PutOut for a commit."""
+        if self._member is None:
+            raise error
+        self._member.fenced = True
+        self._check_name(committing)
+
+    def _check_name(self, committing: str = "") -> None:
+        """Where the library was told that another has our name: Replaced if that is so. Else no commit is possible."""
+        if self._member is None or not (self._member.fenced or self._member.replaced):
+            return
+        if not self._member.replaced:
+            self._member.confirm(min(_SOON_S, self._server.timeout_s))
+        if self._member.replaced:
+            raise self._replaced()
+        if committing:
+            raise PutOut(committing)
+
+    def _replaced(self) -> BrokerError:
+        return self._server.tell(Trouble.REPLACED, "", f"reading {self._topic}")
+
+    def _require(self, topic: str) -> int:
+        count = self._count(topic)
+        if count is None:
+            raise self._server.tell(Trouble.NO_TOPIC, "", f"reading {topic}")
+        return count

@@ -1,0 +1,188 @@
+"""Which partitions a consumer on librdkafka reads, and where it is in each of them.
+
+The library takes no note of a `seek` for a partition that is paused or not assigned yet, and refuses one that it is
+only about to begin to read; that may last while Kafka is away. So where to go on is kept here until the library has
+taken it, and until then nothing of such a partition is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Any
+
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+
+from tidecast.service.broker.confluent.client import Server
+from tidecast.service.broker.confluent.group import Member
+from tidecast.service.broker.confluent.message_batch import Arrivals, batch_of, without
+from tidecast.service.broker.port import Batch
+
+_AGAIN_PAUSE_S = 0.005
+_CONNECT_S = 1.0
+
+
+class Reading:
+    """For one caller's thread.
+
+    Args:
+        server: where, and how long to wait.
+        kafka: a Consumer of the library; may be replaced, followed by `clear`.
+        grouped: whether it has a group.
+    """
+
+    def __init__(self, server: Server, kafka: Any, grouped: bool) -> None:
+        self.topic = ""
+        self.kafka = kafka
+        self.member: Member | None = None
+        self._arrivals = Arrivals(server, grouped)
+        self._to_assign: dict[int, int] = {}  # done by the first poll: to ask for offsets needs no fetching
+        self._assigned: set[int] = set()  # by `assign`
+        self._positions: dict[int, int] = {}  # as last told by `next`
+        self._paused: set[int] = set()
+        self._seeks: dict[int, int] = {}  # where to go on, of which the library has taken no note yet
+        self._starts: dict[int, int] = {}  # where reading of those began that came back within one call
+
+    def clear(self) -> None:
+        """Nothing is read any more."""
+        for known in (self._positions, self._seeks, self._starts, self._paused, self._arrivals):
+            known.clear()
+
+    @property
+    def partitions(self) -> Collection[int]:
+        """Those that are read, be they paused."""
+        return self._assigned if self.member is None else self.member.owned
+
+    def assign(self, offsets: Mapping[int, int]) -> None:
+        """Read these and nothing else."""
+        self.clear()
+        self._assigned, self._to_assign = set(offsets), dict(offsets)
+
+    def take(
+        self,
+        partitions: Collection[int],
+        begin_of: Callable[[Collection[int], Collection[int]], Mapping[int, int]],
+    ) -> None:
+        """Begin to read what the group gave us; `seek` and `pause` were called before, if at all.
+
+        `begin_of` is given them, and those of them that were ours in the same call, and tells where to begin, so far
+        as the library does not ask by itself.
+        """
+        again = set() if self.member is None else self.member.gone.intersection(partitions)
+        begin = {**dict.fromkeys(partitions, OFFSET_INVALID), **begin_of(partitions, again)}
+        starts = {p: self._seeks.pop(p, begin[p]) for p in partitions}
+        self._starts |= {p: starts[p] for p in again}
+        self.kafka.incremental_assign([self.tp(p, offset) for p, offset in starts.items()])
+        if paused := self._paused.intersection(partitions):
+            self.kafka.pause(list(map(self.tp, paused)))
+
+    def drop(self, partitions: Collection[int]) -> None:
+        """The group has taken them away."""
+        for partition in partitions:
+            self._positions.pop(partition, None)
+            self._seeks.pop(partition, None)
+            self._paused.discard(partition)
+        self.kafka.incremental_unassign(list(map(self.tp, partitions)))
+
+    def next(self, deadline: float, max_records: int) -> Batch:
+        """What has arrived, at most `max_records`; waits until `deadline` (monotonic) for the first."""
+        if self._to_assign:
+            self._connect(deadline)
+            self.kafka.assign([self.tp(p, offset) for p, offset in self._to_assign.items()])
+            self.kafka.resume(list(map(self.tp, self._to_assign)))  # it keeps in mind that one was paused before
+            if self._paused:
+                self.kafka.pause(list(map(self.tp, self._paused)))
+            self._to_assign = {}
+        while True:
+            going = self._go_on()
+            until = min(deadline, time.monotonic() + _AGAIN_PAUSE_S) if going else deadline
+            records, failure = self._arrivals.take(self.kafka, until, max_records)
+            if self.member is not None:
+                records, failure = self._still_ours(self.member, records, failure)
+            if going:
+                records = without(records, going)
+                self._arrivals.drop(going)
+            if failure is not None:
+                self._arrivals.hold(records)
+                raise failure
+            # A member goes on waiting for records when partitions have come to their ends.
+            ends = self._arrivals.ends
+            if records or (ends and self.member is None) or time.monotonic() >= deadline:
+                self._arrivals.ends = {}
+                return batch_of(self.topic, records, ends, self._positions)
+
+    def _connect(self, deadline: float) -> None:
+        """Ask where the topic is: a library that is only about to connect may fetch nothing for a second, unasked."""
+        left = min(_CONNECT_S, deadline - time.monotonic())
+        if left > 0:
+            with suppress(KafkaException):  # then it goes on asking by itself
+                self.kafka.list_topics(self.topic, left)
+
+    def _still_ours(
+        self, member: Member, records: list[Any], failure: BaseException | None
+    ) -> tuple[list[Any], BaseException | None]:
+        """Without what the callbacks of the same call have given away, and with the error of one that failed."""
+        if gone := member.gone:
+            member.gone = set()
+            records = without(records, gone)
+            self._arrivals.drop(gone)
+            for partition in gone:
+                if (start := self._starts.pop(partition, None)) is not None and partition in member.owned:
+                    self._seeks.setdefault(partition, start)
+        failure, member.error = member.error or failure, None
+        return records, failure
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Go on at `offset`."""
+        self._positions.pop(partition, None)
+        self._arrivals.drop([partition])
+        if partition in self._to_assign:
+            self._to_assign[partition] = offset
+        else:
+            self._seeks[partition] = offset
+            self._go_on()
+
+    def _go_on(self) -> set[int]:
+        """Have the library go where it is to go on; the partitions for which it will not yet."""
+        going = self._begun(self._seeks.keys() - self._paused)
+        for partition in list(going):
+            try:
+                self.kafka.seek(self.tp(partition, self._seeks[partition]))
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:
+                    raise
+            else:
+                del self._seeks[partition]
+                going.remove(partition)
+        return going
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """Fetch nothing from these."""
+        self._paused |= set(partitions)
+        if begun := self._begun(partitions):
+            self.kafka.pause(list(map(self.tp, begun)))
+
+    def resume(self, partitions: Collection[int]) -> None:
+        """Undo `pause`."""
+        self._paused -= set(partitions)
+        if begun := self._begun(partitions):
+            self.kafka.resume(list(map(self.tp, begun)))
+        self._go_on()
+
+    def _begun(self, partitions: Collection[int]) -> set[int]:
+        """Those that the library has been told of."""
+        return set(partitions) - (self._to_assign.keys() if self.member is None else self.member.new)
+
+    def lag(self) -> dict[int, int]:
+        """Records between the position and the last known end, for each partition of which both are known."""
+        found = {}
+        for partition in self.partitions:
+            _, end = self.kafka.get_watermark_offsets(self.tp(partition), cached=True)
+            if end >= 0 and (position := self._positions.get(partition)) is not None:
+                found[partition] = max(0, end - position)
+        return found
+
+    def tp(self, partition: int, offset: int = OFFSET_INVALID) -> TopicPartition:
+        """As the library names it."""
+        return TopicPartition(self.topic, partition, offset)

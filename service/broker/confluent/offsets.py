@@ -1,0 +1,67 @@
+"""What a consumer on librdkafka asks Kafka about offsets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from tidecast.service.broker.confluent.client import Server, topic_errors
+from tidecast.service.broker.port import Consumer
+
+BEGINNING, END = -2, -1  # as times, in the question for an offset
+_AGAIN_PAUSE_S = 0.005
+_MOVED = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)  # or is new
+
+
+def offsets_at(server: Server, kafka: Any, topic: str, partitions: Collection[int], when: int) -> dict[int, int]:
+    """`partition -> offset` of the beginnings or the ends, the latter as the consumer's isolation level sees them."""
+    if not partitions:
+        return {}
+    asked = [TopicPartition(topic, partition, when) for partition in partitions]
+    deadline = time.monotonic() + server.timeout_s
+    with server.errors(f"asking for the offsets of {topic}"):
+        while True:
+            try:
+                return {
+                    tp.partition: tp.offset for tp in topic_errors(kafka.offsets_for_times(asked, server.timeout_s))
+                }
+            except KafkaException as error:  # raised at once, where the library should ask again
+                if error.args[0].code() not in _MOVED or time.monotonic() > deadline:
+                    raise
+            time.sleep(_AGAIN_PAUSE_S)
+
+
+class Asker:
+    """Asks for what a group has committed, through another library.
+
+    librdkafka (2.16) reads past the end of a text that another client has committed, be it an empty one: it has lost
+    the text's length, and only its own texts end in a zero. And to a reader of uncommitted records it tells what is
+    not final.
+    """
+
+    def __init__(self, make: Callable[[], Consumer]) -> None:
+        self._make = make
+        self._consumer: Consumer | None = None
+        self._topic = ""
+
+    def committed(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
+        """See `Consumer.committed`."""
+        if self._consumer is None:
+            self._consumer = self._make()
+        if self._topic != topic:
+            self._consumer.assign(topic, {})
+            self._topic = topic
+        return self._consumer.committed(partitions)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._consumer is not None:
+            self._consumer.close()

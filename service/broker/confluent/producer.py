@@ -1,0 +1,172 @@
+"""Producing through librdkafka.
+
+One `produce` call a record: the library's bulk call (2.16) is no faster, as it wants a dict for each, and takes no
+headers. A header costs half as much as the record itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import repeat
+from operator import length_hint
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Producer as Kafka
+
+from tidecast.service.broker.client import PlainProducer, Trouble
+from tidecast.service.broker.confluent.client import Server, log
+from tidecast.service.broker.partitioner import partitions_for
+from tidecast.service.broker.port import Outgoing
+from tidecast.service.errors import BrokerError
+
+_ROOM_PAUSE_S = 0.05
+_CLOSE_SECONDS = 2.0
+_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # given up by us: no failure of a delivery
+
+
+class ConfluentProducer(PlainProducer):
+    """Idempotent, acks=all. Once a record could not be delivered, every further call says so."""
+
+    def __init__(self, server: Server, count: Callable[[str], int | None], **more: Any) -> None:
+        self._server = server
+        self._count = count
+        self._patience_s = more.get("delivery.timeout.ms", server.timeout_ms) / 1_000
+        options = server.options() | {
+            "acks": "all",
+            "enable.idempotence": True,
+            # Of a transaction nothing is seen before its end: there, to linger only makes for fewer requests. Without
+            # one a batch gathers by itself while others are under way; and the library (2.16) does not sleep through
+            # the last millisecond of such a time, but looks 100,000 times a second whether it is over.
+            "linger.ms": 10 if "transactional.id" in more else 0,
+            "message.max.bytes": 8 << 20,  # how large a record may be is Kafka's to say
+            # Records handed over but not acknowledged: so many, and so many KiB.
+            "queue.buffering.max.messages": 200_000,
+            "queue.buffering.max.kbytes": 64 << 10,
+            "delivery.timeout.ms": server.timeout_ms + 1_000,
+            # lz4 would save a third of the time, but kafka-python reads it only with a package of its own: whoever
+            # reads the forecasts, or takes over the states, must not need it.
+            "compression.type": "none",
+            "on_delivery": self._delivered,
+            "delivery.report.only.error": True,
+            "error_cb": self._hear,
+            **more,
+        }
+        self._fatal: KafkaError | None = None  # after which the library does nothing more
+        self._failure: tuple[str, BaseException] | None = None
+        self._counts: dict[str, int] = {}
+        with server.errors("connecting to produce"):
+            self._kafka: Any = Kafka(options)
+
+    def produce(self, outgoing: Outgoing) -> None:
+        """Hand over records in order. Waits only while the buffer is full.
+
+        Raises:
+            BrokerError: an earlier record could not be delivered, or there is no such topic or partition.
+        """
+        self._raise_failure()
+        if not len(outgoing):
+            return
+        topic = outgoing.topic
+        highest = max((p for p in set(outgoing.partitions) if p is not None), default=0)
+        with self._server.errors(f"producing to {topic}"):
+            count = self._partitions_of(topic, highest)
+            partitions: list[Any] = outgoing.partitions
+            if None in partitions:
+                partitions = partitions_for(partitions, outgoing.keys, count)
+            columns: list[Iterable[Any]] = [outgoing.values, outgoing.keys, partitions]
+            stamps, headers = outgoing.timestamps, any(outgoing.headers)
+            if headers or stamps.count(None) < len(stamps):
+                columns += [repeat(None), repeat(None), [stamp or 0 for stamp in stamps]]
+            if headers:
+                columns.append([list(each) if each else None for each in outgoing.headers])
+            self._hand_over(topic, columns, len(outgoing))
+            self._kafka.poll(0)
+        self._raise_failure()
+
+    def _hand_over(self, topic: str, columns: list[Iterable[Any]], n: int) -> None:
+        """Call the library for each of `n` records; the columns are its arguments."""
+        topics = repeat(topic, n)
+        calls = map(self._kafka.produce, topics, *columns)
+        while True:
+            try:
+                deque(calls, maxlen=0)  # no line of ours for each
+                return
+            except BufferError:  # the record was taken from the columns; those behind it were not
+                row = n - length_hint(topics) - 1
+                self._make_room(topic, tuple(c[row] if isinstance(c, list) else None for c in columns))
+
+    def _make_room(self, topic: str, record: tuple[Any, ...]) -> None:
+        deadline = time.monotonic() + self._server.timeout_s
+        while True:
+            self._kafka.poll(_ROOM_PAUSE_S)
+            self._raise_failure()
+            try:
+                self._kafka.produce(topic, *record)
+                return
+            except BufferError:
+                if time.monotonic() > deadline:
+                    raise
+
+    def _partitions_of(self, topic: str, highest: int) -> int:
+        count = self._counts.get(topic)
+        if count is None or highest >= count:  # asked again where the topic may have grown
+            grown, count = count is not None, self._count(topic)
+            if count is None:
+                raise self._server.tell(Trouble.NO_TOPIC, "", f"producing to {topic}")
+            if grown:  # the library itself would look again minutes later
+                self._kafka.list_topics(topic, timeout=self._server.timeout_s)
+            self._counts[topic] = count
+        if highest >= count:
+            raise ValueError(f"there is no partition {highest}, only 0..{count - 1}")
+        return count
+
+    def _delivered(self, error: KafkaError | None, message: Any) -> None:
+        """Called inside of our own calls, for records that were given up."""
+        if error is not None and error.code() not in _PURGED and self._failure is None:
+            self._failure = (message.topic(), KafkaException(error))
+
+    def _hear(self, error: KafkaError) -> None:
+        """Likewise, for news of the connection."""
+        if error.fatal() and self._fatal is None:
+            self._fatal = error
+        log.warning("%s", error.str())
+
+    def _raise_failure(self) -> None:
+        if self._kafka is None:
+            raise BrokerError("the producer is closed", do="Make a new one.")
+        if self._failure is not None:
+            topic, error = self._failure
+            raise self._server.within(self._patience_s).error(error, f"delivering to {topic}") from error
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all that was produced is acknowledged.
+
+        Raises:
+            BrokerError: a record failed, or `timeout_s` passed.
+        """
+        doing = "delivering what was produced"
+        server = self._server.within(timeout_s)
+        self._raise_failure()
+        with server.errors(doing):
+            left = self._kafka.flush(timeout_s)
+        self._raise_failure()
+        if left:
+            raise server.tell(Trouble.SILENT, "", doing)
+
+    def close(self) -> None:
+        """Let go of the connection without waiting for what is still buffered."""
+        if self._kafka is None:
+            return
+        # Its own `close` would wait for an open transaction to be aborted. Without it, the library lets go when nobody
+        # holds the object any more: so it is handed to the thread that waits for that.
+        held, self._kafka = [self._kafka], None
+        with contextlib.suppress(BrokerError):
+            self._server.within(_CLOSE_SECONDS).call("closing the producer", lambda: self._let_go(held))
+
+    def _let_go(self, held: list[Any]) -> None:
+        held[0].purge(True, True, False)
+        held.clear()

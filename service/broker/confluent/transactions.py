@@ -1,0 +1,188 @@
+"""Transactions through librdkafka, whose calls have time limits of their own.
+
+A record that fails makes the library refuse the commit, without a word of why: `_delivered` has it. An error that the
+library takes for fatal (fenced) is told to `_hear`, and as "fatal" to all calls that follow.
+
+One call does not keep its limit: where Kafka goes away just as the offsets are handed over, the library (2.16) waits
+for some connection to come or go, which may be never (confluentinc/librdkafka#5456). See `_send_offsets`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from tidecast.service.broker.client import REPLACE, TRANSACTION_TIMEOUT_MS, Trouble, no_offsets, not_open, open_already
+from tidecast.service.broker.confluent.client import Server
+from tidecast.service.broker.confluent.consumer import ConfluentConsumer
+from tidecast.service.broker.confluent.producer import ConfluentProducer
+from tidecast.service.broker.port import Consumer, Outgoing
+from tidecast.service.errors import BrokerError, Replaced
+
+
+class TransactionalProducer(ConfluentProducer):
+    """Has a transactional id, and has fenced whoever had it. For one caller's thread.
+
+    Raises:
+        BrokerError: the id could not be taken within the server's time limit.
+    """
+
+    def __init__(self, server: Server, count: Callable[[str], int | None], transactional_id: str) -> None:
+        options = {
+            "socket.timeout.ms": min(TRANSACTION_TIMEOUT_MS, server.options()["socket.timeout.ms"]),  # no longer
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            # A record that is not delivered by then is never: Kafka has ended its transaction.
+            "delivery.timeout.ms": TRANSACTION_TIMEOUT_MS,
+        }
+        super().__init__(server, count, **options)
+        self._open = False
+        self._commit_asked = False  # from when it is asked for until it is known
+        try:
+            with server.errors(f"taking the transactional id {transactional_id}"):
+                self._kafka.init_transactions(server.timeout_s)
+        except BaseException:
+            with contextlib.suppress(BrokerError):
+                self.close()
+            raise
+
+    def produce(self, outgoing: Outgoing) -> None:
+        """Hand over records of the open transaction, in order.
+
+        Raises:
+            Fenced: another producer has the transactional id.
+            BrokerError: an earlier record could not be delivered, no transaction is open, or there is no such topic.
+        """
+        self._raise_failure()
+        if not self._open:
+            raise not_open()
+        with self._told("producing in a transaction"):
+            super().produce(outgoing)
+
+    def begin(self) -> None:
+        """Begin a transaction.
+
+        Raises:
+            Fenced: another producer has the transactional id.
+            BrokerError: a transaction is open, or the producer must be replaced.
+        """
+        self._raise_failure()
+        if self._open:
+            raise open_already()
+        with self._told("beginning a transaction"):
+            self._kafka.begin_transaction()
+        self._open = True
+
+    def commit_transaction(
+        self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
+    ) -> None:
+        """Commit all that was produced since `begin`, and `partition -> (next offset, metadata)` of the input topic.
+
+        Raises:
+            Fenced: another producer has the transactional id, or the group moved on without the consumer.
+            BrokerError: it is not committed; or, where Kafka was asked and did not answer, it is not known.
+        """
+        deadline = time.monotonic() + timeout_s
+        member = cast(ConfluentConsumer, consumer)
+        if not self._open or self._commit_asked:
+            raise not_open()
+        if not offsets:
+            raise no_offsets()
+        self._server = self._server.named(member.server.instance)  # whose name Kafka may refuse
+        doing, server = "committing a transaction", self._server.within(timeout_s)
+        with self._told(doing, server):
+            group = member.membership(topic, offsets)
+            found = [TopicPartition(topic, p, offset, text) for p, (offset, text) in offsets.items()]
+            try:
+                self._send_offsets(found, group, timeout_s)
+            except Replaced as error:
+                member.doubt(error, doing)
+            if self._kafka.flush(max(0.0, deadline - time.monotonic())):
+                raise server.tell(Trouble.SILENT, "", doing)
+            self._raise_failure()
+            self._commit_asked = True
+            try:
+                self._kafka.commit_transaction(max(0.1, deadline - time.monotonic()))
+            except KafkaException as error:
+                self._commit_asked = not error.args[0].txn_requires_abort()  # then Kafka was not asked, or refused
+                raise
+        self._open = self._commit_asked = False
+
+    def _send_offsets(self, offsets: list[TopicPartition], group: Any, timeout_s: float) -> None:
+        """In a thread of its own, which is left behind, with the producer, where the library does not come back.
+
+        Not for longer than a transaction may last: Kafka has ended it by then.
+        """
+        limit_s = min(timeout_s, TRANSACTION_TIMEOUT_MS / 1_000)
+        self._server.within(limit_s).call(
+            "committing a transaction", lambda: self._kafka.send_offsets_to_transaction(offsets, group, limit_s)
+        )
+
+    def abort(self, timeout_s: float) -> None:
+        """Drop what was produced since `begin`; nothing is done where no transaction is open or Kafka aborted it.
+
+        Raises:
+            BrokerError: it is not known whether it is dropped, or was committed; the producer must be replaced.
+        """
+        if not self._open:
+            return
+        self._listen()
+        if self._fatal is not None:  # then Kafka has aborted it; `begin` will say what happened
+            self._open = False
+            return
+        if self._commit_asked:
+            raise BrokerError("it is not known whether Kafka has committed the transaction", do=REPLACE)
+        try:
+            with self._told("aborting a transaction", self._server.within(timeout_s)):
+                self._kafka.abort_transaction(timeout_s)
+        except BrokerError:
+            if self._fatal is None:
+                raise
+        self._listen()
+        self._open, self._failure = False, None
+
+    def _let_go(self, held: list[Any]) -> None:
+        # The library (2.16) aborts the process where it is let go of just as it is to tell Kafka of the first partition
+        # in the transaction. In one that is being aborted it does not; nobody waits for the end of that.
+        if len(held[0]):  # all delivered: Kafka knows
+            with contextlib.suppress(KafkaException):
+                held[0].abort_transaction(0)
+        super()._let_go(held)
+
+    def _listen(self) -> None:
+        """Have the library tell what it has to tell."""
+        try:
+            self._kafka.poll(0)
+        except KafkaException as error:
+            if error.args[0].fatal():
+                self._fatal = error.args[0]
+
+    @contextmanager
+    def _told(self, doing: str, server: Server | None = None) -> Iterator[None]:
+        """Where a call fails because of something before it, that is what is raised."""
+        server = server or self._server
+        try:
+            with server.errors(doing):
+                yield
+        except BrokerError as error:
+            self._listen()
+            cause = error.__cause__
+            inner = cause.args[0] if isinstance(cause, KafkaException) else None
+            if isinstance(inner, KafkaError) and inner.fatal() and inner.code() != KafkaError._FATAL:
+                self._fatal = inner
+            if isinstance(inner, KafkaError):
+                if self._fatal is None and not inner.fatal():
+                    super()._raise_failure()
+                self._raise_failure()
+            raise
+
+    def _raise_failure(self) -> None:
+        if self._fatal is not None:
+            error = KafkaException(self._fatal)
+            raise self._server.error(error, "producing in a transaction") from error
+        super()._raise_failure()

@@ -1,0 +1,1 @@
+"""The port on kafka-python."""

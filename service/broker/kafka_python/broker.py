@@ -1,0 +1,175 @@
+"""The port on kafka-python, the default client."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from kafka import KafkaAdminClient, errors
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from tidecast.service.broker.kafka_python import transport
+from tidecast.service.broker.kafka_python.client import Server
+from tidecast.service.broker.kafka_python.consumer import KafkaPythonConsumer
+from tidecast.service.broker.kafka_python.handshake import greet
+from tidecast.service.broker.kafka_python.producer import KafkaPythonProducer
+from tidecast.service.broker.kafka_python.transactions import TransactionalProducer
+from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer
+from tidecast.service.broker.security import PLAIN_TEXT, Security
+from tidecast.service.errors import Unanswered
+
+_WHY_S = 5.0  # to find out why it is silent
+
+
+class KafkaPythonBroker(Broker):
+    """One cluster through kafka-python. Nothing is contacted before the first call.
+
+    `timeout_s` limits every wait: for a connection, for an admin call, for an acknowledgement.
+    """
+
+    def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0, security: Security = PLAIN_TEXT) -> None:
+        transport.install()
+        self._server = Server(bootstrap_servers, timeout_s, security=security)
+        self._greeted = False
+        self._admin: Any = None
+        self._lock = threading.Lock()
+
+    def consumer(
+        self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
+    ) -> Consumer:
+        """A new consumer; `group` None = only `assign` may be used."""
+        with self.explained():
+            self._server.call("connecting to consume", self.greet)
+            return KafkaPythonConsumer(
+                self._server,
+                self.partitions,
+                group=group,
+                isolation=isolation,
+                membership=membership,
+            )
+
+    def producer(self, *, transactional_id: str | None = None) -> Producer:
+        """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
+        with self.explained():
+            self._server.call("connecting to produce", self.greet)
+            if transactional_id is None:
+                return KafkaPythonProducer(self._server, self.partitions)
+            return TransactionalProducer(self._server, self.partitions, transactional_id)
+
+    def partitions(self, topic: str) -> int | None:
+        """How many partitions the topic has, None where there is no such topic."""
+        doing = f"looking up the topic {topic}"
+        with self.explained():
+            found = self._server.call(doing, lambda: self._connected().describe_topics([topic]))
+        with self._server.errors(doing):
+            code = found[0]["error_code"]
+            if errors.for_code(code) is errors.UnknownTopicOrPartitionError:
+                return None
+            if code:
+                raise errors.for_code(code)(topic)
+        return len(found[0]["partitions"])
+
+    def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
+        """Make the topic, with the cluster's default replication; False where it was there already.
+
+        `config` may hold `replication.factor` besides the topic's own settings.
+        """
+        configs = dict(config or {})
+        replicas = int(configs.pop("replication.factor", -1))
+        new = {topic: {"num_partitions": partitions, "replication_factor": replicas, "configs": configs}}
+        doing = f"making the topic {topic}"
+
+        def create() -> bool:
+            try:
+                self._connected().create_topics(new, timeout_ms=self._server.timeout_ms)
+            except errors.TopicAlreadyExistsError:
+                return False
+            # the controller has it; wait until every broker that a client may ask has it too
+            self._connected().wait_for_topics([topic], timeout_ms=self._server.timeout_ms)
+            return True
+
+        return self._server.call(doing, create)
+
+    def delete_topic(self, topic: str) -> bool:
+        """Remove the topic; False where there was none."""
+
+        def delete() -> bool:
+            try:
+                self._connected().delete_topics([topic], timeout_ms=self._server.timeout_ms)
+            except errors.UnknownTopicOrPartitionError:
+                return False
+            return True
+
+        return self._server.call(f"deleting the topic {topic}", delete)
+
+    def topic_config(self, topic: str) -> dict[str, str]:
+        """All settings of the topic that Kafka tells, those left at their defaults too."""
+        doing = f"asking for the settings of {topic}"
+
+        def describe() -> dict[str, Any]:
+            if self.partitions(topic) is None:  # Kafka's answer would be an empty one
+                raise errors.UnknownTopicOrPartitionError
+            asked = [ConfigResource(ConfigResourceType.TOPIC, topic)]
+            found = self._connected().describe_configs(asked, config_filter="all")
+            return dict(found["topic"][topic])
+
+        found = self._server.call(doing, describe)
+        return {name: setting["value"] for name, setting in found.items() if setting["value"] is not None}
+
+    def topics(self) -> dict[str, int]:
+        """`topic -> partitions` of all topics that are not internal."""
+        found = self._server.call("listing the topics", lambda: self._connected().describe_topics())
+        return {t["name"]: len(t["partitions"]) for t in found if not t["is_internal"]}
+
+    def holder(self, group: str, instance: str, limit_s: float) -> str | None:
+        """The id of the member that has this name in the group; None where nobody has it.
+
+        Raises:
+            BrokerError: no answer within `limit_s`.
+        """
+        doing = f"asking for our place in the group {group}"
+        found = self._server.within(limit_s).call(doing, lambda: self._connected().describe_groups([group]))
+        members = found[group]["members"]
+        return next((str(m["member_id"]) for m in members if m["group_instance_id"] == instance), None)
+
+    def close(self) -> None:
+        """Let go of the connection made for the admin calls; consumers and producers have their own."""
+        with self._lock:
+            admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
+
+    def greet(self) -> None:
+        """See that Kafka takes us in, once, and wait for it; see `tidecast.service.broker.kafka_python.handshake`.
+
+        Raises:
+            BrokerError: it refuses us.
+            TimeoutError: it does not answer.
+        """
+        if not self._greeted:
+            greet(self._server)
+            self._greeted = True
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Where Kafka is silent inside, see whether it is because it refuses us by now: a password may have changed.
+
+        Raises:
+            BrokerError: it refuses us, or what was raised inside.
+        """
+        try:
+            yield
+        except Unanswered:
+            if self._server.security != PLAIN_TEXT:
+                with suppress(TimeoutError):
+                    greet(self._server.within(_WHY_S))
+            raise
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._admin is None:
+                self.greet()
+                self._admin = KafkaAdminClient(**self._server.options())
+            return self._admin

@@ -1,0 +1,303 @@
+"""A consumer on kafka-python."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from operator import itemgetter
+from typing import Any, cast
+
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from kafka.consumer.fetcher import IsolationLevel
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import ConsumerGroupMetadata
+
+from tidecast.service.broker.client import no_group, no_partition
+from tidecast.service.broker.kafka_python.batch_reader import FetchedRows, Row
+from tidecast.service.broker.kafka_python.client import Server, poll
+from tidecast.service.broker.kafka_python.group import Member
+from tidecast.service.broker.port import Batch, Consumer, Membership, metadata_of
+from tidecast.service.errors import BrokerError, PutOut
+
+log = logging.getLogger("tidecast.broker")
+
+_offset, _timestamp, _key, _value, _headers = (cast(Callable[[Row], Any], itemgetter(column)) for column in range(5))
+_CLOSE_TIMEOUT_MS = 5_000
+_ASK_SECONDS = 10.0
+_ASK_AGAIN_MS = 20  # the library's default is 100
+
+
+class KafkaPythonConsumer(Consumer):
+    """Made by `KafkaPythonBroker.consumer`. Not thread-safe: for one caller's thread."""
+
+    def __init__(
+        self,
+        server: Server,
+        count: Callable[[str], int | None],
+        *,
+        group: str | None,
+        isolation: str,
+        membership: Membership,
+    ) -> None:
+        self.server = self._server = server.named(membership.instance)
+        self._count = count
+        self._group = group
+        self._topic = ""
+        self._positions: dict[int, int] = {}  # as last told by `poll`
+        self._owned: set[int] = set()  # the group's share, as the callbacks have told the caller
+        self._member: Member | None = None
+        self._answers: list[Any] = []  # to what `commit_soon` asked
+        options = server.options() | {
+            "group_id": group,
+            "isolation_level": isolation,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "allow_auto_create_topics": False,
+            "partition_assignment_strategy": (CooperativeStickyAssignor,),
+            "session_timeout_ms": int(membership.session_timeout_s * 1_000),
+            "group_instance_id": membership.instance,
+            "heartbeat_interval_ms": 1_000,  # how soon a member hears of a rebalance
+            # Commits wait behind a fetch on the same connection; so long at most, when nothing arrives.
+            "fetch_max_wait_ms": 100,
+            # What the library may hold ready; records are taken out of these bytes only as they are polled.
+            "fetch_max_bytes": 16 << 20,
+            "max_partition_fetch_bytes": 2 << 20,
+            "metrics_enabled": False,
+        }
+        if group is None:  # it has just connected when it is to read, and waits so long for the topic's leaders
+            options["retry_backoff_ms"] = _ASK_AGAIN_MS
+        self._kafka: Any = server.call("connecting to consume", lambda: KafkaConsumer(**options))
+        self._kafka._fetcher.PartitionRecords = FetchedRows
+        # So long after it has connected it asks for the topic that it is to read; its options do not reach that far.
+        self._kafka._cluster.config["retry_backoff_ms"] = _ASK_AGAIN_MS
+        if group is not None:
+            # This makes the library's OffsetFetch requests ask for stable offsets only (KIP-447): while a transaction
+            # with offsets of a partition is open or being ended, it asks again. It does so for readers of committed
+            # records; whoever reads all of them must not go on from a wrong offset either.
+            self._kafka._coordinator._isolation_level = IsolationLevel.READ_COMMITTED
+
+    def subscribe(
+        self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
+    ) -> None:
+        """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
+        if self._group is None:
+            raise no_group("cannot subscribe")
+        self._require(topic)
+        self._topic = topic
+
+        def assigned(partitions: set[int]) -> None:
+            self._owned |= partitions
+            on_assigned(partitions)
+
+        def revoked(partitions: set[int]) -> None:
+            try:
+                on_revoked(partitions)
+            finally:
+                self._owned -= partitions
+            for partition in partitions:
+                self._positions.pop(partition, None)
+
+        # The library shares out the partitions that it knows of: without this it may join before it knows of any.
+        # Not for long: a client that met the broker as it went away may never ask again.
+        soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
+        soon.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
+        self._member = Member(self._kafka, assigned, revoked)
+        with self._server.errors(f"subscribing to {topic}"):
+            self._member.subscribe(topic)
+
+    def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
+        """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
+        count = self._require(topic)
+        if wrong := [p for p in offsets if not 0 <= p < count]:
+            raise no_partition(topic, count, wrong[0])
+        self._topic = topic
+        self._positions = {}
+        with self._server.errors(f"reading {topic}"):
+            self._kafka.assign([self._tp(p) for p in offsets])
+            self._kafka.resume(*map(self._tp, offsets))  # the library keeps in mind that one was paused before
+            # asked for now: the library would only ask at the first fetch, and miss what arrives in between
+            ends = self.end_offsets([p for p, o in offsets.items() if o == -1])
+            starts = self.beginning_offsets([p for p, o in offsets.items() if o == -2])
+            for partition, offset in ({**offsets} | ends | starts).items():
+                self._kafka.seek(self._tp(partition), offset)
+
+    def poll(self, timeout_s: float, max_records: int) -> Batch:
+        """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
+        with self._server.errors(f"reading {self._topic}"):
+            if self._member is None:
+                found: dict[TopicPartition, Any] | None = poll(self._kafka, int(timeout_s * 1_000), max_records)
+            else:
+                found = self._member.poll(timeout_s, max_records, self._server.timeout_s)
+            return Batch(self._topic) if found is None else self._batch(found)
+
+    def _batch(self, found: dict[TopicPartition, list[Row]]) -> Batch:
+        batch = Batch(self._topic)
+        for tp, rows in found.items():
+            batch.partitions += [tp.partition] * len(rows)
+            batch.offsets += map(_offset, rows)
+            batch.timestamps += map(_timestamp, rows)
+            batch.keys += map(_key, rows)
+            batch.values += map(_value, rows)
+            batch.headers += map(_headers, rows)
+        # Positions pass what is never returned (transaction markers, compacted records). Without records, all
+        # partitions are looked at: one of them may hold nothing else.
+        for tp in found or self._kafka.assignment():
+            position = self._kafka.position(tp, timeout_ms=0)
+            if position is not None and self._positions.get(tp.partition) != position:
+                self._positions[tp.partition] = batch.next_offsets[tp.partition] = position
+        return batch
+
+    def commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
+        if not offsets:
+            return
+        with self._server.errors(f"committing offsets of {self._topic}"):
+            self._kafka.commit(self._named(offsets, metadata), timeout_ms=self._server.timeout_ms)
+
+    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """As `commit`, without waiting for the broker."""
+        answers = self._answers = []
+        with self._server.errors(f"committing offsets of {self._topic}"):
+            self._kafka.commit_async(self._named(offsets, metadata), lambda _, answer: answers.append(answer))
+
+    def commit_answered(self) -> bool:
+        """Whether the broker has taken what `commit_soon` asked for; False while that is not known."""
+        with self._server.errors(f"committing offsets of {self._topic}"):
+            self._kafka._coordinator._invoke_completed_offset_commit_callbacks()
+            for answer in self._answers:
+                if isinstance(answer, Exception):
+                    raise answer
+        return bool(self._answers)
+
+    def _named(
+        self, offsets: Mapping[int, int], metadata: str | Mapping[int, str]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        texts = metadata_of(offsets, metadata)
+        return {self._tp(p): OffsetAndMetadata(offset, texts[p], -1) for p, offset in offsets.items()}
+
+    def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
+        """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
+
+        Waits while a transaction with offsets of one of them is not ended, 10 s at the most.
+        """
+        if not partitions:
+            return {}
+        if self._group is None:
+            raise no_group("has nothing committed")
+        coordinator, tps = self._kafka._coordinator, {p: self._tp(p) for p in partitions}
+        # Not for long: a coordinator that went away meanwhile is found again by polling, not by this call.
+        soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
+
+        async def ask() -> dict[TopicPartition, Any]:
+            # One request for all, and a new one: the library would wait for the answer to one that it sent by itself
+            # before, and that may be from before a commit.
+            coordinator._offset_fetch_futures.pop(frozenset(tps.values()), None)
+            found: dict[TopicPartition, Any] = await coordinator.fetch_committed_offsets_async(
+                list(tps.values()), timeout_ms=soon.timeout_ms
+            )
+            return found
+
+        with soon.errors(f"asking for the committed offsets of {self._topic}"):
+            found = self._kafka._net.run(ask)
+        # confluent-kafka ends its texts with a zero.
+        return {
+            p: (found[tp].offset, found[tp].metadata.rstrip("\0")) if tp in found else None for p, tp in tps.items()
+        }
+
+    def membership(self, topic: str, partitions: Collection[int]) -> ConsumerGroupMetadata:
+        """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
+
+        Raises:
+            PutOut: it has lost its place in the group, or the partitions.
+            FencedInstanceIdError: another process has its name, as a heartbeat was told.
+        """
+        if self._group is None:
+            raise no_group("has nothing to commit to")
+        if self._member is not None:
+            self._member.check()
+        found = self._kafka.group_metadata()
+        # Kafka lets a transaction without a member's name pass unchecked, and such a name is all that the library has
+        # once a heartbeat was told that the member is out.
+        out = self._member is not None and (found.generation_id < 0 or not found.member_id)
+        if out or topic != self._topic or (self._member is not None and not self._owned.issuperset(partitions)):
+            raise PutOut(f"committing offsets of {topic}")
+        return found
+
+    def confirm(self) -> None:
+        """Ask the group now whether this member's name is still its own; nothing is asked where it has none."""
+        if self._member is not None and self._server.instance is not None:
+            with self._server.errors(f"asking for our place in the group {self._group}"):
+                self._member.confirm(self._server.timeout_s)
+
+    def seek(self, partition: int, offset: int) -> None:
+        """The next poll of an assigned partition starts at `offset`."""
+        with self._server.errors(f"going to offset {offset} of {self._topic}-{partition}"):
+            self._for_each([partition], lambda tp: self._kafka.seek(tp, offset))
+        self._positions.pop(partition, None)
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
+        with self._server.errors(f"pausing partitions of {self._topic}"):
+            self._for_each(partitions, self._kafka.pause)
+
+    def resume(self, partitions: Collection[int]) -> None:
+        """Undo `pause`."""
+        with self._server.errors(f"resuming partitions of {self._topic}"):
+            self._for_each(partitions, self._kafka.resume)
+
+    def _for_each(self, partitions: Collection[int], do: Callable[[TopicPartition], object]) -> None:
+        """Passes over what the group has taken away already, if the caller has not been told yet: it will be."""
+        for partition in partitions:
+            try:
+                do(self._tp(partition))
+            except (KeyError, ValueError):
+                if partition not in self._owned or self._tp(partition) in self._kafka.assignment():
+                    raise
+
+    def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The first retained offset of each partition."""
+        return self._offsets(self._kafka.beginning_offsets, partitions)
+
+    def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The offset after the last record of each partition, as this consumer's isolation level sees it."""
+        return self._offsets(self._kafka.end_offsets, partitions)
+
+    def _offsets(self, ask: Callable[..., dict[Any, int]], partitions: Collection[int]) -> dict[int, int]:
+        if not partitions:
+            return {}
+        with self._server.errors(f"asking for the offsets of {self._topic}"):
+            found = ask([self._tp(p) for p in partitions], timeout_ms=self._server.timeout_ms)
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    def lag(self) -> dict[int, int]:
+        """Records between the position and the last known end, for each partition of which both are known."""
+        found = {}
+        with self._server.errors(f"asking for the lag of {self._topic}"):
+            for tp in self._kafka.assignment():
+                end = self._kafka.highwater(tp)
+                if end is not None and (position := self._positions.get(tp.partition)) is not None:
+                    found[tp.partition] = max(0, end - position)
+        return found
+
+    def close(self) -> None:
+        """Leave the group. Does not commit; `on_revoked` is called for what was assigned."""
+
+        def leave() -> None:
+            self._kafka.close(autocommit=False, timeout_ms=_CLOSE_TIMEOUT_MS)
+
+        try:
+            if self._member is None:
+                self._server.call("leaving", leave)
+            else:
+                self._member.leave(leave, _CLOSE_TIMEOUT_MS / 1_000 + self._server.timeout_s)
+        except (BrokerError, errors.KafkaError, OSError, RuntimeError) as error:
+            log.debug("leaving the group failed; it notices at the end of the session", exc_info=error)
+
+    def _require(self, topic: str) -> int:
+        count = self._count(topic)
+        if count is None:
+            raise self._server.error(errors.UnknownTopicOrPartitionError(), f"reading {topic}")
+        return count
+
+    def _tp(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._topic, partition)

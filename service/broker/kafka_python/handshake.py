@@ -1,0 +1,218 @@
+"""The first word with Kafka: whether we trust it, and it us.
+
+Both libraries take a wrong password or certificate for a broker that is not there yet: they try again, in silence,
+until their time is up. So before either is used, one connection is made to see (with kafka-python's parts, 3.0.12),
+and one to every broker that the first tells of, for these may have other names than the certificates. A Kafka that
+refuses us is told of in one sentence, at once; one that is not there is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from kafka import errors
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+
+from tidecast.service.broker.kafka_python.client import Server
+from tidecast.service.broker.security import Security
+from tidecast.service.config.settings import flag
+from tidecast.service.errors import BrokerError, NotTakenIn
+
+_TRY_S = 5.0  # for one connection
+_AGAIN_S = 0.25
+_HUNG_UP_S = 5.0  # for so long: a broker that is just going down, or behind something that is sooner up, does so too
+_FILE = "tidecast config shows which file is in force."
+
+
+class _HungUp(Exception):
+    """Kafka ended the connection in the midst of the first words."""
+
+
+def greet(server: Server) -> None:
+    """Wait until Kafka has taken us in, at most `server.timeout_s`.
+
+    Raises:
+        NotTakenIn: it refuses us, or we it.
+        BrokerError: it hangs up again and again.
+        TimeoutError: it was silent for so long.
+    """
+    deadline = time.monotonic() + server.timeout_s
+    hung_up: float | None = None  # since when it does nothing else
+    while True:
+        try:
+            if _tried(server, deadline):
+                return
+            hung_up = None
+        except _HungUp:
+            hung_up = hung_up or time.monotonic()
+            if time.monotonic() - hung_up >= min(_HUNG_UP_S, server.timeout_s / 2):
+                raise _closed(server) from None
+        if time.monotonic() + _AGAIN_S >= deadline:
+            raise TimeoutError(server.bootstrap_servers)
+        time.sleep(_AGAIN_S)
+
+
+def _tried(server: Server, deadline: float) -> bool:
+    """Whether one of the servers has taken us in."""
+    net = NetworkSelector()
+    manager = KafkaConnectionManager(net, **server.options())
+    net.start()
+    try:
+        for node in manager.cluster.bootstrap_brokers():
+            if _met(server, manager, node, deadline):
+                # Not waited for long: that the others are away is no reason to refuse.
+                with contextlib.suppress(errors.KafkaError, OSError):
+                    asked = manager.call_soon(manager.cluster.refresh_metadata, node.node_id)
+                    manager.run(manager.wait_for, asked, 1_000 * _TRY_S)
+                    for other in manager.cluster.brokers():
+                        _met(server, manager, other, deadline)
+                return True
+        return False
+    finally:
+        manager.close()
+        net.stop()
+
+
+def _met(server: Server, manager: Any, node: Any, deadline: float) -> bool:
+    """Whether the broker has taken us in; False where it is not there."""
+    limit_ms = int(1_000 * max(0.1, min(_TRY_S, deadline - time.monotonic())))
+
+    async def meet() -> None:
+        connection = manager.get_connection(node.node_id, timeout_ms=limit_ms)
+        await manager.wait_for(connection.init_future, limit_ms)
+
+    try:
+        manager.run(meet)
+    except (errors.KafkaError, OSError, ValueError, KeyError) as error:
+        where = f"{node.host}:{node.port}"
+        if (refusal := _refusal(server, where, error)) is not None:
+            raise refusal from error
+        if _ended(error) and (server.security.tls or server.security.sasl):
+            raise _HungUp from error
+        return False
+    return True
+
+
+def _refusal(server: Server, where: str, error: BaseException) -> NotTakenIn | None:
+    """What the error says of a Kafka that will not take us in, or that we do not trust; None where it may yet."""
+    security = server.security
+    for cause in _causes(error):
+        match cause:
+            case errors.SaslAuthenticationFailedError():
+                return _unknown_user(security, where, str(cause))
+            case errors.UnsupportedSaslMechanismError() | errors.IllegalSaslStateError():
+                return _other_mechanism(security, where, str(cause))
+            case ssl.SSLCertVerificationError():
+                return _untrusted(where, cause)
+            case ssl.SSLError() if "WRONG_VERSION_NUMBER" in str(cause) or "RECORD_LAYER_FAILURE" in str(cause):
+                return _no_tls(security, where)
+            case ssl.SSLError() if "ALERT" in str(cause):
+                return _certificate_refused(security, where, str(cause))
+            case errors.InvalidReceiveError() if not security.tls:
+                return NotTakenIn(
+                    f"Kafka at {where} does not answer to {security.protocol} in Kafka's own words: it may want TLS",
+                    do=f"Use {flag('security_protocol')} {'SASL_SSL' if security.sasl else 'SSL'}, or its other port.",
+                )
+            case ValueError() if security.sasl and not isinstance(cause, (OSError, UnicodeError)):
+                return NotTakenIn(
+                    f"Kafka at {where} could not prove that it knows the password of {security.username!r}: {cause}",
+                    do="Check the address: this may not be your Kafka.",
+                )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it was made of: as an argument, or as what was being handled."""
+    seen: list[BaseException] = [error]
+    for each in seen:
+        yield each
+        inside = (*each.args, each.__cause__, each.__context__)
+        seen += [one for one in inside if isinstance(one, BaseException) and one not in seen]
+
+
+def _ended(error: BaseException) -> bool:
+    """Whether the other side has closed the connection, which was there."""
+    for cause in _causes(error):
+        if isinstance(cause, (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            return True
+        if isinstance(cause, errors.KafkaConnectionError) and "socket disconnected" in str(cause):
+            return True
+    return False
+
+
+def _unknown_user(security: Security, where: str, said: str) -> NotTakenIn:
+    return NotTakenIn(
+        f"Kafka at {where} refuses the user {security.username!r} with {security.mechanism}: the name or the password "
+        f"is wrong, or not for this mechanism{_in_its_words(said)}",
+        do=f"Check {flag('kafka_username')}, {flag('kafka_password')} and {flag('sasl_mechanism')}.",
+    )
+
+
+def _in_its_words(said: str) -> str:
+    """What Kafka says, without the numbers and names of errors that the library puts before it, once or twice."""
+    words = re.sub(r"^(\[Error \d+\] |\w+Error: )+", "", said).rstrip(".")
+    return f" ({words})" if words else ""
+
+
+def _other_mechanism(security: Security, where: str, said: str) -> NotTakenIn:
+    return NotTakenIn(
+        f"Kafka at {where} does not take {security.mechanism}{_in_its_words(said)}",
+        do=f"Use another {flag('sasl_mechanism')}, or another of its ports.",
+    )
+
+
+def _untrusted(where: str, error: ssl.SSLCertVerificationError) -> NotTakenIn:
+    why = error.verify_message.rstrip(".") or str(error)
+    if re.search("mismatch", why, re.I):
+        return NotTakenIn(
+            f"the certificate of Kafka at {where} is for another name: {why}",
+            do="Use a name that the certificate has in --bootstrap-servers and in the brokers' advertised.listeners.",
+        )
+    return NotTakenIn(
+        f"the certificate of Kafka at {where} is not trusted: {why}",
+        do=f"Give the file of the authority that signed it with {flag('tls_ca_file')}; {_FILE}",
+    )
+
+
+def _no_tls(security: Security, where: str) -> NotTakenIn:
+    return NotTakenIn(
+        f"Kafka at {where} does not speak TLS on this port",
+        got=f"the security protocol {security.protocol}",
+        do=f"Use the port of its TLS listener, or {flag('security_protocol')} "
+        f"{'SASL_PLAINTEXT' if security.sasl else 'PLAINTEXT'}.",
+    )
+
+
+def _certificate_refused(security: Security, where: str, said: str) -> NotTakenIn:
+    alert = re.search(r"ALERT_(\w+)", said)
+    why = alert[1].lower().replace("_", " ") if alert else said
+    if not security.cert_file:
+        return NotTakenIn(
+            f"Kafka at {where} wants a certificate of ours, and there is none ({why})",
+            do=f"Give it with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
+        )
+    return NotTakenIn(
+        f"Kafka at {where} refuses our certificate {security.cert_file} ({why})",
+        do=f"Give one that it trusts with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
+    )
+
+
+def _closed(server: Server) -> BrokerError:
+    security = server.security
+    if security.tls:
+        what = "it may not speak TLS on this port" + ("" if security.cert_file else ", or want a certificate of ours")
+        do = f"Use the port of its TLS listener, or give {flag('tls_cert_file')}; {_FILE}"
+    else:
+        what = "it may want TLS, or no password"
+        do = f"Use another {flag('security_protocol')}, or another of its ports."
+    return BrokerError(
+        f"Kafka at {server.bootstrap_servers} closes each connection at its first words: {what}",
+        got=f"the security protocol {security.protocol}",
+        do=do,
+    )

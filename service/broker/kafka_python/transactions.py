@@ -1,0 +1,221 @@
+"""Transactions through kafka-python.
+
+The library's own calls wait without a limit, so its transaction manager is asked directly, and waited for up to a
+deadline. What else of the library (3.0.12) is minded here:
+  - A record whose delivery is given up at its time limit fails without a word to the transaction, which would then
+    commit without it. So all records are acknowledged, or the failure is raised, before the commit is asked for.
+  - Offsets of an aborted transaction stay queued, and would be committed by the next one. `begin` drops them.
+  - A record that failed leaves a gap in the numbers of its partition's records, at which Kafka refuses all that follow.
+    `abort` then has them counted anew.
+  - A request whose coordinator's connection is refused is thrown away, where it should be sent again: the transaction
+    then waits for an answer to a question that nobody has asked, though Kafka may long be back. See `_connected`.
+  - After some errors it gets itself a new epoch in the midst of a transaction (which aborts that), and would send what
+    is left of the records with the next one. So a producer in any state but the expected is not used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+from kafka import OffsetAndMetadata, TopicPartition, errors
+
+from tidecast.service.broker.client import REPLACE, TRANSACTION_TIMEOUT_MS, no_offsets, not_open, open_already
+from tidecast.service.broker.kafka_python.client import Server
+from tidecast.service.broker.kafka_python.consumer import KafkaPythonConsumer
+from tidecast.service.broker.kafka_python.producer import KafkaPythonProducer
+from tidecast.service.broker.port import Consumer, Outgoing
+from tidecast.service.errors import BrokerError
+
+# The wait before a request is sent again. A transaction soon after another is often told to wait for that one's end.
+_RETRY_BACKOFF_MS = 20
+_FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
+_SLICE_S = 0.25  # so long may a failure go unnoticed while records are delivered
+
+
+class TransactionalProducer(KafkaPythonProducer):
+    """Has a transactional id, and has fenced whoever had it. For one caller's thread.
+
+    Raises:
+        BrokerError: the id could not be taken within the server's time limit.
+    """
+
+    def __init__(self, server: Server, count: Callable[[str], int | None], transactional_id: str) -> None:
+        super().__init__(
+            server,
+            count,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            retry_backoff_ms=_RETRY_BACKOFF_MS,
+        )
+        self._transactions: Any = self._kafka._transaction_manager
+        self._open = False
+        self._added: set[TopicPartition] = set()  # the partitions of the open transaction
+        self._commit: Any = None  # the answer to a commit, from when it is asked for until it is known
+        self._abort: Any = None  # likewise
+        client = self._kafka._sender._client
+        client.await_ready = partial(_connected, client.await_ready)
+        try:
+            server.call(f"taking the transactional id {transactional_id}", self._kafka.init_transactions)
+        except BaseException:
+            with contextlib.suppress(BrokerError):
+                self.close()
+            raise
+
+    def produce(self, outgoing: Outgoing) -> None:
+        """Hand over records of the open transaction, in order.
+
+        Raises:
+            Fenced: another producer has the transactional id.
+            BrokerError: an earlier record could not be delivered, no transaction is open, or there is no such topic.
+        """
+        self._raise_failure()
+        if not self._open:
+            raise not_open()
+        try:
+            super().produce(outgoing)
+        except BrokerError:
+            self._raise_failure()  # the library only tells that there was an error before
+            raise
+
+    def begin(self) -> None:
+        """Begin a transaction.
+
+        Raises:
+            Fenced: another producer has the transactional id.
+            BrokerError: a transaction is open, or the producer must be replaced.
+        """
+        self._raise_failure()
+        if self._open:
+            raise open_already()
+        with self._transactions._lock:
+            self._transactions._pending_txn_offset_commits.clear()
+        with self._server.errors("beginning a transaction"):
+            self._kafka.begin_transaction()
+        self._added.clear()
+        self._open = True
+
+    def commit_transaction(
+        self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
+    ) -> None:
+        """Commit all that was produced since `begin`, and `partition -> (next offset, metadata)` of the input topic.
+
+        Raises:
+            Fenced: another producer has the transactional id, or the group moved on without the consumer.
+            BrokerError: it is not committed; or, where Kafka was asked and did not answer, it is not known.
+        """
+        deadline = time.monotonic() + timeout_s
+        member = cast(KafkaPythonConsumer, consumer)
+        self._server = self._server.named(member.server.instance)  # whose name Kafka may refuse
+        server = self._server.within(timeout_s)
+        if not self._open or self._commit is not None or self._abort is not None:
+            raise not_open()
+        if not offsets:
+            raise no_offsets()
+        with server.errors("committing a transaction"):
+            group = member.membership(topic, offsets)
+            found = {TopicPartition(topic, p): OffsetAndMetadata(o, text, -1) for p, (o, text) in offsets.items()}
+            added = self._transactions.send_offsets_to_transaction(found, group)  # two requests, beside the records
+            self._deliver(deadline)
+            self._await(added, deadline)
+            self._raise_failure()
+            self._commit = self._transactions.begin_commit()
+            self._await(self._commit, deadline)
+        self._ended()
+
+    def abort(self, timeout_s: float) -> None:
+        """Drop what was produced since `begin`; nothing is done where no transaction is open or Kafka aborted it.
+
+        Raises:
+            BrokerError: it is not known whether it is dropped, or was committed; the producer must be replaced.
+        """
+        if not self._open:
+            return
+        transactions = self._transactions
+        if self._is_fenced():  # then Kafka has aborted it; `begin` will say what happened
+            self._open = False
+            return
+        if self._commit is not None:
+            raise BrokerError("it is not known whether Kafka has committed the transaction", do=REPLACE)
+        server = self._server.within(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        with server.errors("aborting a transaction"):
+            if self._abort is None:
+                try:
+                    self._abort = transactions.begin_abort()
+                except errors.KafkaError as error:  # a state that knows no abort
+                    raise BrokerError(f"the transaction cannot be aborted ({error})", do=REPLACE) from error
+            try:
+                self._await(self._abort, deadline)
+            except _FENCED:
+                self._open = False
+                return
+            if self._failure is not None:
+                self._number_anew(deadline)
+        self._failure = None
+        self._ended()
+
+    def _ended(self) -> None:
+        self._open, self._commit, self._abort = False, None, None
+
+    def _before(self, tps: list[TopicPartition], partitions: list[int]) -> None:
+        for partition in set(partitions):
+            tp = tps[partition]
+            if tp not in self._added:
+                self._transactions.maybe_add_partition_to_transaction(tp)
+                self._added.add(tp)
+
+    def _deliver(self, deadline: float) -> None:
+        """Wait for all acknowledgements, in slices: after a failure some records never get any."""
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                self._kafka.flush(timeout=max(0.0, min(_SLICE_S, left)))
+            except errors.KafkaTimeoutError:
+                self._raise_failure()
+                if left <= 0:
+                    raise
+                continue
+            return self._raise_failure()
+
+    def _number_anew(self, deadline: float) -> None:
+        """A new epoch, in which records are counted from 0: those that failed have left a gap that Kafka refuses."""
+        transactions = self._transactions
+        transactions.bump_producer_id_and_epoch()
+        self._kafka._sender.wakeup()
+        while transactions.is_bumping_epoch():
+            if time.monotonic() > deadline:
+                raise errors.KafkaTimeoutError
+            time.sleep(_RETRY_BACKOFF_MS / 1_000)
+        if transactions.last_error is not None:
+            raise transactions.last_error
+
+    def _await(self, result: Any, deadline: float) -> None:
+        self._kafka._sender.wakeup()
+        if not result.wait(timeout_ms=max(0.0, deadline - time.monotonic()) * 1_000):
+            raise errors.KafkaTimeoutError
+
+    def _is_fenced(self) -> bool:
+        known = [self._transactions.last_error, self._failure and self._failure[1]]
+        return any(isinstance(error, _FENCED) for error in known)
+
+    def _raise_failure(self) -> None:
+        error = self._transactions.last_error  # None but in its error states
+        if error is not None:
+            raise self._server.error(error, "producing in a transaction") from error
+        super()._raise_failure()
+
+
+def _connected(await_ready: Callable[..., bool], node: Any, timeout_ms: float) -> bool:
+    """Whether there is a connection to the node.
+
+    The library raises where there is none. Its sender keeps a request only where it is told so by False: then it looks
+    for the coordinator and sends the request again.
+    """
+    try:
+        return await_ready(node, timeout_ms=timeout_ms)
+    except errors.KafkaError:
+        return False

@@ -1,0 +1,93 @@
+"""The port without a Kafka: topics in this process's memory, for `tidecast replay` and for tests.
+
+Partitioning, offsets, groups, commits and transactions behave as Kafka's do, but for its clocks: no member is put out
+for its silence (so one with a name leaves as it closes), and no transaction ended for its age. Thread-safe. Nothing is
+ever deleted but whole topics.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from tidecast.service.broker.client import no_partition
+from tidecast.service.broker.memory.cluster import Group, Log
+from tidecast.service.broker.memory.consumer import MemoryConsumer
+from tidecast.service.broker.memory.producer import MemoryProducer
+from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer
+from tidecast.service.errors import BrokerError
+
+_DEFAULT_CONFIG = {"cleanup.policy": "delete", "retention.ms": "604800000", "retention.bytes": "-1"}
+
+
+class MemoryBroker(Broker):
+    """A cluster that ends with this object.
+
+    `timeout_s` limits the wait for committed offsets that a transaction still holds back.
+    """
+
+    def __init__(self, *, timeout_s: float = 60.0) -> None:
+        self.timeout_s = timeout_s
+        self.changed = threading.Condition(threading.RLock())  # guards all that follows
+        self.logs: dict[str, list[Log]] = {}
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.commits: dict[tuple[str, str], dict[int, tuple[int, str]]] = {}
+        self.configs: dict[str, dict[str, str]] = {}
+        self.transactional: dict[str, MemoryProducer] = {}  # transactional id -> who has it
+        # (group, topic) -> partition -> the producers whose open transactions hold offsets of it
+        self.undecided: dict[tuple[str, str], dict[int, set[MemoryProducer]]] = {}
+
+    def consumer(
+        self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
+    ) -> Consumer:
+        """A new consumer; `group` None = only `assign` may be used."""
+        return MemoryConsumer(self, group, isolation, membership.instance)
+
+    def producer(self, *, transactional_id: str | None = None) -> Producer:
+        """A new producer; with an id, one of transactions, that fences whoever had the id."""
+        return MemoryProducer(self, transactional_id)
+
+    def partitions(self, topic: str) -> int | None:
+        """How many partitions the topic has, None where there is no such topic."""
+        logs = self.logs.get(topic)
+        return None if logs is None else len(logs)
+
+    def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
+        """Make the topic; False where it was there already (then it is left as it is)."""
+        if partitions < 1:
+            raise BrokerError(f"making the topic {topic}: it needs at least one partition", got=partitions)
+        with self.changed:
+            if topic in self.logs:
+                return False
+            self.logs[topic] = [Log() for _ in range(partitions)]
+            self.configs[topic] = _DEFAULT_CONFIG | dict(config or {})
+            return True
+
+    def delete_topic(self, topic: str) -> bool:
+        """Remove the topic and what groups committed for it; False where there was none."""
+        with self.changed:
+            for known in [key for key in self.commits if key[1] == topic]:
+                del self.commits[known]
+            return self.logs.pop(topic, None) is not None
+
+    def topic_config(self, topic: str) -> dict[str, str]:
+        """The settings that the topic was made with, and a few of Kafka's defaults."""
+        self.log(topic, 0)
+        return dict(self.configs[topic])
+
+    def topics(self) -> dict[str, int]:
+        """`topic -> partitions`."""
+        with self.changed:
+            return {topic: len(logs) for topic, logs in self.logs.items()}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def log(self, topic: str, partition: int) -> Log:
+        """One partition's records; BrokerError where there is none."""
+        logs = self.logs.get(topic)
+        if logs is None:
+            raise BrokerError(f"there is no topic {topic}", do="Make it: tidecast topics create")
+        if not 0 <= partition < len(logs):
+            raise no_partition(topic, len(logs), partition)
+        return logs[partition]

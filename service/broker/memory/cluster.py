@@ -1,0 +1,82 @@
+"""What `MemoryBroker` keeps: one partition's records, and a group's members."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tidecast.service.broker.port import Headers, Outgoing
+
+if TYPE_CHECKING:
+    from tidecast.service.broker.memory.consumer import MemoryConsumer
+    from tidecast.service.broker.memory.producer import MemoryProducer
+
+
+@dataclass(slots=True)
+class Log:
+    """One partition: parallel lists, an offset is an index."""
+
+    keys: list[bytes | None] = field(default_factory=list)
+    values: list[bytes | None] = field(default_factory=list)
+    headers: list[Headers] = field(default_factory=list)
+    timestamps: list[int] = field(default_factory=list)  # ms
+    open: dict[MemoryProducer, list[int]] = field(default_factory=dict)  # the offsets of each open transaction
+    markers: set[int] = field(default_factory=set)  # offsets that the ends of transactions take up, seen by nobody
+    aborted: set[int] = field(default_factory=set)  # offsets seen only by readers of uncommitted records
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def extend(self, outgoing: Outgoing, now: int) -> range:
+        """Append all of them; their offsets."""
+        start = len(self)
+        self.keys += outgoing.keys
+        self.values += outgoing.values
+        self.headers += outgoing.headers
+        self.timestamps += [now if t is None else t for t in outgoing.timestamps]
+        return range(start, len(self))
+
+    def append(self, key: bytes | None, value: bytes | None, headers: Headers, timestamp: int) -> int:
+        """Append one; its offset."""
+        self.keys.append(key)
+        self.values.append(value)
+        self.headers.append(headers)
+        self.timestamps.append(timestamp)
+        return len(self) - 1
+
+    def end(self, committed: bool) -> int:
+        """The offset after the last record; for readers of committed ones, of the first that is not yet decided."""
+        if committed and self.open:
+            return min(offsets[0] for offsets in self.open.values())
+        return len(self)
+
+    def read(self, start: int, count: int, committed: bool) -> tuple[Sequence[int], int]:
+        """The offsets of at most `count` records from `start` on that a reader sees, and where it then goes on."""
+        end = self.end(committed)
+        if not self.markers:
+            stop = max(start, min(end, start + count))
+            return range(start, stop), stop
+        offsets: list[int] = []
+        at = start
+        while at < end and len(offsets) < count:
+            if at not in self.markers and not (committed and at in self.aborted):
+                offsets.append(at)
+            at += 1
+        return offsets, at
+
+    def settle(self, producer: MemoryProducer, commit: bool, now: int) -> None:
+        """End the producer's transaction in this partition."""
+        offsets = self.open.pop(producer)
+        if not commit:
+            self.aborted.update(offsets)
+        self.markers.add(self.append(None, None, (), now))
+
+
+@dataclass(slots=True)
+class Group:
+    """The members that subscribed to one topic, and who reads what."""
+
+    members: list[MemoryConsumer] = field(default_factory=list)
+    target: dict[int, MemoryConsumer] = field(default_factory=dict)  # who should have a partition
+    owner: dict[int, MemoryConsumer] = field(default_factory=dict)  # who has it until it lets go

@@ -1,0 +1,135 @@
+"""The topics that the worker needs: making them, and checking that they fit each other."""
+
+from __future__ import annotations
+
+import shlex
+
+from tidecast.service.broker.port import Broker
+from tidecast.service.config.settings import Settings, default, flag
+from tidecast.service.errors import BrokerError
+
+_CLEANUP = "cleanup.policy"
+# Only the last state of a series counts. A segment is only compacted once it is closed, and by default it would stay
+# open for a week, or until it has 1 GiB: a restore would read all that was written in it. The smaller a segment, the
+# less a restore reads in vain; at 4 MB a million series take a few hundred.
+CHANGELOG_CONFIG = {
+    _CLEANUP: "compact",
+    "min.cleanable.dirty.ratio": "0.1",
+    "segment.ms": "600000",
+    "segment.bytes": str(4 << 20),
+}
+DEFAULT_PARTITIONS = 4
+# A dead letter is its reading and some headers. A reading may be as large as a topic's default lets it be (1 MiB).
+DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 << 20)}
+_ROLES = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
+
+
+def create_topics(
+    broker: Broker, settings: Settings, *, partitions: int | None = None, replication_factor: int | None = None
+) -> dict[str, bool]:
+    """Make input, output, dead-letter topic and changelog where they are missing: `topic -> whether it was made now`.
+
+    `partitions` None takes the number of those that are there.
+
+    Raises:
+        BrokerError: those that are there do not fit, and nothing was made; or Kafka cannot be reached.
+    """
+    roles = ("input_topic", "output_topic", "changelog_topic")
+    there = {role: n for role in roles if (n := broker.partitions(getattr(settings, role))) is not None}
+    first = next(iter(there), roles[0])
+    for role, count in there.items():
+        if count != there[first]:
+            topic = getattr(settings, role)
+            raise BrokerError(
+                f"the topic {getattr(settings, first)} has {there[first]} partitions and {topic} has {count}; "
+                "they must have the same number",
+                do=f"Name another: tidecast topics create {flag(role)} {topic}-{there[first]}",
+            )
+    wanted = partitions or there.get(first, DEFAULT_PARTITIONS)
+    if there and there[first] != wanted:
+        raise BrokerError(
+            f"the topic {getattr(settings, first)} has {there[first]} partitions already; input, output and changelog "
+            "must have the same number",
+            got=wanted,
+            do=f"Use that number: tidecast topics create --partitions {there[first]}",
+        )
+    if "changelog_topic" in there:
+        check_compacted(broker, settings)
+    extra = {} if replication_factor is None else {"replication.factor": str(replication_factor)}
+    own = {settings.dead_letter_topic: DEAD_LETTER_CONFIG, settings.changelog_topic: CHANGELOG_CONFIG}
+    return {
+        topic: broker.create_topic(topic, wanted, config={**own.get(topic, {}), **extra})
+        for topic in (settings.input_topic, settings.output_topic, *own)
+    }
+
+
+def check_topics(broker: Broker, settings: Settings) -> None:
+    """See that all topics are there, and fit each other.
+
+    Input, output and changelog must have the same number of partitions, and the changelog must be compacted.
+
+    Raises:
+        BrokerError: they do not fit; it holds the command that mends it.
+    """
+    s = settings
+    names = [getattr(s, role) for role in _ROLES]
+    found = {name: broker.partitions(name) for name in names}
+    wanted = found[s.input_topic] or found[s.output_topic] or found[s.changelog_topic] or DEFAULT_PARTITIONS
+    missing = [name for name in names if found[name] is None]
+    if missing:
+        raise BrokerError(
+            f"there is no topic {' and no topic '.join(missing)}",
+            do=f"Make what is missing: {create_command(s, wanted)}",
+        )
+    if found[s.input_topic] != found[s.output_topic]:
+        raise BrokerError(
+            f"{s.input_topic} has {found[s.input_topic]} partitions and {s.output_topic} {found[s.output_topic]}; "
+            "they must have the same number, for a forecast goes to the partition number of its reading",
+            do=f"Delete {s.output_topic}, or name another with --output-topic, then: {create_command(s, wanted)}",
+        )
+    if found[s.input_topic] != found[s.changelog_topic]:
+        raise BrokerError(
+            f"{s.input_topic} has {found[s.input_topic]} partitions and {s.changelog_topic} "
+            f"{found[s.changelog_topic]}; they must have the same number, for a state lies in the partition number of "
+            "its series' readings",
+            do=f"Delete {s.changelog_topic}, or name another with --changelog-topic, then: {create_command(s, wanted)}",
+        )
+    check_compacted(broker, s)
+
+
+def check_compacted(broker: Broker, settings: Settings) -> None:
+    """See that the changelog, which must be there, is compacted and never deleted from.
+
+    Raises:
+        BrokerError: it is not; it holds the command that mends it.
+    """
+    topic = settings.changelog_topic
+    policy = broker.topic_config(topic).get(_CLEANUP, "delete")
+    if policy.strip() != "compact":
+        raise BrokerError(
+            f"the changelog {topic} must be compacted ({_CLEANUP}=compact), or the states of quiet series are lost "
+            "to its retention",
+            got=policy,
+            do=f"Name another with --changelog-topic and make it with `tidecast topics create`, or: kafka-configs.sh "
+            f"--bootstrap-server {settings.bootstrap_servers} --alter --entity-type topics --entity-name {topic} "
+            f"--add-config {_CLEANUP}=compact",
+        )
+
+
+def create_command(settings: Settings, partitions: int) -> str:
+    """The `tidecast topics create` that makes what is missing."""
+    return f"tidecast topics create --partitions {partitions}{_where(settings, *_ROLES)}"
+
+
+def reset_command(settings: Settings) -> str:
+    """The `tidecast state reset` that forgets all states, so that what is there of the input is answered cold."""
+    return f"tidecast state reset --all{_where(settings, 'input_topic', 'changelog_topic', 'group')}"
+
+
+def _where(settings: Settings, *names: str) -> str:
+    """The flags that a command of a person's needs to mean the same cluster and the same names."""
+    return "".join(
+        f" {flag(name)} {shlex.quote(getattr(settings, name))}"
+        for name in ("bootstrap_servers", *names)
+        if getattr(settings, name) != default(name)
+    )

@@ -1,0 +1,1 @@
+"""Readings in CSV and Parquet files."""

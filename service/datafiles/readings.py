@@ -1,0 +1,127 @@
+"""A model's own description of its data, and the rows of a table as reading records: what replay and produce share."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tidecast.service.datafiles.table import UNIVARIATE, Columns, Table
+from tidecast.service.errors import UsageError
+
+_encoder = msgspec.json.Encoder()
+
+
+class Reading(NamedTuple):
+    """One input record, ready for Kafka."""
+
+    ts: int  # ms UTC
+    key: bytes
+    value: bytes
+
+
+class DataSection(msgspec.Struct, frozen=True, kw_only=True):
+    """What replay and produce need of `[data]`; everything else in it is the trainer's."""
+
+    time: str
+    targets: list[str]
+    covariates: list[str] = []
+    series: str | None = None
+    path: str | None = None
+    units: dict[str, str] = {}
+    validate_until: Any = None  # a TOML datetime or a text
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The config.toml of a model directory, as far as the service reads it."""
+
+    name: str
+    data: DataSection
+
+    @property
+    def columns(self) -> Columns:
+        """How a file for this model is read."""
+        each_column = self.data.series == "columns"
+        return Columns(
+            time=self.data.time,
+            features=(*self.data.targets, *self.data.covariates),
+            series=None if each_column else self.data.series,
+            each_column=each_column,
+            name=self.name,
+        )
+
+    @property
+    def test_from(self) -> str | None:
+        """ISO 8601, where the rows begin that training never saw; None where the config does not say."""
+        moment = self.data.validate_until
+        if isinstance(moment, datetime):
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
+        return None if moment is None else str(moment)
+
+
+def read_model_config(model: Path | str) -> ModelConfig:
+    """The config.toml beside the model file. `model` is the directory or the .onnx file in it.
+
+    Raises:
+        UsageError: there is none, or it lacks what is needed.
+    """
+    path = Path(model)
+    path = (path if path.is_dir() else path.parent) / "config.toml"
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ModelConfig)
+    except FileNotFoundError:
+        raise UsageError(
+            f"there is no model directory at {model}" if not Path(model).exists() else f"there is no {path}",
+            do="Give --model the directory that `tidecast train --out DIR` made; its config.toml names the columns.",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: {error}", do="It must be the config that the model was trained with.") from None
+
+
+def check_features(columns: Columns, features: Sequence[str], model: Path | str) -> None:
+    """See that the file's columns are what the model's graph takes; a feature by another name would be missing.
+
+    Raises:
+        UsageError: config.toml and model.onnx do not belong together.
+    """
+    names = [UNIVARIATE] if columns.each_column else list(columns.features)
+    if sorted(names) != sorted(features):
+        raise UsageError(
+            f"config.toml in {model} names the features {', '.join(names)}, model.onnx has {', '.join(features)}",
+            do="They must come from the same training run.",
+        )
+
+
+def keys(table: Table) -> list[bytes]:
+    """Record keys [readings]; equal series share one bytes object."""
+    known = {name: name.encode() for name in set(table.series)}
+    return [known[name] for name in table.series]
+
+
+def values(table: Table) -> Iterator[bytes]:
+    """Record values, in order: flat JSON with `ts` in epoch ms and null for a missing value.
+
+    Raises:
+        UsageError: a feature is called `ts`.
+    """
+    names = table.features
+    if "ts" in names:
+        raise UsageError(
+            "a feature cannot be called 'ts'", do="In a reading, ts is the event time. Rename the file's column."
+        )
+    encode = _encoder.encode
+    for ts, row in zip(table.ts.tolist(), table.x.tolist(), strict=True):
+        yield encode({"ts": ts, **dict(zip(names, row, strict=True))})  # msgspec writes NaN as null
+
+
+def readings(table: Table) -> Iterator[Reading]:
+    """All rows in order, encoded one by one as they are asked for."""
+    return map(Reading, table.ts.tolist(), keys(table), values(table))

@@ -1,0 +1,1 @@
+"""What `produce` sends, and how fast."""

@@ -1,0 +1,114 @@
+"""Handing readings to Kafka (or to stdout) as they fall due, with a clean end on Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Protocol
+
+import msgspec
+
+from tidecast.service.broker.port import Broker, Outgoing
+from tidecast.service.config import settings
+from tidecast.service.config.settings import Settings
+from tidecast.service.datafiles.readings import Reading
+from tidecast.service.errors import BrokerError
+from tidecast.service.feed.pacing import LiveClock
+from tidecast.service.timestamps import format_time
+
+_EVERY_S = 10.0  # a line on stderr
+_show = msgspec.json.Encoder().encode
+
+
+def check_topic(broker: Broker, config: Settings) -> None:
+    """See that the input topic is there.
+
+    Raises:
+        BrokerError: it is not; the text holds the command that makes it.
+    """
+    if broker.partitions(config.input_topic) is None:
+        flags = "".join(
+            f" {settings.flag(name)} {getattr(config, name)}"
+            for name in ("bootstrap_servers", "input_topic")
+            if getattr(config, name) != settings.default(name)
+        )
+        raise BrokerError(
+            f"there is no topic {config.input_topic!r} on {config.bootstrap_servers}",
+            do=f"Make it: tidecast topics create{flags}",
+        )
+
+
+class Sink(Protocol):
+    """Of a producer, what sending readings takes."""
+
+    def produce(self, outgoing: Outgoing) -> None:
+        """Hand over records in order."""
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all of them have arrived."""
+
+
+def send(batches: Iterable[list[Reading]], producer: Sink, topic: str, timeout_s: float, done: str) -> int:
+    """Produce each list when it is due, then flush and say how many there were; also after a signal."""
+    began = said = time.monotonic()
+    count, keys = 0, set()
+    try:
+        for batch in batches:
+            outgoing = Outgoing(topic)
+            for reading in batch:
+                outgoing.append(reading.key, reading.value)
+                keys.add(reading.key)
+            producer.produce(outgoing)
+            count += len(batch)
+            if time.monotonic() - said >= _EVERY_S:
+                said = time.monotonic()
+                say(f"{count:,} readings, at {format_time(batch[-1].ts)}")
+        producer.flush(timeout_s)
+    except BrokerError:
+        say(f"{count:,} readings were handed over before this; some of the last may not have arrived")
+        raise
+    seconds = max(time.monotonic() - began, 1e-9)
+    say(f"{done} {count:,} readings of {len(keys):,} series in {seconds:.1f} s ({count / seconds:,.0f} per second)")
+    return 0
+
+
+class Printer:
+    """A producer to stdout: `{"key": …, "value": {…}}`, as the topic would hold it."""
+
+    def produce(self, outgoing: Outgoing) -> None:
+        """Print each record."""
+        for key, value in zip(outgoing.keys, outgoing.values, strict=True):
+            line = _show({"key": (key or b"").decode(), "value": msgspec.Raw(value or b"null")})
+            sys.stdout.write(line.decode() + "\n")
+        sys.stdout.flush()
+
+    def flush(self, timeout_s: float) -> None:
+        """All is out already."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@contextmanager
+def stop_on_signals(clock: LiveClock) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the pacing, so that the ordinary end (flush, count, exit 0) follows."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        clock.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C need not be patient
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr: stdout is for data."""
+    print(f"produce: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""What the ONNX file holds, and a session that runs it."""

@@ -1,0 +1,1 @@
+"""Metrics, traces, logs, liveness, and the HTTP pages for them."""

@@ -1,0 +1,99 @@
+"""How the model judges its own earlier forecasts, summed for Prometheus."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from tidecast.service.model.spec import Diagnostic, ModelSpec
+
+_SIDE_BY_SIDE, _MANY = 64, 512  # rows
+
+
+def _column_sums(values: NDArray[np.float32] | NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[n, columns] -> [columns]; a few long rows are added in a quarter of the time that many short ones take."""
+    n, columns = values.shape
+    whole = n - n % _SIDE_BY_SIDE if n >= _MANY else 0
+    sums: NDArray[np.float64] = values[whole:].sum(axis=0, dtype=np.float64)
+    if whole:
+        long = values[:whole].reshape(whole // _SIDE_BY_SIDE, _SIDE_BY_SIDE * columns).sum(axis=0, dtype=np.float64)
+        sums += long.reshape(_SIDE_BY_SIDE, columns).sum(axis=0)
+    return sums
+
+
+class Scores(Collector):
+    """The model's own scoring of its earlier forecasts, as sums and counts: what a rate can divide.
+
+    Skill over the naive forecast is `1 - rate(absolute_error_sum) / rate(naive_error_sum)`; an interval's coverage
+    is `rate(interval_coverage_sum) / rate(interval_coverage_count)`.
+    """
+
+    KINDS = {  # noqa: RUF012
+        "absolute_error": ("tidecast_absolute_error", "|forecast median - what came|, in the target's unit"),
+        "naive_error": ("tidecast_naive_error", "|naive forecast - what came|, in the target's unit"),
+        "inside": ("tidecast_interval_coverage", "1 where what came lay inside the interval, else 0"),
+    }
+
+    LEVEL = "the share of truths that should lie inside the interval: the label's value as a number, to compare with"
+    CLIPPED = "Values beyond the limits that the model was trained with, taken as the limit itself"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        # For each model so far: what it scores, sums [diagnostics] and counts [diagnostics]. By the list's id: to hash
+        # what is in it would take longer than all the rest. It is kept here, so no other gets that id.
+        self._of: dict[int, tuple[list[Diagnostic], NDArray[np.float64], NDArray[np.int64]]] = {}
+        self._lock = threading.Lock()
+        self.add(np.empty((0, len(spec.diagnostics)), dtype=np.float32), spec)
+
+    def add(self, scores: NDArray[np.float32], spec: ModelSpec) -> None:
+        """Add `scores` [n, diagnostics] of a model; NaN where there was nothing to score."""
+        scored = np.isfinite(scores)
+        counts = np.full(scores.shape[1], len(scores))
+        if not scored.all():
+            scores, counts = np.where(scored, scores, np.float32(0)), _column_sums(scored).astype(np.int64)
+        sums = _column_sums(scores)
+        found = self._of.get(id(spec.diagnostics))
+        with self._lock:
+            if found is None:
+                self._of[id(spec.diagnostics)] = spec.diagnostics, sums, counts
+            else:
+                np.add(found[1], sums, out=found[1])
+                np.add(found[2], counts, out=found[2])
+
+    def _totals(self, kind: str) -> dict[Diagnostic, tuple[float, int]]:
+        """Sum and count of each diagnostic of one kind, of all models together, whatever each calls it."""
+        found: dict[Diagnostic, tuple[float, int]] = {}
+        with self._lock:
+            for diagnostics, sums, counts in self._of.values():
+                for diagnostic, total, count in zip(diagnostics, sums.tolist(), counts.tolist(), strict=True):
+                    if diagnostic.kind == kind:
+                        same = msgspec.structs.replace(diagnostic, name="")
+                        before = found.get(same, (0.0, 0))
+                        found[same] = before[0] + total, before[1] + count
+        return found
+
+    def collect(self) -> Iterable[Metric]:
+        """One family for each kind, whether the model has such diagnostics or not."""
+        for kind, (name, documentation) in self.KINDS.items():
+            labels = ["target", "horizon"] + (["level"] if kind == "inside" else [])
+            family = SummaryMetricFamily(name, documentation, labels=labels)
+            for diagnostic, (total, count) in self._totals(kind).items():
+                values = [diagnostic.target, str(diagnostic.horizon)]
+                if kind == "inside":
+                    values.append(f"{diagnostic.level or 0:.6g}")
+                family.add_metric(values, count_value=count, sum_value=total)
+            yield family
+        level = GaugeMetricFamily("tidecast_interval_level", self.LEVEL, labels=["target", "horizon", "level"])
+        for diagnostic in self._totals("inside"):
+            share = diagnostic.level or 0.0
+            level.add_metric([diagnostic.target, str(diagnostic.horizon), f"{share:.6g}"], share)
+        yield level
+        clipped = CounterMetricFamily("tidecast_clipped_values", self.CLIPPED, labels=["target"])
+        for diagnostic, (total, _) in self._totals("clipped").items():
+            clipped.add_metric([diagnostic.target], total)
+        yield clipped

@@ -1,0 +1,1 @@
+"""Records in, forecasts and dead letters out. Knows neither Kafka nor the clock."""

@@ -1,0 +1,78 @@
+"""What is said of records: why one is refused, and the headers of forecasts and dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from tidecast.service.broker.port import Headers
+
+MAX_KEY_BYTES = 1024
+TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context; the second means nothing without the first
+
+
+class DeadLetterReason(StrEnum):
+    """Why a record became a dead letter. The set is closed: the same words label the metric."""
+
+    NOT_JSON = "not_json"
+    WRONG_TYPE = "wrong_type"
+    MISSING_KEY = "missing_key"
+    BAD_KEY = "bad_key"
+    MISSING_TIME = "missing_time"
+    TIME_OUT_OF_RANGE = "time_out_of_range"
+    VALUE_OUT_OF_RANGE = "value_out_of_range"
+    SCHEMA_REGISTRY_FRAMING = "schema_registry_framing"
+    TOO_LARGE = "too_large"
+    LATE = "late"
+    DUPLICATE = "duplicate"
+    NON_FINITE_STATE = "non_finite_state"
+
+
+class Refused(Exception):
+    """A record that is not a reading: the reason, and a sentence for the person who sent it."""
+
+    def __init__(self, reason: DeadLetterReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def check_key(key: bytes | None) -> None:
+    """A series' name is UTF-8, not empty, at most 1 KiB.
+
+    Raises:
+        Refused: it is not.
+    """
+    if key is None:
+        raise Refused(DeadLetterReason.MISSING_KEY, "the record has no key; the key names the series")
+    if not 1 <= len(key) <= MAX_KEY_BYTES:
+        raise Refused(DeadLetterReason.BAD_KEY, f"the key has {len(key)} bytes; it must have 1 to {MAX_KEY_BYTES}")
+    try:
+        key.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(DeadLetterReason.BAD_KEY, f"the key is not UTF-8: {error.reason}") from None
+
+
+def dead_letter_headers(
+    refusal: Refused, headers: Headers, *, topic: str, partition: int, offset: int, group: str
+) -> Headers:
+    """The record's own headers, then why and where it was refused."""
+    return [
+        *headers,
+        ("tidecast.reason", refusal.reason.encode()),
+        ("tidecast.message", refusal.message.encode("utf-8", "backslashreplace")),
+        ("tidecast.topic", topic.encode()),
+        ("tidecast.partition", str(partition).encode()),
+        ("tidecast.offset", str(offset).encode()),
+        ("tidecast.group", group.encode()),
+    ]
+
+
+def forecast_headers(headers: Sequence[Headers]) -> list[Headers]:
+    """What forecasts carry: the trace of the reading that each answers, and nothing else.
+
+    Each header costs as much as the model's step does, in the client and in the broker.
+    """
+    if not any(headers):
+        return [()] * len(headers)
+    return [tuple(header for header in theirs if header[0] in TRACE_HEADERS) for theirs in headers]

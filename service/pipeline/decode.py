@@ -1,0 +1,181 @@
+"""Readings from JSON, a batch at a time.
+
+Reading is strict and fast first (msgspec); only what that refuses gets a second, lenient look, which either finds
+a reading after all (Python's json writes a bare NaN) or says in words what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from operator import attrgetter
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tidecast.service.pipeline.dead_letters import DeadLetterReason, Refused
+from tidecast.service.timestamps import HIGHEST_SECONDS, LOWEST_SECONDS, MAX_TS_MS, MIN_TS_MS, parse_time
+
+MAX_VALUE_BYTES = 1024 * 1024
+_LARGEST = float(np.finfo(np.float32).max)
+_Row = tuple[float | None, ...]  # ts in ms, then the features; None = missing
+
+
+@dataclass(slots=True)
+class Readings:
+    """Values of records as columns, one row for each record, also for those that hold no reading."""
+
+    ts: NDArray[np.int64]  # [records] ms, 0 without a reading
+    x: NDArray[np.float32]  # [records, features], NaN = missing, all NaN without a reading
+    refused: dict[int, Refused] = field(default_factory=dict)  # record -> why it holds no reading
+    tombstones: list[int] = field(default_factory=list)  # records without a value
+
+
+class ReadingDecoder:
+    """Decodes the values of records for a model with these features; fields of other names are ignored."""
+
+    def __init__(self, features: Sequence[str]) -> None:
+        self._features = tuple(features)
+        self._fields = [f"f{i}" for i in range(len(features))]
+        fields: list[Any] = [("ts", Annotated[int, msgspec.Meta(ge=MIN_TS_MS, le=MAX_TS_MS)])]
+        fields += [(name, float | None, None) for name in self._fields]
+        try:
+            # Nothing that the garbage collector would have to look at: there are as many as readings.
+            self._reading: type[Any] = msgspec.defstruct(
+                "Reading", fields, rename=dict(zip(self._fields, features, strict=True)), gc=False
+            )
+            self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(self._reading).decode
+        except ValueError:  # msgspec has no field names with quotes, backslashes or control characters
+            self._reading = msgspec.defstruct("Reading", fields, gc=False)
+            self._decode = _refuse  # every value gets the second look
+        self._nothing = self._reading(0)
+
+    def decode(self, values: Sequence[bytes | None]) -> Readings:
+        """The values as columns. Never raises, whatever the bytes; None (a tombstone) gives an empty row."""
+        rows: list[Any] = []
+        refused: dict[int, Refused] = {}
+        tombstones: list[int] = []
+        to_read = iter(values)
+        if max(map(len, filter(None, values)), default=0) > MAX_VALUE_BYTES:
+            to_read = iter([None if value and len(value) > MAX_VALUE_BYTES else value for value in values])
+        while len(rows) < len(values):
+            try:
+                rows.extend(map(self._decode, to_read))  # type: ignore[arg-type]
+            except (ValueError, TypeError, RecursionError):  # msgspec's own errors are ValueErrors
+                # What was read before it stays. Of this one the strict reader only knows that it is unusual.
+                record = len(rows)
+                value = values[record]
+                if value is None:
+                    tombstones.append(record)
+                rows.append(self._nothing if value is None else self._second_look(value, record, refused))
+        ts = np.fromiter(map(attrgetter("ts"), rows), dtype=np.int64, count=len(rows))
+        for record in ((ts >= LOWEST_SECONDS) & (ts <= HIGHEST_SECONDS)).nonzero()[0].tolist():
+            value = values[record]
+            assert value is not None
+            rows[record] = self._second_look(value, record, refused)
+            ts[record] = rows[record].ts
+        return Readings(ts, self._features_of(rows, refused), refused, tombstones)
+
+    def _features_of(self, rows: Sequence[Any], refused: dict[int, Refused]) -> NDArray[np.float32]:
+        """[records, features]; what is beyond a float32 is refused."""
+        wide = np.empty((len(rows), len(self._fields)), dtype=np.float64)
+        for column, name in enumerate(self._fields):
+            wide[:, column] = np.fromiter(map(attrgetter(name), rows), dtype=np.float64, count=len(rows))  # None: NaN
+        if not np.count_nonzero(np.abs(wide) > _LARGEST):  # so are nearly all batches
+            return wide.astype(np.float32)
+        with np.errstate(over="ignore"):
+            x = wide.astype(np.float32)
+        for record, column in np.argwhere(np.isinf(x)).tolist():
+            got = getattr(rows[record], self._fields[column])
+            message = f"{self._features[column]!r} is {got:g}, beyond what a 32-bit float holds"
+            refused.setdefault(record, Refused(DeadLetterReason.VALUE_OUT_OF_RANGE, message))
+        return x
+
+    def _second_look(self, value: bytes, record: int, refused: dict[int, Refused]) -> Any:
+        """The row of a value that is unusual or wrong."""
+        try:
+            return self._reading(*self._lenient(value))
+        except Refused as refusal:
+            refused[record] = refusal
+            return self._nothing
+
+    def _lenient(self, value: bytes) -> _Row:
+        """As Python's own json reads it.
+
+        Raises:
+            Refused: it is no reading.
+        """
+        if len(value) > MAX_VALUE_BYTES:
+            raise Refused(DeadLetterReason.TOO_LARGE, f"the value has {len(value)} bytes, more than 1 MiB")
+        if len(value) >= 5 and value[0] == 0:
+            raise Refused(
+                DeadLetterReason.SCHEMA_REGISTRY_FRAMING,
+                f"the value starts like a schema registry's (schema {int.from_bytes(value[1:5])}); send plain JSON",
+            )
+        try:
+            found = json.loads(value.decode("utf-8"), parse_int=float)
+        except RecursionError:
+            raise Refused(DeadLetterReason.NOT_JSON, "the value is JSON nested too deeply") from None
+        except ValueError as error:
+            raise Refused(DeadLetterReason.NOT_JSON, f"the value is not JSON: {_short(error)}") from None
+        if not isinstance(found, dict):
+            raise Refused(DeadLetterReason.WRONG_TYPE, f"the value is no JSON object but {_short(found)}")
+        return (_time(found.get("ts")), *[_number(name, found.get(name)) for name in self._features])
+
+
+def _time(ts: object) -> int:
+    """Epoch ms from a number or a text."""
+    if ts is None or ts != ts:  # NaN
+        raise Refused(DeadLetterReason.MISSING_TIME, 'the reading has no "ts"')
+    bare = isinstance(ts, float) or (isinstance(ts, str) and _is_number(ts))
+    if bare and LOWEST_SECONDS <= float(ts) <= HIGHEST_SECONDS:  # type: ignore[arg-type]
+        message = f'"ts" is {_short(ts)}, which counts seconds since 1970; it must be epoch milliseconds or ISO 8601'
+        raise Refused(DeadLetterReason.TIME_OUT_OF_RANGE, message)
+    try:
+        if isinstance(ts, str):
+            return parse_time(ts)
+        if isinstance(ts, float) and (ts.is_integer() or abs(ts) == float("inf")):
+            if MIN_TS_MS <= ts <= MAX_TS_MS:
+                return int(ts)
+            raise OverflowError
+    except (ValueError, OverflowError):
+        if not isinstance(ts, str) or _names_a_time(ts):
+            message = f'"ts" is {_short(ts)}, outside of 1900..2200; it must be epoch milliseconds or ISO 8601'
+            raise Refused(DeadLetterReason.TIME_OUT_OF_RANGE, message) from None
+    message = f'"ts" must be whole epoch milliseconds or ISO 8601, got {_short(ts)}'
+    raise Refused(DeadLetterReason.WRONG_TYPE, message)
+
+
+def _names_a_time(text: str) -> bool:
+    """True where the text is a time, though not one in range."""
+    if _is_number(text):
+        return True
+    try:
+        datetime.fromisoformat(text.strip())
+    except ValueError:
+        return False
+    return True
+
+
+def _is_number(text: str) -> bool:
+    digits = text.strip().removeprefix("-")
+    return digits.isdecimal() and len(digits) >= 5
+
+
+def _number(name: str, value: object) -> float | None:
+    if value is None or isinstance(value, float):  # json reads every number as a float here
+        return value
+    raise Refused(DeadLetterReason.WRONG_TYPE, f"{name!r} must be a number or null, got {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _refuse(value: bytes) -> Any:
+    raise ValueError

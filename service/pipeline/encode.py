@@ -1,0 +1,126 @@
+"""Forecasts to JSON, a batch at a time.
+
+orjson writes whole arrays of numbers, a float32 with as few digits as keep it. What it wrote is cut at the commas, and
+a forecast is what all forecasts of the model have in common, joined with its own numbers: no Python for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import repeat
+from operator import mul
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from tidecast.service.model.spec import ModelSpec, quantile_name
+
+Float32 = NDArray[np.float32]
+Column = Iterable[bytes]  # a text for each forecast
+
+_NUMBERS_AT_ONCE = 32_768  # so that what is worked on stays in the cache
+
+
+@dataclass(slots=True)
+class Sources:
+    """Where the readings that are answered lie. A forecast says it as `topic-partition-offset`."""
+
+    topic: str
+    partitions: NDArray[np.int32]  # [forecasts]
+    offsets: NDArray[np.int64]  # [forecasts]
+
+
+class ForecastEncoder:
+    """Writes the forecasts of one model."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._model = b',"step_ms":%d,"model":%b,"warm":' % (spec.step_ms, orjson.dumps(spec.id))
+        self._before_runs, self._end = _runs(spec)
+        self._run_length = 1 if spec.kind == "classifier" else spec.horizon
+        names = [orjson.dumps(diagnostic.name) + b":" for diagnostic in spec.diagnostics]
+        self._score_names = [(b"", name, b"," + name) for name in names]  # left out, the first, a later one
+
+    def encode(
+        self, sources: Sources, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
+    ) -> list[bytes]:
+        """The values of forecast records.
+
+        Args:
+            sources: the readings.
+            ts: [forecasts] ms, of the readings.
+            warm: [forecasts].
+            y: [forecasts, horizon, targets, quantiles] (a classifier's: [forecasts, classes]), finite.
+            score: [forecasts, diagnostics]; what is not finite is left out.
+        """
+        if self._spec.kind != "classifier":
+            y = y.transpose(0, 2, 3, 1)  # as they stand in the text
+        at_once = max(1, _NUMBERS_AT_ONCE // max(1, y[:1].size + score.shape[1]))
+        values: list[bytes] = []
+        for start in range(0, len(ts), at_once):
+            part = slice(start, start + at_once)
+            theirs = Sources(sources.topic, sources.partitions[part], sources.offsets[part])
+            values += self._some(theirs, ts[part], warm[part], y[part], score[part])
+        return values
+
+    def _some(
+        self, sources: Sources, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
+    ) -> Column:
+        columns: list[Column] = [repeat(b'{"ts":'), _texts(ts), repeat(self._model)]
+        all_warm = np.count_nonzero(warm) == len(warm)
+        columns.append(repeat(b"true") if all_warm else map((b"false", b"true").__getitem__, warm.tolist()))
+        columns += [repeat(b',"source":' + orjson.dumps(sources.topic)[:-1] + b"-"), _texts(sources.partitions)]
+        columns += [repeat(b"-"), _texts(sources.offsets)]
+        runs = _texts(y, self._run_length)
+        for i, before in enumerate(self._before_runs):
+            columns += [repeat(before), runs[i :: len(self._before_runs)]]
+        columns += [repeat(self._end), *self._scores(score), repeat(b"}}")]
+        return map(b"".join, zip(*columns, strict=False))  # the texts that all have never end
+
+    def _scores(self, score: Float32) -> list[Column]:
+        """Names and numbers of those that are finite, with the commas between them."""
+        n, width = score.shape
+        if not width:  # not every model scores itself
+            return []
+        score = np.ascontiguousarray(score.T)  # [diagnostics, forecasts]
+        texts, scored = _texts(score), np.isfinite(score)
+        which = scored.astype(np.int8)  # of the three names
+        if np.count_nonzero(scored) == scored.size:  # as nearly always once they are warm: a column has one name
+            lowest = highest = [1] + [2] * (width - 1)
+        else:
+            before = np.logical_or.accumulate(scored, axis=0)[:-1]  # whether one of those before it is there
+            which[1:] += scored[1:] & before
+            lowest, highest = which.min(axis=1).tolist(), which.max(axis=1).tolist()
+        columns: list[Column] = []
+        for i, names in enumerate(self._score_names):
+            theirs = texts[i * n : (i + 1) * n]
+            if lowest[i] < highest[i]:
+                columns.append(map(names.__getitem__, which[i].tolist()))
+                columns.append(map(mul, theirs, scored[i].tolist()))
+            elif highest[i]:
+                columns += [repeat(names[highest[i]]), theirs]
+        return columns
+
+
+def _runs(spec: ModelSpec) -> tuple[list[bytes], bytes]:
+    """The text before each run of numbers that a comma parts, and behind the last."""
+    if spec.kind == "classifier":
+        before = [b"," + orjson.dumps(name) + b":" for name in spec.classes]
+        return [b'","classes":{' + before[0][1:], *before[1:]], b'},"score":{'
+    before = []
+    for target in spec.targets:
+        between = (b"]}," if before else b'","targets":{') + orjson.dumps(target) + b":{"
+        for quantile in spec.quantiles:
+            before.append(between + orjson.dumps(quantile_name(quantile)) + b":[")
+            between = b"],"
+    return before, b']}},"score":{'
+
+
+def _texts(numbers: NDArray[Any], together: int = 1) -> list[bytes]:
+    """JSON of an array's numbers, so many `together`, with commas between them."""
+    rows = np.ascontiguousarray(numbers).reshape((-1, together) if together > 1 else -1)
+    text = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text[2:-2].split(b"],[") if together > 1 else text[1:-1].split(b",")

@@ -1,0 +1,123 @@
+"""A file's readings through the pipeline, as the worker would poll them, and what came of each."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tidecast.service.broker.port import Batch
+from tidecast.service.datafiles.readings import keys, values
+from tidecast.service.datafiles.table import Table
+from tidecast.service.model.spec import ModelSpec
+from tidecast.service.pipeline.batch import Result
+from tidecast.service.pipeline.pipeline import Pipeline
+
+_BATCH = 2_000  # readings in one call of the pipeline
+_WINDOW_BYTES = 64 << 20
+_encode = msgspec.json.Encoder().encode
+
+
+def window_rows(spec: ModelSpec) -> int:
+    """Readings to hold at once: their lines fit in about 64 MB."""
+    numbers = spec.horizon * len(spec.targets) * len(spec.quantiles)
+    return max(_BATCH, min(50_000, _WINDOW_BYTES // (12 * numbers + 300)))
+
+
+def replay(pipeline: Pipeline, windows: Iterable[Table], tally: Tally) -> Iterator[list[bytes]]:
+    """For each window its forecasts as JSON lines, in the order of the readings, each with "series" added.
+
+    Inside a window the series take turns, so that the pipeline has wide waves also where the file holds one series
+    after the other. A series' own order is kept, and nothing else matters to its forecasts.
+    """
+    offset = 0
+    prefixes: dict[bytes, bytes] = {}  # key -> how its lines begin
+    for window in windows:
+        lines: list[bytes] = [b""] * len(window)
+        for rows in _turns(window.series):
+            result = pipeline.process(_batch(window.take(rows), rows, offset))
+            tally.add(result)
+            forecasts = result.forecasts
+            rows_answered = (result.sources.offsets - offset).tolist()  # an offset is the reading's number in the file
+            for key, value, row in zip(forecasts.keys, forecasts.values, rows_answered, strict=True):
+                if key is None or value is None:
+                    raise AssertionError("a forecast has a key and a value")
+                prefix = prefixes.get(key)
+                if prefix is None:
+                    prefix = prefixes[key] = b'{"series":' + _encode(key.decode()) + b","
+                lines[row] = prefix + value[1:] + b"\n"
+        tally.series.update(window.series)
+        offset += len(window)
+        yield [line for line in lines if line]
+
+
+def _turns(series: list[str]) -> Iterator[NDArray[np.int64]]:
+    """Row numbers in batches: every series' first reading, then every series' second, and so on."""
+    seen: Counter[str] = Counter()
+    turns = np.empty(len(series), dtype=np.int64)
+    for row, name in enumerate(series):
+        turns[row] = seen[name]
+        seen[name] += 1
+    order = np.argsort(turns, kind="stable")
+    for start in range(0, len(order), _BATCH):
+        yield order[start : start + _BATCH]
+
+
+def _batch(table: Table, rows: NDArray[np.int64], offset: int) -> Batch:
+    """What the worker would have polled: one partition, offset = the reading's number in the file."""
+    n = len(table)
+    return Batch(
+        topic="replay",
+        partitions=[0] * n,
+        offsets=(rows + offset).tolist(),
+        timestamps=table.ts.tolist(),
+        keys=list(keys(table)),
+        values=list(values(table)),
+        headers=[()] * n,
+    )
+
+
+class Tally:
+    """What became of the readings of a replay."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self.readings = 0
+        self.forecasts = 0
+        self.silent: Counter[str] = Counter()  # why a reading got no line
+        self.series: set[str] = set()
+        self.missing_steps = 0
+        self.restarts = 0
+
+    def add(self, result: Result) -> None:
+        """Count one batch."""
+        counts = result.counts
+        self.readings += counts.readings
+        self.forecasts += counts.forecasts
+        self.missing_steps += counts.silent_steps
+        self.restarts += counts.gaps["restarted"]
+        reasons = {
+            "late, before the newest of its series": counts.late,
+            "duplicate, at the time of its series' last": counts.duplicates,
+            **{f"dead letter, {reason}": count for reason, count in counts.dead_letters.items()},
+        }
+        self.silent.update({reason: count for reason, count in reasons.items() if count})
+
+    def summary(self) -> str:
+        """For a person, on stderr."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        lines = [
+            f"replay: {self.readings:,} readings of {len(self.series):,} series, {self.forecasts:,} forecasts, "
+            f"{seconds:.1f} s ({self.readings / seconds:,.0f} readings per second)"
+        ]
+        if self.missing_steps or self.restarts:
+            lines.append(
+                f"replay: {self.missing_steps:,} missing steps filled in; {self.restarts:,} gaps too long, after which "
+                "the series started again, cold"
+            )
+        lines += [f"replay: no forecast for {count:,}: {reason}" for reason, count in sorted(self.silent.items())]
+        return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""The arithmetic of event time, on whole columns: which reading comes next, how many steps are missing, which wave.
+
+Readings come sorted by series, and within a series in the order of their arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidecast.service.timestamps import MAX_TS_MS, NEVER
+
+Int64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+_SPAN = MAX_TS_MS - NEVER + 1
+MAX_SERIES = 2**63 // _SPAN - 1  # how many series `newest_before` can hold apart in one call
+
+
+@dataclass(slots=True)
+class Steps:
+    """Steps through the model in the order of their waves. A reading is its silent steps, then its own."""
+
+    records: Int64  # [steps] the record that each belongs to
+    slots: Int64  # [steps]
+    ts: Int64  # [steps] ms
+    silent: Mask  # [steps]
+    restart: Mask  # [steps] from the initial state
+    waves: Int64  # [waves + 1] bounds
+
+    def calls(self, most: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of what goes through the model in one call: a wave, or a part of it of `most` steps."""
+        for start, end in pairwise(self.waves.tolist()):
+            for begin in range(start, end, most):
+                yield begin, min(begin + most, end)
+
+
+def stable_order(keys: Int64) -> Int64:
+    """Where each of `keys` [n] would come from if they were sorted, equal ones in their order. 0 <= keys, n < 2**31."""
+    # A stable argsort, but numpy's fastest sort is of plain integers.
+    both = keys << 32 | np.arange(len(keys))
+    both.sort()
+    return both & 0xFFFF_FFFF
+
+
+def newest_before(slots: Int64, ts: Int64, last_ts: Int64, first: Mask) -> Int64:
+    """The newest time that a series had seen before each reading, which makes the reading late, equal or next.
+
+    Args:
+        slots: [readings], sorted; a series' readings are in the order of their arrival.
+        ts: [readings] ms.
+        last_ts: [readings] ms, the table's last ts of the reading's series, or NEVER.
+        first: [readings], see `starts`.
+
+    Returns:
+        [readings] ms, NEVER before the first reading of a new series.
+    """
+    if np.count_nonzero(first) == len(slots):
+        return last_ts
+    # A running maximum over all, with each series lifted above the one before, is a running maximum within each.
+    lift = (np.cumsum(first) - 1) * _SPAN - NEVER
+    newest = np.maximum.accumulate(np.where(first, np.maximum(ts, last_ts), ts) + lift) - lift
+    before = last_ts.copy()
+    later = np.flatnonzero(~first)
+    before[later] = newest[later - 1]
+    return before
+
+
+def starts(slots: Int64) -> Mask:
+    """[readings] sorted by slot -> True at the first reading of each series."""
+    first = np.empty(len(slots), dtype=np.bool_)
+    first[:1] = True
+    np.not_equal(slots[1:], slots[:-1], out=first[1:])
+    return first
+
+
+def in_waves(
+    records: Int64,
+    slots: Int64,
+    ts: Int64,
+    previous: Int64,
+    silent: Int64,
+    restart: Mask,
+    step_ms: int,
+    first: Mask,
+) -> Steps:
+    """Readings sorted by series and time, with `silent` steps due before each, as steps sorted by wave.
+
+    The first step of every series makes the first wave, the second the second, and so on. `first`: see `starts`.
+    """
+    if np.count_nonzero(first) == len(slots) and not np.count_nonzero(silent):  # as are nearly all small batches
+        return Steps(records, slots, ts, silent > 0, restart, np.array([0, len(records)]))
+    runs = silent + 1
+    of = np.repeat(np.arange(len(records)), runs)  # [steps] the reading that each belongs to
+    begins = np.cumsum(runs) - runs  # [readings] its first step
+    nth = np.arange(len(of)) - begins[of]  # [steps] 0, 1, … within the reading
+    is_silent = nth < silent[of]
+    series = np.cumsum(first) - 1  # [readings]
+    wave = np.arange(len(of)) - begins[first][series][of]  # [steps]
+    order = stable_order(wave)
+    bounds = np.concatenate(([0], np.cumsum(np.bincount(wave)))).astype(np.int64)
+    of = of[order]
+    is_silent = is_silent[order]
+    return Steps(
+        records=records[of],
+        slots=slots[of],
+        ts=np.where(is_silent, previous[of] + (nth[order] + 1) * step_ms, ts[of]),
+        silent=is_silent,
+        restart=restart[of],
+        waves=bounds,
+    )

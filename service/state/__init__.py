@@ -1,0 +1,1 @@
+"""The states of all series in memory, and their changelog."""

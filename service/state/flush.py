@@ -1,0 +1,137 @@
+"""The rolling flush: which states go into the changelog with the next commit.
+
+A state is a function of the input log, so it need not be written at every commit. Each series that has moved on is
+written once in `seconds`, the one that has waited longest first; so what durability costs depends on how many series
+there are, and not on how often they are read. `bytes_per_second` bounds it altogether; beyond it the flush takes
+longer, and a restore has more to replay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidecast.service.broker.port import Headers, Outgoing
+from tidecast.service.state.codec import Codec
+from tidecast.service.state.store import SeriesTable
+
+_LOOK_AHEAD = 1 / 8  # of what is dirty: so much is put in order at a time
+_AT_ONCE = 5_000  # states encoded together: each is there four times meanwhile
+_WORTH_BYTES, _WORTH_SECONDS = 64 << 10, 1.0  # so much, or after so long, it pays to write states by themselves
+GROUP_HEADER = "group"  # whose states these are: two groups on one changelog would mix theirs
+
+
+class RollingFlush:
+    """Chooses and encodes the changelog records of a table."""
+
+    def __init__(
+        self,
+        table: SeriesTable,
+        codec: Codec,
+        *,
+        topic: str,
+        group: str,
+        seconds: float,
+        bytes_per_second: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._table, self._codec, self._topic = table, codec, topic
+        self._seconds, self._bytes_per_second, self._clock = seconds, bytes_per_second, clock
+        self._headers: Headers = [(GROUP_HEADER, group.encode())]
+        self._flushed_at = clock()
+        self._next = np.empty(0, dtype=np.int64)  # slots in the order of their turn; some may be clean by then
+
+    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[Outgoing]:
+        """Tombstones of the series forgotten, then the states due, some at a time; what was given counts as flushed.
+
+        Of the partitions `everything_of`, all that no flushed state holds: others take over without a replay. Of the
+        partitions `without`, nothing: they are in the midst of a replay, and what is committed for them stays.
+        """
+        table = self._table
+        out = Outgoing(topic=self._topic)
+        for key, partition in table.buried:
+            if partition not in without:
+                out.append(key, None, partition=partition, headers=self._headers)
+        table.buried = [(key, partition) for key, partition in table.buried if partition in without]
+        if len(out):
+            yield out
+        slots = self._slots(everything_of, without)
+        for at in range(0, len(slots), _AT_ONCE):
+            yield self._states(slots[at : at + _AT_ONCE])
+
+    def _states(self, slots: NDArray[np.int64]) -> Outgoing:
+        table, n = self._table, len(slots)
+        values = self._codec.encode(
+            table.offsets[slots], table.last_ts[slots], table.steps[slots], table.seen_ms[slots], table.states[slots]
+        )
+        table.dirty_since[slots] = -1
+        return Outgoing(
+            topic=self._topic,
+            partitions=table.partitions[slots].tolist(),
+            keys=[table.key_of(slot) for slot in slots.tolist()],
+            values=[*values],
+            headers=[self._headers] * n,
+            timestamps=[None] * n,
+        )
+
+    def worthwhile(self) -> bool:
+        """True where enough is due by now, or has been for long enough, to be worth requests of its own."""
+        passed = self._clock() - self._flushed_at
+        due = len(self._table) * self._codec.record_bytes * passed / self._seconds
+        return due >= _WORTH_BYTES or passed >= min(_WORTH_SECONDS, self._seconds / 10) or bool(self._table.buried)
+
+    def anything_due(self, without: Collection[int] = ()) -> bool:
+        """True where some series has moved on since its state was last written, in other partitions than these."""
+        return any(p not in without for _, p in self._table.buried) or bool(self._dirty(without).any())
+
+    def snapshots(self, offsets: Mapping[int, int]) -> dict[int, int]:
+        """`partition -> offset` before which every reading is inside some flushed state, given where each goes on."""
+        table = self._table
+        since = table.dirty_since.view(np.uint64)  # so that clean, -1, comes after every offset
+        highest = max([*offsets, int(table.partitions.max(initial=-1))])
+        # [partition], the last is that of the free slots, -1
+        oldest = np.full(highest + 2, np.iinfo(np.uint64).max, dtype=np.uint64)
+        np.minimum.at(oldest, table.partitions, since)
+        return {partition: min(offset, int(oldest[partition])) for partition, offset in offsets.items()}
+
+    def _dirty(self, without: Collection[int]) -> NDArray[np.bool_]:
+        """[capacity]"""
+        dirty = self._table.dirty_since >= 0
+        return dirty & ~np.isin(self._table.partitions, list(without)) if without else dirty
+
+    def _slots(self, everything_of: Collection[int], without: Collection[int]) -> NDArray[np.int64]:
+        table, now = self._table, self._clock()
+        passed, self._flushed_at = now - self._flushed_at, now
+        dirty = self._dirty(without)
+        whole, rest = np.empty(0, dtype=np.int64), dirty
+        if everything_of:
+            leaving = np.isin(table.partitions, list(everything_of))
+            whole, rest = np.flatnonzero(dirty & leaving), dirty & ~leaving
+        count = int(np.count_nonzero(rest))
+        budget = max(1, int(self._bytes_per_second * min(passed, self._seconds) / self._codec.record_bytes))
+        wanted = min(count, budget, math.ceil(count * min(1.0, passed / self._seconds)))
+        self._next = self._next[rest[self._next]]
+        if len(self._next) < wanted:
+            self._next = self._longest_waiting(rest, max(wanted / count, _LOOK_AHEAD))
+        chosen, self._next = self._next[:wanted], self._next[wanted:]
+        return np.concatenate([whole, chosen])
+
+    def _longest_waiting(self, among: NDArray[np.bool_], share: float) -> NDArray[np.int64]:
+        """That share of each partition's slots `among` [capacity] all: first those that hold its snapshot offset back.
+
+        Whoever takes any part of them from the front takes the like of each partition.
+        """
+        slots = np.flatnonzero(among)
+        owners, since = self._table.partitions[slots], self._table.dirty_since[slots]
+        found, places = [], []
+        for partition in np.flatnonzero(np.bincount(owners)):
+            mine = np.flatnonzero(owners == partition)
+            n = min(len(mine), math.ceil(share * len(mine)))
+            if n < len(mine):
+                mine = mine[np.argpartition(since[mine], n - 1)[:n]]
+            found.append(slots[mine[np.argsort(since[mine])]])
+            places.append(np.arange(1, n + 1) / n)
+        return np.concatenate(found)[np.argsort(np.concatenate(places), kind="stable")]

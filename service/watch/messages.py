@@ -1,0 +1,192 @@
+"""Records of both topics as small as the page needs them. Pure; what is not understood is None, never an error."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from tidecast.service.pipeline.dead_letters import Refused, check_key
+from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, parse_time
+
+MAX_FIELDS = 64  # of one reading; more are not shown
+MAX_NUMBERS = 20_000  # of one forecast: horizon * targets * quantiles; a larger one is not shown
+_NAN = math.nan
+_NOT_OURS = (msgspec.DecodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was measured at `ts`."""
+
+    ts: int  # ms
+    names: tuple[str, ...]
+    values: array[float]  # [names], NaN = missing
+
+    def value(self, name: str) -> float:
+        """One field; NaN where there is none."""
+        return self.values[self.names.index(name)] if name in self.names else _NAN
+
+    @property
+    def bytes(self) -> int:
+        """What it costs to keep, about."""
+        return 200 + 8 * len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the forecasts of one model have in common. At most five quantiles are kept: two bands and the middle."""
+
+    model: str
+    step_ms: int  # 0 = irregular
+    targets: tuple[str, ...]
+    quantiles: tuple[str, ...]  # ascending
+    horizon: int
+
+    @property
+    def middle(self) -> int:
+        """Which quantile is nearest to the median."""
+        return min(range(len(self.quantiles)), key=lambda i: abs(per_cent(self.quantiles[i]) - 50))
+
+    @property
+    def level(self) -> float:
+        """The share that the widest interval should hold, such as 0.9; 0 where there is one quantile only."""
+        return round((per_cent(self.quantiles[-1]) - per_cent(self.quantiles[0])) / 100, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A forecast made from the reading at `ts`."""
+
+    ts: int
+    warm: bool
+    shape: Shape
+    values: array[float]  # [targets * quantiles * horizon]
+    scored: tuple[str, ...]  # names of its scores
+    scores: array[float]  # [scored]
+
+    def quantile(self, target: int, quantile: int) -> array[float]:
+        """[horizon] of one target and quantile."""
+        begin = (target * len(self.shape.quantiles) + quantile) * self.shape.horizon
+        return self.values[begin : begin + self.shape.horizon]
+
+    def at(self, target: int, quantile: int, ahead: int) -> float:
+        """One number, `ahead` steps ahead (from 1)."""
+        return self.values[(target * len(self.shape.quantiles) + quantile) * self.shape.horizon + ahead - 1]
+
+    @property
+    def bytes(self) -> int:
+        """What it costs to keep, about."""
+        return 300 + 4 * len(self.values) + 8 * len(self.scores)
+
+
+class _Made(msgspec.Struct):
+    ts: int
+    step_ms: int = 0
+    model: str = ""
+    warm: bool = True
+    source: str = ""
+    targets: dict[str, dict[str, list[float]]] = {}
+    score: dict[str, float | None] = {}
+
+
+_decode_reading = msgspec.json.Decoder().decode
+_decode_forecast = msgspec.json.Decoder(_Made).decode
+
+
+def series_name(key: bytes | None) -> str | None:
+    """The series that a record belongs to, None where its key names none."""
+    try:
+        check_key(key)
+    except Refused:
+        return None
+    return key.decode() if key is not None else None
+
+
+def read_reading(value: bytes) -> Reading | None:
+    """A record of the input topic."""
+    try:
+        found = _decode_reading(value)
+        ts = parse_time(found["ts"])
+        names = tuple(name for name, v in found.items() if name != "ts" and (v is None or _number(v)))[:MAX_FIELDS]
+        values = array("d", [_or_nan(found[name]) for name in names])
+    except (*_NOT_OURS, AttributeError):
+        return None
+    return Reading(ts, _same_names(names), values)
+
+
+def read_forecast(value: bytes) -> tuple[Forecast, str] | None:
+    """A record of the output topic, and the reading that it answers, as `topic-partition-offset`.
+
+    None also for a classifier's: it has no forecast of a number to draw.
+    """
+    try:
+        made = _decode_forecast(value)
+        if not MIN_TS_MS <= made.ts <= MAX_TS_MS or made.step_ms < 0 or not made.targets:
+            return None
+        first = next(iter(made.targets.values()))
+        names = _chosen(tuple(first))
+        horizon = len(first[names[0]])
+        shape = _shape(made.model, made.step_ms, tuple(made.targets), names, horizon)
+        values = array("f")
+        for quantiles in made.targets.values():
+            for name in names:
+                values.extend(quantiles[name])
+    except (*_NOT_OURS, IndexError):
+        return None
+    if not 1 <= len(values) <= MAX_NUMBERS or len(values) != horizon * len(names) * len(shape.targets):
+        return None
+    scored = _same_names(tuple(made.score)[: MAX_FIELDS * 8])
+    scores = array("d", [_or_nan(made.score[name]) for name in scored])
+    return Forecast(made.ts, made.warm, shape, values, scored, scores), made.source
+
+
+def answered(source: str, topic: str) -> tuple[int, int] | None:
+    """(partition, offset) of the reading that a forecast says it answers, None where it was another topic's."""
+    name, _, rest = source.rpartition("-")
+    name, _, partition = name.rpartition("-")
+    if name != topic or not (rest.isdecimal() and partition.isdecimal()):
+        return None
+    return int(partition), int(rest)
+
+
+def per_cent(quantile: str) -> float:
+    """ "p97.5" -> 97.5.
+
+    Raises:
+        ValueError: it is not a quantile's name.
+    """
+    if not quantile.startswith("p") or not 0 <= (found := float(quantile[1:])) <= 100:
+        raise ValueError(quantile)
+    return found
+
+
+# Names are the same in nearly every record: one copy is kept. Bounded, for who writes to the topics is not trusted.
+@lru_cache(maxsize=1024)
+def _same_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return names
+
+
+@lru_cache(maxsize=1024)
+def _shape(model: str, step_ms: int, targets: tuple[str, ...], quantiles: tuple[str, ...], horizon: int) -> Shape:
+    return Shape(model, step_ms, targets, quantiles, horizon)
+
+
+@lru_cache(maxsize=1024)
+def _chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The outermost two, the two nearest to the quartiles, and the middle, ascending."""
+    ordered = sorted(names, key=per_cent)
+    near = [min(ordered, key=lambda name, to=to: abs(per_cent(name) - to)) for to in (25.0, 50.0, 75.0)]  # type: ignore[misc]
+    return tuple(sorted({ordered[0], ordered[-1], *near}, key=per_cent))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _or_nan(value: Any) -> Any:
+    return _NAN if value is None else value

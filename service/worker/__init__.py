@@ -1,0 +1,1 @@
+"""The loop of `serve`: assignment, restore, batches, commits, model swaps."""

@@ -1,0 +1,94 @@
+"""What a restore refuses, each with the command that mends it: what is committed and what is there must fit."""
+
+from __future__ import annotations
+
+from tidecast.service.broker.topics import reset_command
+from tidecast.service.config.settings import Settings
+from tidecast.service.errors import BrokerError, ChangelogError
+from tidecast.service.state.offset_metadata import Committed
+from tidecast.service.worker.served_models import Engine
+
+
+def check_written(settings: Settings, partition: int, committed: Committed | None, end: int) -> None:
+    """See that states which were written are not simply gone. `end`: the changelog partition's end offset.
+
+    Raises:
+        BrokerError: the changelog is empty.
+    """
+    s = settings
+    if committed is None or not committed.flushed or end > 0 or s.accept_gap:
+        return
+    raise BrokerError(
+        f"the group {s.group!r} has committed offset {committed.offset} of {s.input_topic}-{partition} and written "
+        f"states there, but the changelog {s.changelog_topic} is empty: its states are gone",
+        do="Name the changelog with --changelog-topic. To go on with the series cold: --accept-gap",
+    )
+
+
+def is_to_be_made_anew(settings: Settings, partition: int, committed: Committed | None, engine: Engine) -> bool:
+    """True where the states are of another layout than the engine's, which is to make its own from recent input.
+
+    Raises:
+        ChangelogError: they are of a model with another name.
+    """
+    if committed is None or committed.layout is None or committed.layout == engine.codec.layout:
+        return False
+    name = (committed.model or "").rpartition("@")[0]
+    if name != engine.spec.name:
+        raise ChangelogError(
+            f"the states of {settings.input_topic}-{partition} were made by the model {committed.model}, whose state "
+            f"has another layout than that of {engine.spec.id}",
+            do="Serve a model of that name, give this one a --group and a --changelog-topic of its own, or begin "
+            f"anew: {reset_command(settings)}",
+        )
+    return True
+
+
+def check_fits(settings: Settings, partition: int, committed: Committed | None, series: int, newest: int) -> None:
+    """See that the changelog and the committed offset belong together.
+
+    Args:
+        settings: what is in force.
+        partition: which.
+        committed: the group's offset there.
+        series: how many the changelog has.
+        newest: the last offset that a state of it holds, -1 = none does.
+
+    Raises:
+        BrokerError: they do not.
+    """
+    s, where = settings, f"{settings.input_topic}-{partition}"
+    if committed is None and newest >= 0:
+        raise BrokerError(
+            f"the changelog has {series} states for {where}, but the group {s.group!r} has no offset there",
+            do=f"Its offsets are gone, or the states are another's. To begin anew: {reset_command(s)}",
+        )
+    if committed is not None and newest >= committed.offset and s.delivery == "exactly-once":
+        raise BrokerError(
+            f"the changelog is ahead of the group {s.group!r}: a state holds offset {newest} of {where}, but the group "
+            f"has committed {committed.offset}",
+            do="Its offsets were set back, or it ran with at-least-once. To answer all from there again, cold: "
+            f"{reset_command(s)}",
+        )
+
+
+def check_retained(settings: Settings, partition: int, first: int, start: int, committed: int) -> None:
+    """See that the readings are still there that are to be read. `first`: the first that retention has left.
+
+    Raises:
+        BrokerError: they are not.
+    """
+    if first <= start or settings.accept_gap:
+        return
+    where = f"{settings.input_topic}-{partition}"
+    if start < committed:
+        raise BrokerError(
+            f"{where} begins at offset {first}, but its states need a replay of {start} to {committed}: retention has "
+            "eaten that range",
+            do="Raise the topic's retention. To go on with the states as they are: --accept-gap",
+        )
+    raise BrokerError(
+        f"{where} begins at offset {first}, but the readings from {start} on were not answered yet: retention has "
+        f"eaten {first - start} of them",
+        do="Raise the topic's retention. To go on without them: --accept-gap",
+    )

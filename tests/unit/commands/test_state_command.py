@@ -1,0 +1,345 @@
+"""`tidecast state` on a changelog in memory: what it shows, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from tests.support.models import START_MS, STATE, STEP_MS, counting_model, counting_spec
+from tidecast.service import cli
+from tidecast.service.broker.memory.broker import MemoryBroker, MemoryConsumer
+from tidecast.service.broker.partitioner import partition_for
+from tidecast.service.broker.port import Batch, Outgoing
+from tidecast.service.broker.topics import CHANGELOG_CONFIG
+from tidecast.service.commands import state
+from tidecast.service.model.compatibility import layout_hash
+from tidecast.service.state.codec import Codec
+
+CODEC = Codec(counting_spec())
+TOPIC = "tidecast-state"
+
+
+class Bench:
+    """A broker with two partitions, 20 readings in each, and what was put into its changelog."""
+
+    def __init__(self):
+        self.broker = MemoryBroker()
+        self.broker.create_topic("readings", 2)
+        self.broker.create_topic(TOPIC, 2, CHANGELOG_CONFIG)
+        for partition in (0, 1):
+            for _ in range(20):
+                self.put("readings", partition, b"k", b"{}")
+
+    def put(self, topic, partition, key, value):
+        out = Outgoing(topic)
+        out.append(key, value, partition=partition)
+        self.broker.producer().produce(out)
+
+    def flush(self, key, offset, partition=0, steps=1):
+        self.put(TOPIC, partition, key, record(offset, steps))
+
+    def live(self):
+        """The changelog's last value of each key, with its partition."""
+        found = {}
+        for partition in (0, 1):
+            log = self.broker.log(TOPIC, partition)
+            for key, value in zip(log.keys, log.values, strict=True):
+                found[(partition, key)] = value
+        return {place: value for place, value in found.items() if value is not None}
+
+    def worker(self, committed=True):
+        """A member of the group that lives; it has committed something if asked for."""
+        member = self.broker.consumer(group="tidecast")
+        member.subscribe("readings", lambda _: None, lambda _: None)
+        member.poll(0, 100)
+        if committed:
+            member.commit({0: 5}, "s=5")
+        return member
+
+
+def record(offset, steps=1):
+    columns = [np.array([v], dtype=np.int64) for v in (offset, START_MS + offset * STEP_MS, steps, START_MS)]
+    return CODEC.encode(*columns, np.array([[steps, 0.5, -0.0, offset]], dtype=np.float32))[0]
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    bench = Bench()
+    monkeypatch.setattr(state, "connect_as_set", lambda config: bench.broker)
+    return bench
+
+
+@pytest.fixture
+def run(bench, capfdbinary):
+    """`run("list", "--json")` gives (exit code, stdout, stderr)."""
+
+    def run(*args):
+        capfdbinary.readouterr()
+        code = cli.main(["state", *args])
+        out, err = capfdbinary.readouterr()
+        return code, out.decode(), err.decode()
+
+    return run
+
+
+def test_the_list_has_the_last_state_of_each_series_and_none_that_was_forgotten(bench, run):
+    for offset in (3, 7):
+        bench.flush(b"b", offset, partition=1, steps=offset)
+    bench.flush(b"a", 2)
+    bench.flush(b"gone", 4)
+    bench.put(TOPIC, 0, b"gone", None)
+    assert run() == run("list")
+    assert run("list")[1].splitlines() == [
+        "series  partition  offset  last reading          steps",
+        "a               0       2  2023-11-14T22:15:00Z      1",
+        "b               1       7  2023-11-14T22:20:00Z      7",
+    ]
+    lines = [json.loads(line) for line in run("list", "--json")[1].splitlines()]
+    assert lines[1] == {"series": "b", "partition": 1, "offset": 7, "ts": START_MS + 7 * STEP_MS, "steps": 7}
+
+
+def test_a_short_list_says_that_there_is_more(bench, run):
+    for i in range(5):
+        bench.flush(b"s%d" % i, i)
+    code, out, err = run("--limit", "2", "list")
+    assert (code, len(out.splitlines()), err) == (0, 3, "3 more; without --limit all are listed\n")
+
+
+def test_an_empty_changelog_is_an_empty_list(run):
+    assert run("list", "--json") == (0, "", "")
+
+
+def test_a_series_is_shown_by_the_names_that_the_model_gives_its_parts(bench, run, tmp_path):
+    bench.flush(b"a", 2, steps=9)
+    model = str(counting_model(tmp_path))
+    shown = json.loads(run("show", "--json", "a", "--model", model)[1])
+    assert shown.pop("state") == {name: [v] for name, v in zip(STATE, [9.0, 0.5, 0.0, 2.0], strict=True)}
+    header = json.loads(run("show", "a", "--json")[1])
+    assert shown == header  # without a model only what needs none
+    assert header["layout"] == layout_hash(counting_spec()).hex()
+    text = run("show", "a", "--model", model)[1]
+    assert "missing     [0.5]\n" in text and "ts          2023-11-14T22:15:00Z\n" in text
+
+
+def test_a_state_of_another_model_is_not_shown_under_wrong_names(bench, run, tmp_path):
+    model = str(counting_model(tmp_path))
+    bench.put(TOPIC, 0, b"a", Codec(counting_spec(state_size=5)).encode(
+        *[np.zeros(1, dtype=np.int64)] * 4, np.zeros((1, 5), dtype=np.float32))[0])  # fmt: skip
+    code, _, err = run("show", "a", "--model", model)
+    assert code == 1 and "tidecast-state-0, offset 0, series 'a'" in err and "another model, layout" in err
+    assert json.loads(run("show", "a", "--json")[1])["state_size"] == 5
+
+
+def test_a_series_that_is_in_two_partitions_is_shown_and_forgotten_in_both(bench, run):
+    bench.flush(b"a", 2)
+    bench.flush(b"a", 3, partition=1)
+    assert [json.loads(line)["partition"] for line in run("show", "a", "--json")[1].splitlines()] == [0, 1]
+    run("reset", "a")
+    assert bench.live() == {}
+
+
+def test_reset_forgets_the_named_series_and_no_other(bench, run):
+    for key in (b"a", b"b", b"c"):
+        bench.flush(key, 1)
+    assert run("reset", "a", "c") == (0, "", "forgot 2 states in tidecast-state\n")
+    assert [key for _, key in bench.live()] == [b"b"]
+    assert run("reset", "--all")[0] == 0
+    assert bench.live() == {}
+
+
+def test_reset_of_a_series_that_is_not_there_names_it_and_forgets_nothing(bench, run):
+    bench.flush(b"a", 1)
+    code, _, err = run("reset", "a", "typo")
+    assert code == 1 and "has no state of 'typo'" in err and "tidecast state list" in err
+    assert len(bench.live()) == 1
+
+
+@pytest.mark.parametrize("action", [("reset", "a"), ("reset", "--all"), ("import", "FILE", "--replace")])
+def test_the_states_of_a_group_that_lives_are_not_changed_behind_its_back(bench, run, tmp_path, action):
+    bench.flush(b"a", 1)
+    file = tmp_path / "states"
+    run("export", str(file))
+    action = [str(file) if word == "FILE" else word for word in action]
+    worker = bench.worker()
+    before = len(bench.broker.log(TOPIC, 0))
+    code, _, err = run(*action)
+    assert code == 1 and "the group tidecast is not stopped" in err and "--force" in err
+    assert len(bench.broker.log(TOPIC, 0)) == before
+    assert bench.broker.commits[("tidecast", "readings")] == {0: (5, "s=5")}
+    assert run(*action, "--force")[0] == 0
+    worker.close()
+    bench.flush(b"a", 1)
+    assert run(*action)[0] == 0
+    assert bench.broker.commits[("tidecast", "readings")] == {0: (5, "s=5")}  # asking changes no offset
+
+
+def test_a_group_that_never_committed_is_taken_for_stopped(bench, run):
+    bench.flush(b"a", 1)
+    bench.worker(committed=False)
+    assert run("reset", "a")[0] == 0
+
+
+def test_an_export_that_is_imported_again_is_the_same_to_the_byte(bench, run, tmp_path):
+    for i in range(30):
+        bench.flush(f"ü{i}".encode(), i % 20, partition=i % 2, steps=i)
+    before, file = bench.live(), str(tmp_path / "states.jsonl")
+    assert run("export", file) == (0, "", "wrote 30 states of tidecast-state\n")
+    run("reset", "--all")
+    assert run("import", file) == (0, "", "wrote 30 states to tidecast-state, forgot 0\n")
+    assert bench.live() == before
+    assert run("export", "-")[1].encode() == (tmp_path / "states.jsonl").read_bytes()
+
+
+def test_an_exported_line_can_be_read_by_another_program(bench, run):
+    bench.flush(b"a", 4, partition=1, steps=6)
+    line = json.loads(run("export", "-")[1])
+    numbers = np.frombuffer(base64.b64decode(line.pop("state")), dtype="<f4")
+    assert numbers.tolist() == [6.0, 0.5, -0.0, 4.0]
+    assert line == {
+        "series": "a", "partition": 1, "partitions": 2, "offset": 4, "last_ts": START_MS + 4 * STEP_MS, "steps": 6,
+        "seen_ms": START_MS, "layout": layout_hash(counting_spec()).hex(),
+    }  # fmt: skip
+
+
+def test_import_over_states_needs_to_be_asked_for_and_then_leaves_only_the_files(bench, run, tmp_path):
+    file = str(tmp_path / "states.jsonl")
+    bench.flush(b"a", 1)
+    run("export", file)
+    bench.flush(b"b", 2)
+    code, _, err = run("import", file)
+    assert code == 1 and "has states of 2 series already" in err and "--replace" in err
+    assert run("import", file, "--replace")[2] == "wrote 1 states to tidecast-state, forgot 1\n"
+    assert [key for _, key in bench.live()] == [b"a"]
+
+
+@pytest.fixture
+def line(bench, run):
+    """The fields of one good line, of an otherwise empty changelog."""
+    bench.flush(b"a", 4)
+    found = json.loads(run("export", "-")[1])
+    run("reset", "a")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"offset": 20}, r"holds the reading at offset 20 of partition 0, but the input topic ends at 20"),
+        ({"partitions": 8}, r"from partition 0 of 8, the changelog has 2"),
+        ({"partition": 2}, r"from partition 2 of 2, the changelog has 2"),
+        ({"state": base64.b64encode(b"abc").decode()}, r"whole float32 numbers, got '3 bytes'"),
+        ({"state": base64.b64encode(np.float32(np.nan).tobytes()).decode()}, "not finite"),
+        ({"state": "?"}, "not a state"),
+        ({"layout": "00"}, "not a state"),
+        ({"steps": 2**63}, "not a state"),
+        ({"series": ""}, "not a state"),
+        ({"more": 1}, "not a state"),
+    ],
+)
+def test_a_file_with_one_bad_line_is_refused_by_its_number_and_nothing_is_written(
+    bench, run, line, tmp_path, change, says
+):
+    file = tmp_path / "states.jsonl"
+    file.write_text(f"{json.dumps(line)}\n\n{json.dumps(line | {'series': 'b'} | change)}\n")
+    code, _, err = run("import", str(file))
+    assert code == 1 and "states.jsonl, line 3" in err and says in err, err
+    assert err.count("\n") == 1
+    assert bench.live() == {}
+
+
+def test_a_series_that_comes_twice_is_refused(run, line, tmp_path):
+    file = tmp_path / "states.jsonl"
+    file.write_text(f"{json.dumps(line)}\n{json.dumps(line)}\n")
+    assert "line 2: the series 'a' comes twice, first in line 1" in run("import", str(file))[2]
+
+
+def test_states_can_move_to_another_cluster_where_no_offset_holds(bench, run, line, tmp_path):
+    file = tmp_path / "states.jsonl"
+    names = [f"s{i}" for i in range(10)]
+    file.write_text("".join(json.dumps(line | {"series": n, "offset": 999, "partitions": 8}) + "\n" for n in names))
+    assert run("import", str(file), "--new-input")[0] == 0
+    assert {key.decode(): partition for partition, key in bench.live()} == {
+        name: partition_for(name.encode(), 2) for name in names
+    }
+    assert {CODEC.decode(value).offset for value in bench.live().values()} == {-1}
+
+
+def test_a_damaged_record_is_named_with_the_command_that_mends_it(bench, run):
+    bench.put(TOPIC, 1, b"a", record(1)[:-1])
+    code, _, err = run("list")
+    assert code == 1 and "tidecast-state-1, offset 0, series 'a': a changelog record is cut short" in err
+    assert "tidecast state reset a" in err
+    assert run("reset", "a")[0] == 0
+    assert run("list", "--json") == (0, "", "")
+
+
+def test_a_damaged_record_that_a_later_one_replaces_does_no_harm(bench, run):
+    bench.put(TOPIC, 1, b"a", b"{}")
+    bench.flush(b"a", 3, partition=1)
+    assert json.loads(run("list", "--json")[1])["offset"] == 3
+
+
+def test_a_topic_that_is_no_changelog_is_said_to_be_none(bench, run):
+    bench.put(TOPIC, 0, None, b"{}")
+    code, _, err = run("list")
+    assert code == 1 and "a record without a key; tidecast-state is no changelog" in err
+
+
+def test_a_changelog_that_is_not_there_is_answered_with_the_command_that_makes_it(bench, run):
+    code, _, err = run("list", "--changelog-topic", "other")
+    assert code == 1 and "there is no changelog other" in err
+    assert "tidecast topics create --partitions 2 --changelog-topic other" in err
+    bench.broker.delete_topic("readings")
+    bench.flush(b"a", 1)
+    assert run("reset", "a")[0] == 0  # without an input topic there is no worker to ask
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["list", "a"], "tidecast state list takes no SERIES, got 'a'"),
+        (["show"], "tidecast state show takes one SERIES, got 'nothing'"),
+        (["show", "a", "b"], "takes one SERIES"),
+        (["reset"], "takes SERIES… or --all"),
+        (["reset", "a", "--all"], "takes SERIES… or --all, got 'a --all'"),
+        (["export"], "takes one FILE"),
+        (["list", "--force"], "--force means nothing to list. For: reset, import."),
+        (["--new-input", "export", "f"], "--new-input means nothing to export"),
+        (["list", "--limit", "0"], "--limit must be at least 1"),
+        (["list", "--jsn"], "Did you mean --json?"),
+        (["lst"], "invalid choice"),
+    ],
+)
+def test_wrong_use_is_one_sentence(run, args, says):
+    code, out, err = run(*args)
+    assert (code, out) == (2, "") and says in err and err.count("\n") == 1, err
+
+
+def test_a_file_that_cannot_be_read_or_written_is_said(bench, run, tmp_path):
+    assert run("import", str(tmp_path / "none"))[:2] == (1, "")
+    code, _, err = run("export", str(tmp_path / "no" / "dir"))
+    assert code == 2 and "cannot write" in err and "another FILE" in err
+
+
+def test_reading_ends_although_a_worker_goes_on_writing(bench, run, monkeypatch):
+    bench.flush(b"a", 1)
+    poll = MemoryConsumer.poll
+
+    def busy(self, timeout_s, max_records):
+        bench.flush(b"a", 2)
+        bench.flush(b"later", 3)
+        return poll(self, timeout_s, max_records)
+
+    monkeypatch.setattr(MemoryConsumer, "poll", busy)
+    lines = [json.loads(line) for line in run("list", "--json")[1].splitlines()]
+    assert [(line["series"], line["offset"]) for line in lines] == [("a", 1)]  # as it was at the beginning
+
+
+def test_a_changelog_that_is_not_read_to_its_end_is_not_passed_off_as_whole(bench, run, monkeypatch):
+    bench.flush(b"a", 1)
+    monkeypatch.setattr(MemoryConsumer, "poll", lambda self, timeout_s, max_records: Batch(TOPIC))
+    code, out, err = run("list", "--broker-timeout-seconds", "1")
+    assert (code, out) == (1, "") and "nothing came for 1 s before its end" in err

@@ -1,0 +1,75 @@
+import pytest
+
+from tidecast.service import cli
+from tidecast.service.broker.memory.broker import MemoryBroker
+from tidecast.service.broker.topics import CHANGELOG_CONFIG, check_topics, create_topics
+from tidecast.service.config.settings import Settings
+from tidecast.service.errors import BrokerError
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    broker = MemoryBroker()
+    monkeypatch.setattr(topics, "connect_as_set", lambda config: broker)
+    return broker
+
+
+def test_create_makes_what_is_missing_and_says_what_was_there(memory, capsys):
+    memory.create_topic("forecasts", 6)
+    assert cli.main(["topics", "create"]) == 0
+    assert memory.topics() == {"readings": 6, "forecasts": 6, "dead-letters": 6, "tidecast-state": 6}
+    assert memory.topic_config("tidecast-state").items() >= CHANGELOG_CONFIG.items()
+    check_topics(memory, Settings())
+    out = capsys.readouterr().out
+    assert "readings           6 partitions  made\n" in out and "forecasts          6 partitions  was there\n" in out
+
+
+def test_the_list_says_what_each_topic_is_for(memory, capsys):
+    cli.main(["topics", "create", "--partitions", "2"])
+    memory.create_topic("other", 1)
+    capsys.readouterr()
+    assert cli.main(["topics"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "dead-letters       2 partitions  dead letters",
+        "forecasts          2 partitions  output",
+        "other              1 partitions",
+        "readings           2 partitions  input",
+        "tidecast-state     2 partitions  changelog",
+    ]
+
+
+def test_another_number_than_what_is_there_is_refused_with_the_command_that_mends_it(memory):
+    memory.create_topic("readings", 6)
+    with pytest.raises(BrokerError, match=r"readings has 6 partitions.*tidecast topics create --partitions 6"):
+        create_topics(memory, Settings(), partitions=4)
+    assert memory.topics() == {"readings": 6}
+
+
+def test_topics_that_do_not_fit_each_other_are_refused_and_nothing_is_made(memory):
+    memory.create_topic("readings", 6)
+    memory.create_topic("forecasts", 4)
+    with pytest.raises(BrokerError, match=r"readings has 6 partitions and forecasts has 4.*--output-topic forecasts-6"):
+        create_topics(memory, Settings())
+    assert "dead-letters" not in memory.topics()
+
+
+def test_a_changelog_that_does_not_fit_is_refused_with_the_command_that_mends_it(memory):
+    memory.create_topic("tidecast-state", 3, CHANGELOG_CONFIG)
+    memory.create_topic("readings", 6)
+    with pytest.raises(BrokerError, match=r"6 partitions and tidecast-state has 3.*--changelog-topic tidecast-state-6"):
+        create_topics(memory, Settings())
+    assert "forecasts" not in memory.topics()
+
+
+@pytest.mark.parametrize("policy", ["delete", "compact,delete"])
+def test_a_changelog_whose_states_would_be_deleted_is_refused_by_create(memory, policy):
+    memory.create_topic("tidecast-state", 4, {"cleanup.policy": policy})
+    with pytest.raises(BrokerError, match=rf"tidecast-state must be compacted.*got '{policy}'.*kafka-configs\.sh"):
+        create_topics(memory, Settings())
+    assert memory.topics() == {"tidecast-state": 4}
+
+
+@pytest.mark.parametrize("flag", ["--partitions", "--replication-factor"])
+def test_a_number_below_one_is_refused(memory, flag, capsys):
+    assert cli.main(["topics", "create", flag, "0"]) == 2
+    assert f"{flag} must be at least 1, got 0" in capsys.readouterr().err

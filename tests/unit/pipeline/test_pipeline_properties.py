@@ -1,0 +1,183 @@
+"""For any stream of records, cut into any batches, the pipeline does what one plain loop over the records does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.models import POISON_FORECAST, POISON_STATE, START_MS, STEP_MS, CountingReference
+from tests.support.streams import WARMUP, Sent, cut, fates, model, streams
+from tidecast.service.model.session import Model
+from tidecast.service.pipeline.pipeline import Pipeline, Policy
+
+
+@dataclass
+class Known:
+    """One series as the plain loop knows it."""
+
+    model: CountingReference = field(default_factory=CountingReference)
+    last: int | None = None
+    steps: int = 0
+    seen: int = 0
+
+
+class PlainLoop:
+    """The table "what happens" once more, one record at a time, without arrays."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.series: OrderedDict[bytes, Known] = OrderedDict()
+
+    def process(self, sent: Sent) -> tuple[str, object]:
+        """The record's fate, and the forecast if it has one."""
+        policy = self.policy
+        if not sent.key:
+            return "dead", "missing_key" if sent.key is None else "bad_key"
+        known = self.series.get(sent.key)
+        if sent.value is None:
+            self.series.pop(sent.key, None)
+            return "tombstone", None
+        if sent.x is None:
+            return "dead", "not_json"
+        if policy.series_ttl_ms and known and sent.timestamp - known.seen > policy.series_ttl_ms:
+            known = None
+            del self.series[sent.key]
+        if known is None:
+            if len(self.series) >= policy.max_series:
+                self.series.popitem(last=False)
+            known = self.series[sent.key] = Known()
+        self.series.move_to_end(sent.key)
+        known.seen = sent.timestamp
+        if known.last is not None and sent.ts <= known.last:
+            return ("duplicate", None) if sent.ts == known.last else ("late", None)
+        gap = max(math.floor((sent.ts - known.last) / STEP_MS + 0.5) - 1, 0) if known.last is not None else 0
+        if gap > policy.max_gap_steps:
+            known.model, known.steps, gap = CountingReference(), 0, 0
+        for i in range(gap):
+            assert known.last is not None
+            known.model.step((math.nan, math.nan), known.last + (i + 1) * STEP_MS)
+            known.steps += 1
+        known.last = sent.ts
+        if sent.x[0] in (POISON_STATE, POISON_FORECAST):
+            known.model, known.steps = CountingReference(), 0
+            return "dead", "non_finite_state"
+        y = known.model.step(sent.x, sent.ts)
+        known.steps += 1
+        return "forecast", (y, known.steps >= WARMUP)
+
+
+policies = st.builds(
+    Policy,
+    max_gap_steps=st.sampled_from([0, 1, 3, 24]),
+    max_series=st.sampled_from([1, 2, 3, 1000]),
+    series_ttl_ms=st.sampled_from([0, 0, 30_000, 100_000]),
+    max_future_ms=st.just(0),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(streams(), st.lists(st.integers(1, 12), max_size=12), policies)
+def test_any_stream_in_any_batches_is_answered_as_one_at_a_time(
+    stream: list[Sent], sizes: list[int], policy: Policy
+) -> None:
+    plain = PlainLoop(policy)
+    expected = [plain.process(sent) for sent in stream]
+    line = Pipeline(model(), policy, output_topic="forecasts", dead_letter_topic="dead-letters")
+    results = [line.process(batch) for batch in cut(stream, sizes)]
+
+    found = fates(results)
+    assert found == {i: fate for i, fate in enumerate(expected) if fate[0] in ("forecast", "dead")}
+    for fate, counted in (("duplicate", "duplicates"), ("late", "late"), ("tombstone", "tombstones")):
+        assert sum(getattr(r.counts, counted) for r in results) == [name for name, _ in expected].count(fate)
+    for result in results:
+        counts = result.counts
+        dead = sum(counts.dead_letters.values())
+        assert counts.readings == counts.forecasts + counts.duplicates + counts.late + dead
+        assert counts.forecasts == len(result.forecasts)
+        assert dead == len(result.dead_letters)
+    for key, known in plain.series.items():
+        slot = line.table.find(key)
+        if policy.series_ttl_ms == 0:
+            assert slot is not None
+        if slot is not None:  # an idle one may be gone already
+            assert line.table.states[slot].tolist() == known.model.state
+            assert line.table.steps[slot] == known.steps
+    assert set(line.table) <= set(plain.series)
+
+
+class OneSeriesOneRow(Model):
+    """Notes the first feature of every row of every wave; the test below makes it the series' own number."""
+
+    def __init__(self) -> None:
+        super().__init__(model().spec, model()._session, model()._few, model().sha256)
+        self.waves: list[list[float]] = []
+
+    def step(self, x, ts, state):  # type: ignore[no-untyped-def]
+        self.waves.append(x[:, 0].tolist())
+        return super().step(x, ts, state)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 6), max_size=60))
+def test_two_readings_of_one_series_never_share_a_wave(order: list[int]) -> None:
+    watched = OneSeriesOneRow()
+    stream = []
+    for i, series in enumerate(order):
+        ts = START_MS + i * STEP_MS
+        value = json.dumps({"ts": ts, "value": series, "wind": i}).encode()
+        stream.append(Sent(b"%d" % series, value, ts, (series, i), 0))
+    line = Pipeline(watched, Policy(max_gap_steps=0), output_topic="f", dead_letter_topic="d")
+    for batch in cut(stream, []):
+        line.process(batch)
+    assert all(len(set(wave)) == len(wave) for wave in watched.waves)
+    assert sorted(v for wave in watched.waves for v in wave) == sorted(order)
+    assert len(watched.waves) == max((order.count(series) for series in order), default=0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(streams(), st.lists(st.integers(1, 12), max_size=12))
+def test_missing_values_and_poison_in_one_series_leave_the_others_equal_to_the_bit(
+    stream: list[Sent], sizes: list[int]
+) -> None:
+    def run(other: bytes) -> tuple[list[bytes | None], dict[bytes, bytes]]:
+        line = Pipeline(model(), Policy(), output_topic="forecasts", dead_letter_topic="dead-letters")
+        forecasts: list[bytes | None] = []
+        for batch in cut(stream, sizes):
+            for i, key in enumerate(batch.keys):
+                if key == b"a" and batch.values[i] is not None:
+                    batch.values[i] = other % (stream[batch.offsets[i]].ts)
+            result = line.process(batch)
+            forecasts += [v for k, v in zip(result.forecasts.keys, result.forecasts.values, strict=True) if k != b"a"]
+        return forecasts, {key: line.table.states[line.table.find(key)].tobytes() for key in line.table if key != b"a"}
+
+    calm = run(b'{"ts": %d, "value": 1, "wind": 1}')
+    assert run(b'{"ts": %d, "value": NaN}') == calm
+    assert run(b'{"ts": %d, "value": 666}') == calm
+    assert run(b'{"ts": %d, "value": 667}') == calm
+
+
+any_bytes = st.binary(max_size=30) | st.sampled_from(
+    [b'{"ts": 1700000000000, "value": 1}', b'{"ts": 1700000060000, "value": NaN}', b"\x00\x00\x00\x00\x01{}"]
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(st.none() | any_bytes, st.none() | any_bytes, st.integers(-1, 2**40), st.integers(0, 3)), max_size=12
+    ),
+    policies,
+)
+def test_no_bytes_raise_and_every_record_has_one_fate(
+    records: list[tuple[bytes | None, bytes | None, int, int]], policy: Policy
+) -> None:
+    stream = [Sent(key, value, 0, None, timestamp, partition) for key, value, timestamp, partition in records]
+    line = Pipeline(model(), policy, output_topic="forecasts", dead_letter_topic="dead-letters")
+    results = [line.process(batch) for batch in cut(stream, [])]
+    silent = sum(r.counts.duplicates + r.counts.late + r.counts.tombstones for r in results)
+    assert len(fates(results)) + silent == len(stream)

@@ -1,0 +1,1 @@
+"""Series from files, and what was found wrong in them."""

@@ -1,0 +1,1 @@
+"""Scores on held-out rows, and the baselines to compare with."""

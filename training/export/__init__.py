@@ -1,0 +1,1 @@
+"""One ONNX file from a fitted forecaster, checked against it."""

@@ -1,0 +1,256 @@
+"""Look at a data file before anything is trained on it: what is in it, what is wrong with it, what config would fit.
+
+Needs no torch. The way of a file: columns as they are (`inspection.source`), the time column (`clock`), what the
+others are for (`roles`), what is in them (`findings`, `seasons`), a config (`proposal`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tidecast.service.errors import DataError
+from tidecast.service.timestamps import format_duration, format_time
+from tidecast.training.inspection.clock import Clock, find_clock
+from tidecast.training.inspection.columns import Column, read_columns
+from tidecast.training.inspection.findings import (
+    LONG_GAP,
+    Frame,
+    Order,
+    Spot,
+    Steps,
+    Values,
+    find_steps,
+    find_values,
+    frame,
+    value_names,
+)
+from tidecast.training.inspection.proposal import Proposal, propose, trained_range
+from tidecast.training.inspection.roles import Role, find_keys, find_roles
+from tidecast.training.inspection.seasons import Seasons, find_seasons, on_grid
+
+SEASON_SERIES = 20  # so many series are looked at for seasons; the others are like them
+LEAST_ROWS = 40
+EARLY_1970_MS = 60 * 86_400_000  # seconds read as milliseconds lie before it, milliseconds read as nanoseconds too
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person has said about the file; the rest is found."""
+
+    time: str | None = None
+    series: str | None = None  # a column, "columns" or "none"
+    targets: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """All that was found."""
+
+    path: Path
+    columns: list[Column]
+    roles: list[Role]
+    clock: Clock
+    frame: Frame
+    order: Order
+    steps: Steps
+    values: dict[str, Values]
+    proposal: Proposal
+    notes: list[str] = field(default_factory=list)  # what to know or do before training, the gravest first
+
+    def report(self) -> dict[str, object]:
+        """The same without the data, for JSON."""
+        return {
+            "path": str(self.path),
+            "rows": len(self.clock.ts),
+            "columns": self.roles,
+            "time": {
+                "column": self.clock.name,
+                "form": self.clock.form,
+                "usable": self.clock.usable,
+                "first": format_time(int(self.frame.ts.min())),
+                "last": format_time(int(self.frame.ts.max())),
+            },
+            "series": {
+                "column": self.frame.keys.column,
+                "count": len(self.frame.keys.names),
+                "names": self.frame.keys.names[:20],
+                "shortest": int(np.diff(self.frame.bounds).min()),
+                "longest": int(np.diff(self.frame.bounds).max()),
+            },
+            "order": self.order,
+            "step": format_duration(self.steps.step_ms),
+            "steps": self.steps,
+            "values": {name: _without_rows(v) for name, v in self.values.items()},
+            "notes": self.notes,
+            "config": self.proposal.config,
+            "left_out": self.proposal.left_out,
+        }
+
+
+def inspect(path: Path | str, wishes: Wishes | None = None, *, beside: Path | None = None) -> Inspection:
+    """Read the file and judge it; the config's path is relative to `beside` (default: here).
+
+    Raises:
+        DataError: the file cannot be read, or nothing in it can be forecast: no times, no numbers, too few rows.
+        UsageError: a target was asked for that cannot be forecast.
+    """
+    path, wishes = Path(path), wishes or Wishes()
+    columns = read_columns(path)
+    clock = find_clock(columns, str(path), wishes.time)
+    keys = find_keys(columns, clock, str(path), wishes.series)
+    roles = find_roles(columns, clock, keys)
+    values_of = [column.numbers for column in columns if column.numbers is not None]
+    made, order = frame(clock.ts, keys, values_of)
+    steps = _steps(path, made, order)
+    by_name = {column.name: column for column in columns}
+    names = value_names(roles)
+    if not names:
+        raise DataError(
+            f"{path} has no column of numbers to forecast",
+            got="; ".join(f"{r.name}: {r.why or r.role}" for r in roles)[:300],
+            do="Give a file with at least one column of readings that vary.",
+        )
+    values = {name: find_values(by_name[name], made, steps.step_ms) for name in names}
+    for name, found in values.items():
+        found.seasons = _seasons(by_name[name], made, steps.step_ms)
+    each_column = wishes.series == "columns"
+    proposal = propose(path, clock.name, made, steps, values, wishes.targets, each_column, beside=beside or Path.cwd())
+    found_all = Inspection(path, columns, roles, clock, made, order, steps, values, proposal)
+    found_all.notes.extend(_notes(found_all, by_name))
+    return found_all
+
+
+def _steps(path: Path, made: Frame, order: Order) -> Steps:
+    steps = find_steps(made)
+    longest = int(np.diff(made.bounds).max())
+    if steps is None or longest < LEAST_ROWS:
+        raise DataError(
+            f"{path} has too few readings to learn from: its longest series has {longest}",
+            do=f"Give at least {LEAST_ROWS} readings of one series; some hundreds are where a model begins to pay."
+            + (f" {order.duplicates:,} of its rows repeat a time: is a key column missing?" if order.duplicates else "")
+            + (f" (Series are told apart by {made.keys.column!r}; --series changes it.)" if made.keys.column else ""),
+        )
+    return steps
+
+
+def _seasons(column: Column, made: Frame, step_ms: int) -> Seasons:
+    assert column.numbers is not None
+    x = column.numbers[made.rows]
+    spans = sorted((at for _, at in made.spans()), key=lambda at: at.start - at.stop)[:SEASON_SERIES]
+    return find_seasons([on_grid(made.ts[at], x[at], step_ms) for at in spans if at.stop - at.start > 2], step_ms)
+
+
+def _without_rows(values: Values) -> dict[str, object]:
+    return {name: getattr(values, name) for name in Values.__dataclass_fields__ if name != "outlier_rows"}
+
+
+def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
+    """Sentences for a person; each says what is so and what follows from it."""
+    out = []
+    if not of.clock.usable:
+        out.append(
+            f"Column {of.clock.name!r} counts {of.clock.form.split()[1]} since 1970. The trainer refuses that, as does "
+            "the producer: make it milliseconds or ISO 8601."
+        )
+    first, last = int(of.frame.ts.min()), int(of.frame.ts.max())
+    if first >= 0 and last < EARLY_1970_MS:
+        out.append(
+            f"All times lie between {format_time(first)} and {format_time(last)}, as of an epoch that was read in the "
+            "wrong unit on its way into this file."
+        )
+    keys, order, steps = of.frame.keys, of.order, of.steps
+    if keys.together:
+        out.append(
+            f"Only {keys.together[0]!r} and {keys.together[1]!r} together tell the readings apart: join them into one "
+            "column and name it with --series."
+        )
+    if order.duplicates:
+        hint = "" if keys.column or order.duplicates < 0.2 * len(of.clock.ts) else " Is a key column missing?"
+        out.append(
+            f"{count(order.duplicates, 'reading')} for a time that the series already has, first at "
+            f"{order.first_duplicate}, {order.contradictions:,} of them with other values: the trainer keeps the "
+            f"first in the file and drops the rest.{hint}"
+        )
+    if order.unsorted:
+        out.append(
+            f"{count(order.unsorted, 'row')} earlier than the one before: the trainer sorts them; a stream in this "
+            "order would drop them as late."
+        )
+    if of.proposal.config.data.step == "0":
+        out.append(
+            f"{100 * steps.irregular:.0f} % of the readings are more than a tenth of a step from where they are due: "
+            "proposed as irregular (step 0), so without lags. Resampling to a fixed step would allow them."
+        )
+    elif steps.irregular > 0.001:
+        out.append(f"{100 * steps.irregular:.1f} % of the readings are off their step; each is taken as the next step.")
+    if steps.others:
+        named = ", ".join(f"{name} ({format_duration(ms)})" for name, ms in list(steps.others.items())[:3])
+        out.append(
+            f"{count(len(steps.others), 'series', 'series')} with another step than {format_duration(steps.step_ms)}: "
+            f"{named}. One model has one step: train them apart."
+        )
+    if steps.long and of.proposal.config.data.step != "0":
+        out.append(
+            f"{count(steps.long, 'gap')} longer than {LONG_GAP} steps: there the series starts again, cold "
+            "(data.max_gap)."
+        )
+    for v in of.values.values():
+        out += _about(v, keys.column is None)
+    # At an end of the range it may be the sensor's own limit.
+    stuck = [(v, v.flat_at) for v in of.values.values() if v.flat_at and v.flat_at.value not in (v.low, v.high)]
+    if stuck:
+        named = "; ".join(
+            f"{v.name} {v.flat} times {at.value:g} from {_place(at, keys.column is None)}" for v, at in stuck[:3]
+        )
+        more = f"; and {count(len(stuck) - 3, 'more column')}" if len(stuck) > 3 else ""
+        out.append(f"The same reading over and over, as of a sensor that hangs: {named}{more}.")
+    config = of.proposal.config
+    for name in config.data.targets:
+        outside, moved = trained_range(by_name[name], of.frame, config.data.train_until)
+        if outside > 0.01 or abs(moved) > 0.75:
+            parts = [f"{100 * outside:.1f} % of it lies outside the range that training sees"] if outside > 0.01 else []
+            parts += [f"its median is {moved:+.1f} interquartile ranges away"] if abs(moved) > 0.75 else []
+            out.append(f"{name} after train_until is not as it was before: {', and '.join(parts)}.")
+    longest = np.diff(of.frame.bounds)
+    lag = max(config.lag_steps, default=0)
+    short = int((longest < 3 * max(lag, 24)).sum())
+    if short:
+        out.append(f"{count(short, 'series', 'series')} shorter than three times the longest lag: they teach little.")
+    if keys.column is None and not config.each_column and _alike(list(of.values)):
+        out.append(
+            "The columns look like many sensors of one kind: --series columns proposes one shared model, which "
+            "learns from all of them."
+        )
+    return out
+
+
+def _about(v: Values, one: bool) -> list[str]:
+    out = []
+    if v.refused:
+        out.append(
+            f"{v.name}: {count(v.refused, 'cell')} neither a number nor missing, first {v.first_refused}: the trainer "
+            "refuses the file until they are empty."
+        )
+    if v.far:
+        out.append(
+            f"{v.name}: {v.far.value:.6g} at {_place(v.far, one)} lies far beyond the rest (usual there: "
+            f"{v.far.usual:.4g}). One such reading spoils a scaler: mend it, or leave the cell empty."
+        )
+    return out
+
+
+def _alike(names: list[str]) -> bool:
+    stems = {name.rstrip("0123456789") for name in names}
+    return len(names) >= 3 and len(stems) == 1 and stems != set(names)
+
+
+def _place(spot: Spot, one: bool) -> str:
+    return spot.time if one else f"{spot.time} of {spot.series}"
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"

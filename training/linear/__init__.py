@@ -1,0 +1,1 @@
+"""Ridge regressions: the experts that the network is mixed with."""

@@ -1,0 +1,1 @@
+"""The forecaster as torch modules."""

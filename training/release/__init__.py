@@ -1,0 +1,1 @@
+"""Comparing models, and publishing one to workers."""
