@@ -15,8 +15,8 @@ from tidecast.service.datafiles.readings import Reading, read_model_config, read
 from tidecast.service.datafiles.table import UNIVARIATE, Columns, Table
 from tidecast.service.errors import UsageError
 from tidecast.service.feed import sources
-from tidecast.service.feed.pacing import Clock, LiveClock, paced, parse_speed
-from tidecast.service.feed.sender import Printer, check_topic, say, send, stop_on_signals
+from tidecast.service.feed.pacing import PacingClock, SystemClock, paced, parse_speed
+from tidecast.service.feed.sender import StdoutProducer, check_topic, say, send, stop_on_signals
 from tidecast.service.observability import logs
 from tidecast.service.timestamps import format_time, parse_duration_ms, parse_time
 
@@ -102,11 +102,11 @@ def run(args: argparse.Namespace) -> int:
     logs.setup(config.log_level)
     if config.log_level != "debug":
         logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as a BrokerError
-    clock = LiveClock()
+    clock = SystemClock()
     batches = _batches(_source(args), args, clock)  # before Kafka: a wrong flag or file should not wait for it
     if args.dry_run:
         with stop_on_signals(clock):
-            return send(batches, Printer(), config.input_topic, 0.0, "printed")
+            return send(batches, StdoutProducer(), config.input_topic, 0.0, "printed")
 
     from tidecast.service.broker.connect import connect_as_set
 
@@ -142,7 +142,7 @@ def _source(args: argparse.Namespace) -> str:
     return source
 
 
-def _batches(source: str, args: argparse.Namespace, clock: Clock) -> Iterator[list[Reading]]:
+def _batches(source: str, args: argparse.Namespace, clock: PacingClock) -> Iterator[list[Reading]]:
     """Readings in the lists that are due together; ends by itself, by --limit, or when the clock says stop."""
     limit = None if args.limit is None else _integer("--limit", args.limit, 1)
     if limit is not None and limit < 1:

@@ -18,8 +18,7 @@ from tidecast.service.config import loader, settings
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, UsageError
 from tidecast.service.model.spec import ModelSpec
-from tidecast.service.state import changelog_admin as states
-from tidecast.service.state import export_file
+from tidecast.service.state import changelog_admin, export_file
 from tidecast.service.state.changelog_admin import Entry, Place
 from tidecast.service.state.codec import Codec, Header, Snapshot, read_header
 from tidecast.service.state.store import named
@@ -135,7 +134,7 @@ def _spec(args: argparse.Namespace, config: Settings) -> ModelSpec | None:
 
 
 def _list(broker: Broker, config: Settings, *, limit: int | None, as_json: bool) -> None:
-    found = sorted(states.latest(broker, config, read_header).items(), key=lambda item: (item[0].key, item[0]))
+    found = sorted(changelog_admin.latest(broker, config, read_header).items(), key=lambda item: (item[0].key, item[0]))
     shown = found[:limit]
     if as_json:
         _write(msgspec.json.encode(_facts(place, header)) for place, header in shown)
@@ -158,10 +157,10 @@ def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None,
     """Print the series; each of its states, where it has one in more than one partition."""
     codec = None if spec is None else Codec(spec)
 
-    def take(value: bytes) -> tuple[Header, Snapshot | None]:
+    def decode(value: bytes) -> tuple[Header, Snapshot | None]:
         return read_header(value), None if codec is None else codec.decode(value)
 
-    found = states.latest(broker, config, take, only={series.encode()})
+    found = changelog_admin.latest(broker, config, decode, only={series.encode()})
     if not found:
         raise _unknown(config, [series])
     for place, (header, snapshot) in sorted(found.items()):
@@ -181,18 +180,20 @@ def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None,
 
 def _reset(broker: Broker, config: Settings, names: list[str], *, force: bool) -> None:
     keys = {name.encode() for name in names}
-    found = states.latest(broker, config, lambda value: None, only=keys or None)  # a damaged one can be reset too
+    found = changelog_admin.latest(
+        broker, config, lambda value: None, only=keys or None
+    )  # a damaged one can be reset too
     if missing := sorted(keys - {place.key for place in found}):
         raise _unknown(config, [key.decode() for key in missing])
     if not force:
-        states.check_stopped(broker, config)
-    states.write(broker, config, (Entry(place, None) for place in found))
+        changelog_admin.check_stopped(broker, config)
+    changelog_admin.write(broker, config, (Entry(place, None) for place in found))
     print(f"forgot {len(found)} states in {config.changelog_topic}", file=sys.stderr)
 
 
 def _export(broker: Broker, config: Settings, file: str) -> None:
-    partitions = states.partitions_of(broker, config)
-    found = states.latest(broker, config, bytes)
+    partitions = changelog_admin.partitions_of(broker, config)
+    found = changelog_admin.latest(broker, config, bytes)
     with open_output(file, "Give another FILE.") as out:
         for place, value in sorted(found.items()):
             out.write(export_file.to_line(place, partitions, value))
@@ -201,19 +202,19 @@ def _export(broker: Broker, config: Settings, file: str) -> None:
 
 def _import(broker: Broker, config: Settings, args: argparse.Namespace) -> None:
     file, new_input = Path(args.names[0]), bool(args.new_input)
-    partitions = states.partitions_of(broker, config)
-    ends = {} if new_input else states.input_ends(broker, config)
+    partitions = changelog_admin.partitions_of(broker, config)
+    ends = {} if new_input else changelog_admin.input_ends(broker, config)
     entries = export_file.read_states(file, partitions, new_input=new_input, ends=ends)
-    there = states.latest(broker, config, lambda value: None)
+    there = changelog_admin.latest(broker, config, lambda value: None)
     if there and not args.replace:
         raise BrokerError(
             f"the changelog {config.changelog_topic} has states of {len(there)} series already",
             do="Give --replace to forget them first, or another --changelog-topic.",
         )
     if not args.force:
-        states.check_stopped(broker, config)
+        changelog_admin.check_stopped(broker, config)
     gone = there.keys() - {entry.place for entry in entries}
-    states.write(broker, config, [*entries, *(Entry(place, None) for place in sorted(gone))])
+    changelog_admin.write(broker, config, [*entries, *(Entry(place, None) for place in sorted(gone))])
     print(f"wrote {len(entries)} states to {config.changelog_topic}, forgot {len(gone)}", file=sys.stderr)
 
 

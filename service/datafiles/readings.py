@@ -36,7 +36,7 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True):
     validate_until: Any = None  # a TOML datetime or a text
 
 
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+class ModelDataConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The config.toml of a model directory, as far as the service reads it."""
 
     name: str
@@ -63,7 +63,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return None if moment is None else str(moment)
 
 
-def read_model_config(model: Path | str) -> ModelConfig:
+def read_model_config(model: Path | str) -> ModelDataConfig:
     """The config.toml beside the model file. `model` is the directory or the .onnx file in it.
 
     Raises:
@@ -72,7 +72,7 @@ def read_model_config(model: Path | str) -> ModelConfig:
     path = Path(model)
     path = (path if path.is_dir() else path.parent) / "config.toml"
     try:
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ModelConfig)
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ModelDataConfig)
     except FileNotFoundError:
         raise UsageError(
             f"there is no model directory at {model}" if not Path(model).exists() else f"there is no {path}",

@@ -60,7 +60,7 @@ class Table:
         """Readings, which with `each_column` are more than rows."""
         return len(self.series)
 
-    def take(self, rows: NDArray[np.int64]) -> Table:
+    def select(self, rows: NDArray[np.int64]) -> Table:
         """The readings at these row numbers, in this order."""
         return Table(self.ts[rows], [self.series[row] for row in rows.tolist()], self.x[rows], self.features)
 

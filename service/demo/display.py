@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-from tidecast.service.demo.scoreboard import Interval, Row, Scoreboard
+from tidecast.service.demo.scoreboard import ForecastInterval, Scoreboard, SeriesRow
 from tidecast.service.terminal import fitted
 from tidecast.service.timestamps import format_duration, format_time
 
@@ -147,13 +147,13 @@ def _value(value: float | None) -> str:
     return "missing" if value is None else f"{value:.1f}"
 
 
-def _range(interval: Interval | None) -> str:
+def _range(interval: ForecastInterval | None) -> str:
     return "…" if interval is None else f"{interval.low:.1f} … {interval.high:.1f}"
 
 
-def _ahead(row: Row) -> str:
+def _ahead(row: SeriesRow) -> str:
     return "" if row.ahead_ts is None else f"  forecast for {format_time(row.ahead_ts)}: {_interval(row.ahead)}"
 
 
-def _interval(interval: Interval | None) -> str:
+def _interval(interval: ForecastInterval | None) -> str:
     return "…" if interval is None else f"{interval.mid:.1f} ({_range(interval)})"

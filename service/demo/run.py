@@ -23,7 +23,7 @@ from tidecast.service.broker.connect import connect_as_set
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.broker.topics import create_topics
 from tidecast.service.config.settings import Settings
-from tidecast.service.datafiles.readings import ModelConfig, read_model_config
+from tidecast.service.datafiles.readings import ModelDataConfig, read_model_config
 from tidecast.service.datafiles.table import UNIVARIATE
 from tidecast.service.demo.children import Child
 from tidecast.service.demo.display import error_lines, make_display
@@ -215,7 +215,13 @@ def _history(stack: contextlib.ExitStack, folder: Path, *produce: str) -> None:
 
 
 def _watch(
-    plan: Plan, settings: Settings, config: ModelConfig, board: Scoreboard, worker: Child, producer: Child, title: str
+    plan: Plan,
+    settings: Settings,
+    config: ModelDataConfig,
+    board: Scoreboard,
+    worker: Child,
+    producer: Child,
+    title: str,
 ) -> None:
     """Read both topics from their beginning and show them, until the time is up or the file has ended."""
     target = UNIVARIATE if config.columns.each_column else config.data.targets[0]
@@ -228,8 +234,8 @@ def _watch(
     def read() -> bool:
         """Whether anything came."""
         before = board.readings, board.forecasts
-        _take_readings(readings.poll(0.05, 2_000), board, target)
-        _take_forecasts(forecasts.poll(0.05, 2_000), board, target)
+        _count_readings(readings.poll(0.05, 2_000), board, target)
+        _count_forecasts(forecasts.poll(0.05, 2_000), board, target)
         display.show(board)
         return (board.readings, board.forecasts) != before
 
@@ -257,14 +263,14 @@ def _reader(broker: Broker, topic: str) -> Consumer:
     return consumer
 
 
-def _take_readings(batch: Batch, board: Scoreboard, target: str) -> None:
+def _count_readings(batch: Batch, board: Scoreboard, target: str) -> None:
     for key, value in zip(batch.keys, batch.values, strict=True):
         if key is not None and value is not None:
             reading = msgspec.json.decode(value)
             board.reading(key.decode(), reading["ts"], reading.get(target))
 
 
-def _take_forecasts(batch: Batch, board: Scoreboard, target: str) -> None:
+def _count_forecasts(batch: Batch, board: Scoreboard, target: str) -> None:
     for key, value in zip(batch.keys, batch.values, strict=True):
         if key is not None and value is not None:
             made = msgspec.json.decode(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class ForecastInterval:
     """One forecast for one time: the median and the outermost quantiles."""
 
     low: float
@@ -16,7 +16,7 @@ class Interval:
 
 
 @dataclass(slots=True)
-class Errors:
+class RunningErrors:
     """Running sums for one number of steps ahead."""
 
     count: int = 0
@@ -46,26 +46,26 @@ class Errors:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SeriesRow:
     """The newest of one series."""
 
     series: str
     ts: int
     actual: float | None
-    before: Interval | None  # the forecast for `ts` made one step earlier
-    ahead: Interval | None  # the newest forecast, furthest step
+    before: ForecastInterval | None  # the forecast for `ts` made one step earlier
+    ahead: ForecastInterval | None  # the newest forecast, furthest step
     ahead_ts: int | None
 
 
 @dataclass(slots=True)
-class _Series:
+class _TrackedSeries:
     newest: int | None = None  # ms of the newest reading
     newest_made: int | None = None  # ms of the newest forecast
     actual: dict[int, float | None] = field(default_factory=dict)  # ts -> value
     # made at ts -> steps ahead -> forecast; those that still wait for their actual value
-    waiting: dict[int, dict[int, Interval]] = field(default_factory=dict)
-    one_step: dict[int, Interval] = field(default_factory=dict)  # the time it is for -> forecast
-    ahead: Interval | None = None
+    waiting: dict[int, dict[int, ForecastInterval]] = field(default_factory=dict)
+    one_step: dict[int, ForecastInterval] = field(default_factory=dict)  # the time it is for -> forecast
+    ahead: ForecastInterval | None = None
     ahead_ts: int | None = None
 
 
@@ -77,31 +77,31 @@ class Scoreboard:
 
     def __init__(self, start_ms: int = 0) -> None:
         self.start_ms = start_ms
-        self.errors: dict[int, Errors] = {}  # steps ahead -> sums
+        self.errors: dict[int, RunningErrors] = {}  # steps ahead -> sums
         self.readings = 0
         self.forecasts = 0
         self.step_ms = 0
         self.low_name = self.high_name = ""  # of the interval's quantiles, such as "p5" and "p95"
-        self._series: dict[str, _Series] = {}
+        self._series: dict[str, _TrackedSeries] = {}
         self._horizon = 1
 
     def reading(self, series: str, ts: int, value: float | None) -> None:
         """What happened at `ts`."""
         self.readings += 1
-        one = self._series.setdefault(series, _Series())
+        one = self._series.setdefault(series, _TrackedSeries())
         if one.newest is not None and ts <= one.newest:
             return  # late or a duplicate: not part of what the model saw
         one.newest = ts
         one.actual[ts] = value
         for steps in self.errors:
-            self._settle(one, ts - steps * self.step_ms, steps)
+            self._score(one, ts - steps * self.step_ms, steps)
         for steps in self.errors:
-            self._settle(one, ts, steps)
+            self._score(one, ts, steps)
         self._forget(one)
 
     def forecast(self, series: str, ts: int, step_ms: int, warm: bool, target: Mapping[str, Sequence[float]]) -> None:
         """The forecast made from the reading at `ts`; `target` maps quantile names to [horizon]."""
-        one = self._series.setdefault(series, _Series())
+        one = self._series.setdefault(series, _TrackedSeries())
         if step_ms <= 0 or (one.newest_made is not None and ts <= one.newest_made):
             return  # no fixed step: its times are unknown; or the same forecast again, as at-least-once may
         one.newest_made = ts
@@ -111,24 +111,28 @@ class Scoreboard:
         self.low_name, self.high_name = names[0], names[-1]
         self.step_ms, self._horizon = step_ms, len(target[middle])
 
-        def interval(steps: int) -> Interval:
-            return Interval(target[names[0]][steps - 1], target[middle][steps - 1], target[names[-1]][steps - 1])
+        def interval(steps: int) -> ForecastInterval:
+            return ForecastInterval(
+                target[names[0]][steps - 1], target[middle][steps - 1], target[names[-1]][steps - 1]
+            )
 
         one.ahead, one.ahead_ts = interval(self._horizon), ts + self._horizon * step_ms
         one.one_step[ts + step_ms] = interval(1)
         if warm and ts >= self.start_ms:
             one.waiting[ts] = {steps: interval(steps) for steps in sorted({1, self._horizon})}
             for steps in one.waiting[ts].copy():
-                self.errors.setdefault(steps, Errors())
-                self._settle(one, ts, steps)
+                self.errors.setdefault(steps, RunningErrors())
+                self._score(one, ts, steps)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SeriesRow]:
         """The newest of every series, by name."""
         rows = []
         for name, one in sorted(self._series.items()):
             if one.newest is not None:
                 rows.append(
-                    Row(name, one.newest, one.actual[one.newest], one.one_step.get(one.newest), one.ahead, one.ahead_ts)
+                    SeriesRow(
+                        name, one.newest, one.actual[one.newest], one.one_step.get(one.newest), one.ahead, one.ahead_ts
+                    )
                 )
         return rows
 
@@ -137,7 +141,7 @@ class Scoreboard:
         """The share of values that the interval should hold, such as 0.9; NaN before the first forecast."""
         return (float(self.high_name[1:]) - float(self.low_name[1:])) / 100 if self.low_name else float("nan")
 
-    def _settle(self, one: _Series, made: int, steps: int) -> None:
+    def _score(self, one: _TrackedSeries, made: int, steps: int) -> None:
         """Count a forecast, once both the value it was for and the value it was made at are known."""
         forecast = one.waiting.get(made, {}).get(steps)
         actual, naive = one.actual.get(made + steps * self.step_ms), one.actual.get(made)
@@ -150,7 +154,7 @@ class Scoreboard:
         errors.naive += abs(naive - actual)
         errors.inside += forecast.low <= actual <= forecast.high
 
-    def _forget(self, one: _Series) -> None:
+    def _forget(self, one: _TrackedSeries) -> None:
         """Keep what can still be matched, with room for a worker that lags behind."""
         if one.newest is None or not self.step_ms or len(one.actual) < 2_000 + 4 * self._horizon:
             return

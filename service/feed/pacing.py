@@ -14,7 +14,7 @@ from tidecast.service.stop_flag import StopFlag
 BATCH = 500  # readings handed to the producer at once
 
 
-class Clock(Protocol):
+class PacingClock(Protocol):
     """Time as the pacing sees it, so that a test needs no time at all."""
 
     def now_ms(self) -> float:
@@ -24,7 +24,7 @@ class Clock(Protocol):
         """Wait; True = stop, somebody asked for it."""
 
 
-class LiveClock:
+class SystemClock:
     """Real time; `stop` may be called from a signal handler or another thread and ends every wait."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ def parse_speed(text: str) -> float:
     return speed
 
 
-def paced(readings: Iterable[Reading], speed: float, clock: Clock) -> Iterator[list[Reading]]:
+def paced(readings: Iterable[Reading], speed: float, clock: PacingClock) -> Iterator[list[Reading]]:
     """Readings in lists, each list when it is due; at most `BATCH` at once. Ends early when the clock says stop.
 
     The first reading is due at once. A stream that has fallen behind sends what is overdue without waiting.

@@ -17,7 +17,7 @@ from tidecast.service.config import settings
 from tidecast.service.config.settings import Settings
 from tidecast.service.datafiles.readings import Reading
 from tidecast.service.errors import BrokerError
-from tidecast.service.feed.pacing import LiveClock
+from tidecast.service.feed.pacing import SystemClock
 from tidecast.service.timestamps import format_time
 
 _EVERY_S = 10.0  # a line on stderr
@@ -42,7 +42,7 @@ def check_topic(broker: Broker, config: Settings) -> None:
         )
 
 
-class Sink(Protocol):
+class ReadingSink(Protocol):
     """Of a producer, what sending readings takes."""
 
     def produce(self, outgoing: Outgoing) -> None:
@@ -52,7 +52,7 @@ class Sink(Protocol):
         """Wait until all of them have arrived."""
 
 
-def send(batches: Iterable[list[Reading]], producer: Sink, topic: str, timeout_s: float, done: str) -> int:
+def send(batches: Iterable[list[Reading]], producer: ReadingSink, topic: str, timeout_s: float, done: str) -> int:
     """Produce each list when it is due, then flush and say how many there were; also after a signal."""
     began = said = time.monotonic()
     count, keys = 0, set()
@@ -76,7 +76,7 @@ def send(batches: Iterable[list[Reading]], producer: Sink, topic: str, timeout_s
     return 0
 
 
-class Printer:
+class StdoutProducer:
     """A producer to stdout: `{"key": …, "value": {…}}`, as the topic would hold it."""
 
     def produce(self, outgoing: Outgoing) -> None:
@@ -94,7 +94,7 @@ class Printer:
 
 
 @contextmanager
-def stop_on_signals(clock: LiveClock) -> Iterator[None]:
+def stop_on_signals(clock: SystemClock) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the pacing, so that the ordinary end (flush, count, exit 0) follows."""
 
     def stop(signum: int, frame: FrameType | None) -> None:

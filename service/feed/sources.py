@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tidecast.service.datafiles.readings import Reading, readings
 from tidecast.service.datafiles.table import UNIVARIATE, Columns, Table, read_table
 from tidecast.service.errors import DataError, TidecastError, UsageError
-from tidecast.service.feed.pacing import Clock
+from tidecast.service.feed.pacing import PacingClock
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,7 +43,7 @@ def file_table(
     rows = rows[_stream_order(table.ts[rows], [table.series[row] for row in rows])][:limit]
     if not len(rows):
         raise DataError(f"{path} has no readings in the asked part", do="Check --from, --until and --limit.")
-    return table.take(rows)
+    return table.select(rows)
 
 
 def _stream_order(ts: NDArray[np.int64], series: list[str]) -> NDArray[np.int64]:
@@ -121,7 +121,7 @@ Sensors = Callable[[], Mapping[str, float | None]]
 
 
 def machine_readings(
-    sensors: Sensors, clock: Clock, *, interval_ms: int, host: str, wide: bool = False
+    sensors: Sensors, clock: PacingClock, *, interval_ms: int, host: str, wide: bool = False
 ) -> Iterator[list[Reading]]:
     """This machine, now and every `interval_ms`, on a grid of whole intervals since the epoch, until the clock stops.
 
@@ -136,7 +136,7 @@ def machine_readings(
     return _machine(sensors, clock, interval_ms, host, wide)
 
 
-def _machine(sensors: Sensors, clock: Clock, interval_ms: int, host: str, wide: bool) -> Iterator[list[Reading]]:
+def _machine(sensors: Sensors, clock: PacingClock, interval_ms: int, host: str, wide: bool) -> Iterator[list[Reading]]:
     sensors()  # rates and CPU shares are since the last call
     last = int(clock.now_ms()) // interval_ms * interval_ms
     while True:
@@ -155,7 +155,7 @@ def _machine(sensors: Sensors, clock: Clock, interval_ms: int, host: str, wide: 
         last = ts
 
 
-def machine_sensors(clock: Clock, disk: str = "/") -> Sensors:
+def machine_sensors(clock: PacingClock, disk: str = "/") -> Sensors:
     """psutil's CPU, memory and disk readings; per cent and bytes per second.
 
     Raises:

@@ -39,7 +39,7 @@ def replay(pipeline: Pipeline, windows: Iterable[Table], tally: Tally) -> Iterat
     for window in windows:
         lines: list[bytes] = [b""] * len(window)
         for rows in _turns(window.series):
-            result = pipeline.process(_batch(window.take(rows), rows, offset))
+            result = pipeline.process(_batch(window.select(rows), rows, offset))
             tally.add(result)
             forecasts = result.forecasts
             rows_answered = (result.sources.offsets - offset).tolist()  # an offset is the reading's number in the file

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from tidecast.service.watch import assets
 from tidecast.service.watch.access import LIVEZ, Guard
 from tidecast.service.watch.store import Store
-from tidecast.service.watch.updates import Choice, View, whole
+from tidecast.service.watch.updates import Choice, Subscription, full_content
 
 MAX_STREAMS = 32  # viewers at once
 MAX_FOUND = 100
@@ -92,7 +92,7 @@ class Page:
             one = None if choice is None else self._store.get(choice.series)
             if choice is None or one is None:
                 return PlainTextResponse("there is no such series here\n", 404)
-            return _answer(whole(one, choice))
+            return _answer(full_content(one, choice))
 
     async def _stream(self, request: Request) -> Response:
         choice = _choice(request)
@@ -105,12 +105,12 @@ class Page:
         return StreamingResponse(self._events(choice), headers=headers)
 
     async def _events(self, choice: Choice | None) -> AsyncIterator[bytes]:
-        view = View(self._store, choice) if choice is not None else None
+        subscription = Subscription(self._store, choice) if choice is not None else None
         said = 0.0
         self._streams += 1
         try:
             while not self.closing.is_set():
-                if view is not None and (news := view.news()) is not None:
+                if subscription is not None and (news := subscription.next_event()) is not None:
                     yield _event(*news)
                 if time.monotonic() - said >= STATUS_S:
                     said = time.monotonic()

@@ -16,11 +16,11 @@ from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, parse_time
 MAX_FIELDS = 64  # of one reading; more are not shown
 MAX_NUMBERS = 20_000  # of one forecast: horizon * targets * quantiles; a larger one is not shown
 _NAN = math.nan
-_NOT_OURS = (msgspec.DecodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
+_DECODE_ERRORS = (msgspec.DecodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Measurement:
     """What was measured at `ts`."""
 
     ts: int  # ms
@@ -50,12 +50,12 @@ class Shape:
     @property
     def middle(self) -> int:
         """Which quantile is nearest to the median."""
-        return min(range(len(self.quantiles)), key=lambda i: abs(per_cent(self.quantiles[i]) - 50))
+        return min(range(len(self.quantiles)), key=lambda i: abs(quantile_percent(self.quantiles[i]) - 50))
 
     @property
     def level(self) -> float:
         """The share that the widest interval should hold, such as 0.9; 0 where there is one quantile only."""
-        return round((per_cent(self.quantiles[-1]) - per_cent(self.quantiles[0])) / 100, 6)
+        return round((quantile_percent(self.quantiles[-1]) - quantile_percent(self.quantiles[0])) / 100, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Forecast:
         return 300 + 4 * len(self.values) + 8 * len(self.scores)
 
 
-class _Made(msgspec.Struct):
+class _ForecastRecord(msgspec.Struct):
     ts: int
     step_ms: int = 0
     model: str = ""
@@ -95,7 +95,7 @@ class _Made(msgspec.Struct):
 
 
 _decode_reading = msgspec.json.Decoder().decode
-_decode_forecast = msgspec.json.Decoder(_Made).decode
+_decode_forecast = msgspec.json.Decoder(_ForecastRecord).decode
 
 
 def series_name(key: bytes | None) -> str | None:
@@ -107,19 +107,19 @@ def series_name(key: bytes | None) -> str | None:
     return key.decode() if key is not None else None
 
 
-def read_reading(value: bytes) -> Reading | None:
+def decode_measurement(value: bytes) -> Measurement | None:
     """A record of the input topic."""
     try:
         found = _decode_reading(value)
         ts = parse_time(found["ts"])
-        names = tuple(name for name, v in found.items() if name != "ts" and (v is None or _number(v)))[:MAX_FIELDS]
+        names = tuple(name for name, v in found.items() if name != "ts" and (v is None or _is_number(v)))[:MAX_FIELDS]
         values = array("d", [_or_nan(found[name]) for name in names])
-    except (*_NOT_OURS, AttributeError):
+    except (*_DECODE_ERRORS, AttributeError):
         return None
-    return Reading(ts, _same_names(names), values)
+    return Measurement(ts, _interned(names), values)
 
 
-def read_forecast(value: bytes) -> tuple[Forecast, str] | None:
+def decode_forecast(value: bytes) -> tuple[Forecast, str] | None:
     """A record of the output topic, and the reading that it answers, as `topic-partition-offset`.
 
     None also for a classifier's: it has no forecast of a number to draw.
@@ -129,23 +129,23 @@ def read_forecast(value: bytes) -> tuple[Forecast, str] | None:
         if not MIN_TS_MS <= made.ts <= MAX_TS_MS or made.step_ms < 0 or not made.targets:
             return None
         first = next(iter(made.targets.values()))
-        names = _chosen(tuple(first))
+        names = _drawn_quantiles(tuple(first))
         horizon = len(first[names[0]])
         shape = _shape(made.model, made.step_ms, tuple(made.targets), names, horizon)
         values = array("f")
         for quantiles in made.targets.values():
             for name in names:
                 values.extend(quantiles[name])
-    except (*_NOT_OURS, IndexError):
+    except (*_DECODE_ERRORS, IndexError):
         return None
     if not 1 <= len(values) <= MAX_NUMBERS or len(values) != horizon * len(names) * len(shape.targets):
         return None
-    scored = _same_names(tuple(made.score)[: MAX_FIELDS * 8])
+    scored = _interned(tuple(made.score)[: MAX_FIELDS * 8])
     scores = array("d", [_or_nan(made.score[name]) for name in scored])
     return Forecast(made.ts, made.warm, shape, values, scored, scores), made.source
 
 
-def answered(source: str, topic: str) -> tuple[int, int] | None:
+def answered_reading(source: str, topic: str) -> tuple[int, int] | None:
     """(partition, offset) of the reading that a forecast says it answers, None where it was another topic's."""
     name, _, rest = source.rpartition("-")
     name, _, partition = name.rpartition("-")
@@ -154,7 +154,7 @@ def answered(source: str, topic: str) -> tuple[int, int] | None:
     return int(partition), int(rest)
 
 
-def per_cent(quantile: str) -> float:
+def quantile_percent(quantile: str) -> float:
     """ "p97.5" -> 97.5.
 
     Raises:
@@ -167,7 +167,7 @@ def per_cent(quantile: str) -> float:
 
 # Names are the same in nearly every record: one copy is kept. Bounded, for who writes to the topics is not trusted.
 @lru_cache(maxsize=1024)
-def _same_names(names: tuple[str, ...]) -> tuple[str, ...]:
+def _interned(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
@@ -177,14 +177,14 @@ def _shape(model: str, step_ms: int, targets: tuple[str, ...], quantiles: tuple[
 
 
 @lru_cache(maxsize=1024)
-def _chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+def _drawn_quantiles(names: tuple[str, ...]) -> tuple[str, ...]:
     """The outermost two, the two nearest to the quartiles, and the middle, ascending."""
-    ordered = sorted(names, key=per_cent)
-    near = [min(ordered, key=lambda name, to=to: abs(per_cent(name) - to)) for to in (25.0, 50.0, 75.0)]  # type: ignore[misc]
-    return tuple(sorted({ordered[0], ordered[-1], *near}, key=per_cent))
+    ordered = sorted(names, key=quantile_percent)
+    near = [min(ordered, key=lambda name, to=to: abs(quantile_percent(name) - to)) for to in (25.0, 50.0, 75.0)]  # type: ignore[misc]
+    return tuple(sorted({ordered[0], ordered[-1], *near}, key=quantile_percent))
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.errors import NotTakenIn, TidecastError
-from tidecast.service.watch.messages import answered, read_forecast, read_reading, series_name
+from tidecast.service.watch.messages import answered_reading, decode_forecast, decode_measurement, series_name
 from tidecast.service.watch.store import Store
-from tidecast.service.watch.stream_stats import Pulse
+from tidecast.service.watch.stream_stats import StreamStats
 
 log = logging.getLogger("tidecast.watch")
 
@@ -35,7 +35,7 @@ class Reader:
         self, connect: Callable[[], Broker], input_topic: str, output_topic: str, store: Store, *, newest: int
     ) -> None:
         self._connect, self._topics, self._store, self._newest = connect, (input_topic, output_topic), store, newest
-        self._pulse, self._lock = Pulse(), threading.Lock()
+        self._stats, self._lock = StreamStats(), threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch-reader", daemon=True)
         self._state, self._reason = "connecting", ""
@@ -54,9 +54,9 @@ class Reader:
     def status(self) -> dict[str, Any]:
         """What the page's tiles show, and how Kafka is: connecting, waiting (for a topic), behind, live, or away."""
         with self._lock:
-            pulse = self._pulse.shown(time.monotonic(), time.time() * 1000)
+            stats = self._stats.snapshot(time.monotonic(), time.time() * 1000)
             return {
-                **pulse,
+                **stats,
                 "kafka": self._state,
                 "reason": self._reason,
                 "series": len(self._store),
@@ -72,48 +72,48 @@ class Reader:
                 self.failure = error
                 return
             except TidecastError as error:
-                self._say("away", str(error))
+                self._set_state("away", str(error))
             except Exception as error:  # a viewer of the page must learn that it stands still
                 log.exception("reading failed")
-                self._say("away", f"a fault in the page itself: {type(error).__name__}")
+                self._set_state("away", f"a fault in the page itself: {type(error).__name__}")
             self._stop.wait(_RETRY_S)
 
     def _read(self) -> None:
         broker = self._connect()
         consumers: list[Consumer] = []
         try:
-            partitions = self._find(broker)
+            partitions = self._partition_counts(broker)
             if partitions is None:
                 return
             consumers = [broker.consumer() for _ in self._topics]
-            self._go_to_the_end(consumers, partitions)
+            self._seek_near_end(consumers, partitions)
             looked = time.monotonic()
             while not self._stop.is_set():
-                for consumer, take in zip(consumers, (self._take_readings, self._take_forecasts), strict=True):
-                    take(consumer.poll(_POLL_S, _RECORDS_AT_ONCE))
+                for consumer, add in zip(consumers, (self._add_readings, self._add_forecasts), strict=True):
+                    add(consumer.poll(_POLL_S, _RECORDS_AT_ONCE))
                 behind = max(sum(consumer.lag().values()) for consumer in consumers)
                 if behind > 10 * self._newest * max(partitions):
-                    self._go_to_the_end(consumers, partitions)
-                self._say("behind" if behind > _RECORDS_AT_ONCE else "live")
+                    self._seek_near_end(consumers, partitions)
+                self._set_state("behind" if behind > _RECORDS_AT_ONCE else "live")
                 if time.monotonic() - looked > _LOOK_S:
                     looked = time.monotonic()
-                    if self._find(broker) != partitions:
+                    if self._partition_counts(broker) != partitions:
                         return
         finally:
             for consumer in consumers:
                 consumer.close()
             broker.close()
 
-    def _find(self, broker: Broker) -> tuple[int, int] | None:
+    def _partition_counts(self, broker: Broker) -> tuple[int, int] | None:
         """How many partitions the topics have; None while one is not there."""
         counts = [broker.partitions(topic) for topic in self._topics]
         missing = [topic for topic, count in zip(self._topics, counts, strict=True) if not count]
         if missing:
-            self._say("waiting", f"there is no topic {' and no topic '.join(missing)} yet")
+            self._set_state("waiting", f"there is no topic {' and no topic '.join(missing)} yet")
             return None
         return counts[0] or 0, counts[1] or 0
 
-    def _go_to_the_end(self, consumers: list[Consumer], partitions: tuple[int, int]) -> None:
+    def _seek_near_end(self, consumers: list[Consumer], partitions: tuple[int, int]) -> None:
         for consumer, topic, count in zip(consumers, self._topics, partitions, strict=True):
             places = range(count)
             before = sum(consumer.lag().values()) if self._state in ("live", "behind") else 0
@@ -124,9 +124,9 @@ class Reader:
             kept = sum(min(self._newest, ends[p] - begins[p]) for p in places)
             self._skipped += max(0, before - kept)
         with self._lock:
-            self._pulse.restart()
+            self._stats.restart()
 
-    def _take_readings(self, batch: Batch) -> None:
+    def _add_readings(self, batch: Batch) -> None:
         now = time.monotonic()
         columns = zip(batch.partitions, batch.offsets, batch.timestamps, batch.keys, batch.values, strict=True)
         for partition, offset, record_ms, key, value in columns:
@@ -134,25 +134,25 @@ class Reader:
             if name is not None and value is None:
                 self._store.forget(name)
                 continue
-            reading = read_reading(value) if value is not None else None
+            reading = decode_measurement(value) if value is not None else None
             awaited = name is not None and reading is not None and self._store.add_reading(name, reading, now)
             self._refused += reading is None or name is None
             with self._lock:
-                self._pulse.reading(partition, offset, record_ms, now, awaited=awaited)
+                self._stats.reading(partition, offset, record_ms, now, awaited=awaited)
 
-    def _take_forecasts(self, batch: Batch) -> None:
+    def _add_forecasts(self, batch: Batch) -> None:
         now = time.monotonic()
         for key, value in zip(batch.keys, batch.values, strict=True):
-            name, found = series_name(key), read_forecast(value) if value is not None else None
+            name, found = series_name(key), decode_forecast(value) if value is not None else None
             if name is None or found is None:
                 self._refused += 1
                 continue
             forecast, source = found
             self._store.add_forecast(name, forecast, now)
             with self._lock:
-                self._pulse.forecast(answered(source, self._topics[0]), now)
+                self._stats.forecast(answered_reading(source, self._topics[0]), now)
 
-    def _say(self, state: str, reason: str = "") -> None:
+    def _set_state(self, state: str, reason: str = "") -> None:
         with self._lock:
             changed = (state, reason) != (self._state, self._reason)
             self._state, self._reason = state, reason

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 REQUEST_S = 10.0  # for a whole request, from when the connection is free for it
 
 
-class Patience(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """uvicorn's connection, which by itself waits for the first request, and for the rest of any, for ever."""
 
     _overdue: asyncio.TimerHandle | None = None

@@ -19,7 +19,7 @@ from tidecast.service.observability.http import refused_address, url_of
 from tidecast.service.stop_flag import StopFlag
 from tidecast.service.watch.app import Page
 from tidecast.service.watch.reader import Reader
-from tidecast.service.watch.request_timeout import Patience
+from tidecast.service.watch.request_timeout import TimeoutProtocol
 from tidecast.service.watch.store import Store
 
 log = logging.getLogger("tidecast.watch")
@@ -99,7 +99,7 @@ def server_of(page: Page) -> uvicorn.Server:
             page.app,
             access_log=False,
             h11_max_incomplete_event_size=MAX_REQUEST_BYTES,
-            http=Patience,
+            http=TimeoutProtocol,
             limit_concurrency=MAX_CONNECTIONS,
             log_config=None,
             log_level="warning",

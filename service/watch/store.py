@@ -6,19 +6,19 @@ import threading
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from tidecast.service.watch.messages import Forecast, Reading
+from tidecast.service.watch.messages import Forecast, Measurement
 
 
 @dataclass(slots=True)
-class Series:
+class SeriesHistory:
     """One series, oldest first. The counters only grow, so a viewer knows what it has not had yet."""
 
     name: str
     epoch: int  # another number = what was sent before is no longer true
-    readings: deque[Reading] = field(default_factory=deque)
+    readings: deque[Measurement] = field(default_factory=deque)
     forecasts: deque[Forecast] = field(default_factory=deque)
-    readings_had: int = 0
-    forecasts_had: int = 0
+    readings_total: int = 0
+    forecasts_total: int = 0
     arrived: float = 0.0  # the caller's clock
 
 
@@ -33,7 +33,7 @@ class Store:
 
     def __init__(self, *, max_series: int, points: int, max_bytes: int) -> None:
         self._max_series, self._points, self._max_bytes = max_series, points, max_bytes
-        self._series: OrderedDict[str, Series] = OrderedDict()
+        self._series: OrderedDict[str, SeriesHistory] = OrderedDict()
         self._lock = threading.RLock()
         self._epochs = 0
         self.bytes = 0
@@ -51,18 +51,18 @@ class Store:
     def __len__(self) -> int:
         return len(self._series)
 
-    def get(self, name: str) -> Series | None:
+    def get(self, name: str) -> SeriesHistory | None:
         """One series; read it under `lock`."""
         return self._series.get(name)
 
-    def add_reading(self, name: str, reading: Reading, now: float) -> bool:
+    def add_reading(self, name: str, reading: Measurement, now: float) -> bool:
         """False where it is late or a duplicate: then no forecast will answer it."""
         with self._lock:
             one = self._of(name, now)
             if one.readings and reading.ts <= one.readings[-1].ts:
                 return False
             one.readings.append(reading)
-            one.readings_had += 1
+            one.readings_total += 1
             self.bytes += reading.bytes
             self._trim(one)
             return True
@@ -77,7 +77,7 @@ class Store:
                 # A worker never answers what is older than the series' last: the series has begun again.
                 self._clear(one)
             one.forecasts.append(forecast)
-            one.forecasts_had += 1
+            one.forecasts_total += 1
             self.bytes += forecast.bytes
             self._trim(one)
             return True
@@ -98,11 +98,11 @@ class Store:
         found.sort(key=lambda pair: (not pair[0].startswith(wanted), pair[0], pair[1]))
         return len(found), [name for _, name in found[:limit]]
 
-    def _of(self, name: str, now: float) -> Series:
+    def _of(self, name: str, now: float) -> SeriesHistory:
         one = self._series.get(name)
         if one is None:
             self._epochs += 1
-            one = self._series[name] = Series(name, self._epochs)
+            one = self._series[name] = SeriesHistory(name, self._epochs)
             if len(self._series) > self._max_series:
                 self._clear(self._series.popitem(last=False)[1])
         else:
@@ -110,14 +110,14 @@ class Store:
         one.arrived = now
         return one
 
-    def _clear(self, one: Series) -> None:
+    def _clear(self, one: SeriesHistory) -> None:
         self.bytes -= sum(r.bytes for r in one.readings) + sum(f.bytes for f in one.forecasts)
         one.readings.clear()
         one.forecasts.clear()
         self._epochs += 1
         one.epoch = self._epochs
 
-    def _trim(self, one: Series) -> None:
+    def _trim(self, one: SeriesHistory) -> None:
         self._cut(one)
         while self.bytes > self._max_bytes and self._points > 1:
             self._points //= 2
@@ -126,7 +126,7 @@ class Store:
         while self.bytes > self._max_bytes and len(self._series) > 1:
             self._clear(self._series.popitem(last=False)[1])
 
-    def _cut(self, one: Series) -> None:
+    def _cut(self, one: SeriesHistory) -> None:
         while len(one.readings) > self._points:
             self.bytes -= one.readings.popleft().bytes
         while len(one.forecasts) > self._points:

@@ -9,7 +9,7 @@ WINDOW_S = 5  # the rate is the mean of so long
 MAX_WAITING = 100_000  # of one partition; more are not counted
 
 
-class Pulse:
+class StreamStats:
     """Fed by the reader on its thread; `now` is a monotonic clock's, s."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Pulse:
         self._answered.clear()
         self._seconds.clear()
 
-    def shown(self, now: float, wall_ms: float) -> Mapping[str, float]:
+    def snapshot(self, now: float, wall_ms: float) -> Mapping[str, float]:
         """Readings and forecasts a second, how many readings wait, and how long the oldest of them has, s."""
         last = int(now)
         full = [each for each in self._seconds if last - WINDOW_S <= each[0] < last]

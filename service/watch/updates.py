@@ -9,8 +9,8 @@ from itertools import islice, pairwise
 from statistics import median
 from typing import Any, TypeVar
 
-from tidecast.service.watch.messages import Forecast, Reading, Shape
-from tidecast.service.watch.store import Series, Store
+from tidecast.service.watch.messages import Forecast, Measurement, Shape
+from tidecast.service.watch.store import SeriesHistory, Store
 
 _T = TypeVar("_T")
 
@@ -24,7 +24,7 @@ class Choice:
     ahead: int = 1  # steps
 
 
-class View:
+class Subscription:
     """One viewer's eye on one series: remembers what it has been sent."""
 
     def __init__(self, store: Store, choice: Choice) -> None:
@@ -32,7 +32,7 @@ class View:
         self._epoch = self._readings = self._forecasts = -1
         self._shape: Shape | None = None
 
-    def news(self) -> tuple[str, dict[str, Any]] | None:
+    def next_event(self) -> tuple[str, dict[str, Any]] | None:
         """("all", …) at first and whenever what was sent is no longer true, then ("more", …); None = nothing new."""
         with self._store.lock:
             one = self._store.get(self._choice.series)
@@ -40,24 +40,24 @@ class View:
                 if self._epoch == 0:
                     return None
                 self._epoch, self._shape = 0, None
-                return "all", nothing(self._choice)
+                return "all", empty_content(self._choice)
             newest = one.forecasts[-1] if one.forecasts else None
             shape = newest.shape if newest else None
-            readings, forecasts = one.readings_had - self._readings, one.forecasts_had - self._forecasts
+            readings, forecasts = one.readings_total - self._readings, one.forecasts_total - self._forecasts
             fits = readings <= len(one.readings) and forecasts <= len(one.forecasts)
             if one.epoch != self._epoch or shape != self._shape or not fits or (shape and not shape.step_ms):
                 if one.epoch == self._epoch and shape == self._shape and not readings and not forecasts:
                     return None
-                kind, content = "all", whole(one, self._choice)
+                kind, content = "all", full_content(one, self._choice)
             elif readings or forecasts:
                 kind, content = "more", self._more(one, readings, forecasts)
             else:
                 return None
             self._epoch, self._shape = one.epoch, shape
-            self._readings, self._forecasts = one.readings_had, one.forecasts_had
+            self._readings, self._forecasts = one.readings_total, one.forecasts_total
             return kind, content
 
-    def _more(self, one: Series, readings: int, forecasts: int) -> dict[str, Any]:
+    def _more(self, one: SeriesHistory, readings: int, forecasts: int) -> dict[str, Any]:
         shape = one.forecasts[-1].shape if one.forecasts else None
         target, ahead = _resolve(self._choice, shape, one)
         content: dict[str, Any] = {"readings": _readings(_last(one.readings, readings), target)}
@@ -69,11 +69,11 @@ class View:
         return content
 
 
-def whole(one: Series, choice: Choice) -> dict[str, Any]:
+def full_content(one: SeriesHistory, choice: Choice) -> dict[str, Any]:
     """All that is known of a series, for one target and one number of steps ahead. Call it under the store's lock."""
     shape = one.forecasts[-1].shape if one.forecasts else None
     target, ahead = _resolve(choice, shape, one)
-    content = {**nothing(choice), "known": True, "target": target, "readings": _readings(one.readings, target)}
+    content = {**empty_content(choice), "known": True, "target": target, "readings": _readings(one.readings, target)}
     if shape is None:
         content["targets"] = sorted(one.readings[-1].names) if one.readings else []
         return content
@@ -92,7 +92,7 @@ def whole(one: Series, choice: Choice) -> dict[str, Any]:
     }
 
 
-def nothing(choice: Choice) -> dict[str, Any]:
+def empty_content(choice: Choice) -> dict[str, Any]:
     """Of a series that is not known."""
     return {
         "series": choice.series, "known": False, "target": choice.target, "targets": [], "model": "", "step_ms": 0,
@@ -135,7 +135,7 @@ def quality(forecasts: Iterable[Forecast], target: str, ahead: int) -> dict[str,
     }
 
 
-def _resolve(choice: Choice, shape: Shape | None, one: Series) -> tuple[str, int]:
+def _resolve(choice: Choice, shape: Shape | None, one: SeriesHistory) -> tuple[str, int]:
     if shape is None:
         names = one.readings[-1].names if one.readings else ()
         return (choice.target if choice.target in names else next(iter(names), "")), max(1, choice.ahead)
@@ -147,12 +147,12 @@ def _last(items: Sequence[_T], count: int) -> list[_T]:
     return list(islice(items, len(items) - count, None))
 
 
-def _readings(readings: Iterable[Reading], target: str) -> list[list[Any]]:
+def _readings(readings: Iterable[Measurement], target: str) -> list[list[Any]]:
     kept = list(readings)
     return [[r.ts for r in kept], [_json(r.value(target)) for r in kept]]
 
 
-def _past(forecasts: Iterable[Forecast], one: Series, target: int, ahead: int) -> list[list[Any]]:
+def _past(forecasts: Iterable[Forecast], one: SeriesHistory, target: int, ahead: int) -> list[list[Any]]:
     """[the time it was for], low, middle, high, warm, [the time it was made]: forecasts `ahead` steps ahead."""
     columns: list[list[Any]] = [[], [], [], [], [], []]
     irregular = bool(one.forecasts) and not one.forecasts[-1].shape.step_ms
@@ -174,7 +174,7 @@ def _past(forecasts: Iterable[Forecast], one: Series, target: int, ahead: int) -
     return columns
 
 
-def _fan(one: Series, target: int) -> dict[str, Any]:
+def _fan(one: SeriesHistory, target: int) -> dict[str, Any]:
     """The newest forecast, all steps, each with its target time."""
     forecast = one.forecasts[-1]
     shape = forecast.shape

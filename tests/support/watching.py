@@ -11,7 +11,7 @@ import msgspec
 
 from tests.support.serving import Serve
 from tidecast.service.watch.app import Page
-from tidecast.service.watch.messages import read_forecast, read_reading
+from tidecast.service.watch.messages import decode_forecast, decode_measurement
 from tidecast.service.watch.server import server_of
 from tidecast.service.watch.store import Store
 
@@ -33,7 +33,7 @@ def level(i):
 
 
 def reading(i, **fields):
-    return read_reading(msgspec.json.encode({"ts": START + i * HOUR, **(fields or {"temp": level(i)})}))
+    return decode_measurement(msgspec.json.encode({"ts": START + i * HOUR, **(fields or {"temp": level(i)})}))
 
 
 def forecast_value(
@@ -52,7 +52,7 @@ def forecast_value(
 
 
 def forecast(i, **more):
-    return read_forecast(forecast_value(i, **more))[0]
+    return decode_forecast(forecast_value(i, **more))[0]
 
 
 def fill(store, name, steps, **more):

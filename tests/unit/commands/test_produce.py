@@ -27,7 +27,7 @@ HOUR = 3_600_000
 T0 = 1_700_000_400_000
 
 
-class Clock:
+class FakeClock:
     """Time that passes only by waiting; says stop once `stop_at` is reached."""
 
     def __init__(self, start_ms: float = 1_000_000.0, stop_at: float = math.inf) -> None:
@@ -69,7 +69,7 @@ COLUMNS = Columns("t", ("a",), series="key")
 
 
 def test_a_file_at_its_own_pace_waits_as_long_as_its_times_are_apart() -> None:
-    clock = Clock()
+    clock = FakeClock()
     sent = [
         (clock.ms - 1_000_000, [r.ts - T0 for r in batch])
         for batch in paced([reading(T0 + d) for d in (0, 0, 1_000, 3_500)], 1, clock)
@@ -78,20 +78,20 @@ def test_a_file_at_its_own_pace_waits_as_long_as_its_times_are_apart() -> None:
 
 
 def test_a_speed_factor_shortens_the_waits_by_it() -> None:
-    clock = Clock()
+    clock = FakeClock()
     list(paced([reading(T0), reading(T0 + HOUR), reading(T0 + 3 * HOUR)], 3_600, clock))
     assert clock.waits == pytest.approx([1.0, 2.0])
 
 
 def test_as_fast_as_it_goes_never_waits_and_sends_in_batches() -> None:
-    clock = Clock()
+    clock = FakeClock()
     sizes = [len(b) for b in paced((reading(T0 + i * HOUR) for i in range(2 * BATCH + 1)), math.inf, clock)]
     assert sizes == [BATCH, BATCH, 1]
     assert clock.waits == []
 
 
 def test_a_stream_that_fell_behind_sends_what_is_overdue_at_once_and_keeps_its_schedule() -> None:
-    clock = Clock()
+    clock = FakeClock()
     sent = []
     for batch in paced([reading(T0 + d) for d in (0, 1_000, 2_000, 3_000, 20_000)], 1, clock):
         sent.append((clock.ms - 1_000_000, len(batch)))
@@ -101,13 +101,13 @@ def test_a_stream_that_fell_behind_sends_what_is_overdue_at_once_and_keeps_its_s
 
 
 def test_a_stop_ends_the_wait_for_the_next_reading_and_keeps_what_was_due() -> None:
-    clock = Clock(stop_at=1_000_500.0)
+    clock = FakeClock(stop_at=1_000_500.0)
     sent = [r.ts - T0 for batch in paced([reading(T0), reading(T0 + 1_000)], 1, clock) for r in batch]
     assert sent == [0]
 
 
 def test_a_stop_also_ends_a_stream_that_never_waits() -> None:
-    clock = Clock(stop_at=0.0)
+    clock = FakeClock(stop_at=0.0)
     assert sum(len(b) for b in paced((reading(T0) for _ in itertools.count()), math.inf, clock)) == BATCH
 
 
@@ -204,7 +204,7 @@ def test_sines_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
         sources.sine_readings(**({"series": 1, "rate": 1.0, "start_ms": T0} | wrong))
 
 
-def machine(clock: Clock, **options: object) -> Iterator[list[Reading]]:
+def machine(clock: FakeClock, **options: object) -> Iterator[list[Reading]]:
     values = itertools.count()
     return sources.machine_readings(
         lambda: {"cpu": float(next(values)), "disk": None},
@@ -214,7 +214,7 @@ def machine(clock: Clock, **options: object) -> Iterator[list[Reading]]:
 
 
 def test_the_machine_is_read_when_due_on_a_grid_of_whole_intervals() -> None:
-    clock = Clock(start_ms=T0 + 300.0)
+    clock = FakeClock(start_ms=T0 + 300.0)
     batches = list(itertools.islice(machine(clock), 2))
     assert [[r.key for r in b] for b in batches] == [[b"box/cpu", b"box/disk"]] * 2
     assert [json.loads(b[0].value) for b in batches] == [
@@ -225,7 +225,7 @@ def test_the_machine_is_read_when_due_on_a_grid_of_whole_intervals() -> None:
 
 
 def test_a_machine_that_slept_skips_the_turns_it_missed_and_repeats_none() -> None:
-    clock = Clock(start_ms=float(T0))
+    clock = FakeClock(start_ms=float(T0))
     stream = machine(clock)
     first = next(stream)[0].ts
     clock.ms += 5_400
@@ -233,13 +233,13 @@ def test_a_machine_that_slept_skips_the_turns_it_missed_and_repeats_none() -> No
 
 
 def test_a_wide_machine_is_one_series_with_every_sensor_as_a_feature() -> None:
-    [one] = next(machine(Clock(start_ms=float(T0)), wide=True))
+    [one] = next(machine(FakeClock(start_ms=float(T0)), wide=True))
     assert one.key == b"box"
     assert json.loads(one.value) == {"ts": T0 + 1_000, "cpu": 1.0, "disk": None}
 
 
 def test_this_machines_own_sensors_give_numbers_in_range() -> None:
-    read = sources.machine_sensors(Clock())
+    read = sources.machine_sensors(FakeClock())
     read()
     now = read()
     for name in ("cpu_percent", "memory_percent", "disk_percent"):

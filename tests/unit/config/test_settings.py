@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from tidecast.service.config import loader as configuration
-from tidecast.service.config import settings
+from tidecast.service.config import loader, settings
 from tidecast.service.config.loader import load
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import UsageError
@@ -15,13 +14,13 @@ from tidecast.service.errors import UsageError
 
 def parse(*argv: str, names: tuple[str, ...] = ()) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    configuration.add_flags(parser, *names)
+    loader.add_flags(parser, *names)
     return parser.parse_args(argv)
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():
     env = {"TIDECAST_HTTP_PORT": "9000", "TIDECAST_GROUP": "env"}
-    found = configuration.resolve({"group": "flag"}, env)
+    found = loader.resolve({"group": "flag"}, env)
     assert found["group"] == ("flag", "--group")
     assert found["http_port"] == (9000, "TIDECAST_HTTP_PORT")
     assert found["input_topic"] == ("readings", "default")
@@ -81,8 +80,8 @@ def test_a_worker_that_would_read_what_it_writes_is_refused():
 
 def test_flags_are_none_where_they_were_not_given():
     args = parse("--http-port", "0", "--no-dead-letter-late")
-    assert configuration.flags_of(args) == {"http_port": "0", "dead_letter_late": False}
-    assert configuration.from_args(args).http_port == 0
+    assert loader.flags_of(args) == {"http_port": "0", "dead_letter_late": False}
+    assert loader.from_args(args).http_port == 0
 
 
 def test_a_command_can_take_only_some_settings():
@@ -91,7 +90,7 @@ def test_a_command_can_take_only_some_settings():
 
 def test_from_args_reads_the_environment_of_this_process(monkeypatch):
     monkeypatch.setenv("TIDECAST_GROUP", "here")
-    assert configuration.from_args(parse()).group == "here"
+    assert loader.from_args(parse()).group == "here"
 
 
 def test_every_setting_has_help_a_group_and_a_default_that_it_would_accept():

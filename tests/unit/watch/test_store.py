@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from tests.support.watching import HORIZON, HOUR, START, fill, forecast, forecast_value, level, reading
-from tidecast.service.watch.messages import answered, read_forecast, read_reading, series_name
+from tidecast.service.watch.messages import answered_reading, decode_forecast, decode_measurement, series_name
 from tidecast.service.watch.store import Store
-from tidecast.service.watch.stream_stats import Pulse
-from tidecast.service.watch.updates import Choice, View, quality, whole
+from tidecast.service.watch.stream_stats import StreamStats
+from tidecast.service.watch.updates import Choice, Subscription, full_content, quality
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def store():
 
 
 def drawn(store, name="a", **choice):
-    return whole(store.get(name), Choice(name, **choice))
+    return full_content(store.get(name), Choice(name, **choice))
 
 
 def test_a_viewer_sees_readings_and_the_forecast_that_was_made_so_many_steps_before(store):
@@ -44,19 +44,19 @@ def test_the_fan_says_the_time_that_each_step_is_for(store):
 def test_of_many_quantiles_the_outermost_the_quartiles_and_the_median_are_drawn():
     names = ["p95", "p2.5", "p50", "p10", "p25", "p75", "p97.5"]
     value = {"ts": START, "step_ms": HOUR, "targets": {"t": {name: [float(name[1:])] for name in names}}}
-    shape = read_forecast(msgspec.json.encode(value))[0].shape
+    shape = decode_forecast(msgspec.json.encode(value))[0].shape
     assert shape.quantiles == ("p2.5", "p25", "p50", "p75", "p97.5")
     assert shape.level == 0.95
 
 
 def test_a_viewer_is_sent_only_what_is_new_and_the_two_together_are_the_whole(store):
     fill(store, "a", range(10))
-    view = View(store, Choice("a", ahead=2))
-    kind, first = view.news()
+    subscription = Subscription(store, Choice("a", ahead=2))
+    kind, first = subscription.next_event()
     assert kind == "all"
-    assert view.news() is None
+    assert subscription.next_event() is None
     fill(store, "a", range(10, 13))
-    kind, more = view.news()
+    kind, more = subscription.next_event()
     assert kind == "more"
     expected = drawn(store, ahead=2)
     assert [a + b for a, b in zip(first["readings"], more["readings"], strict=True)] == expected["readings"]
@@ -67,28 +67,28 @@ def test_a_viewer_is_sent_only_what_is_new_and_the_two_together_are_the_whole(st
 
 def test_a_viewer_who_missed_more_than_is_kept_is_sent_all_again(store):
     fill(store, "a", range(10))
-    view = View(store, Choice("a"))
-    view.news()
+    subscription = Subscription(store, Choice("a"))
+    subscription.next_event()
     fill(store, "a", range(10, 100))
-    kind, content = view.news()
+    kind, content = subscription.next_event()
     assert kind == "all"
     assert len(content["readings"][0]) == 50
 
 
 def test_a_series_that_is_not_known_yet_is_shown_once_it_comes(store):
-    view = View(store, Choice("a"))
-    assert view.news()[1]["known"] is False
-    assert view.news() is None
+    subscription = Subscription(store, Choice("a"))
+    assert subscription.next_event()[1]["known"] is False
+    assert subscription.next_event() is None
     fill(store, "a", range(2))
-    assert view.news()[1]["known"] is True
+    assert subscription.next_event()[1]["known"] is True
 
 
 def test_a_tombstone_forgets_the_series_and_its_viewer_learns_it(store):
     fill(store, "a", range(2))
-    view = View(store, Choice("a"))
-    view.news()
+    subscription = Subscription(store, Choice("a"))
+    subscription.next_event()
     store.forget("a")
-    assert view.news()[1]["known"] is False
+    assert subscription.next_event()[1]["known"] is False
     assert (len(store), store.bytes) == (0, 0)
 
 
@@ -108,11 +108,11 @@ def test_forecasts_that_are_repeated_are_drawn_once(store):
 
 def test_a_series_that_begins_again_in_the_past_is_drawn_anew(store):
     fill(store, "a", range(100, 105))
-    view = View(store, Choice("a"))
-    view.news()
+    subscription = Subscription(store, Choice("a"))
+    subscription.next_event()
     store.add_forecast("a", forecast(3), 0.0)
     store.add_reading("a", reading(4), 0.0)
-    kind, content = view.news()
+    kind, content = subscription.next_event()
     assert kind == "all"
     assert content["readings"][0] == [START + 4 * HOUR]
 
@@ -164,9 +164,11 @@ def test_skill_and_coverage_come_from_the_scores_nearest_to_the_chosen_steps_ahe
 
 def test_an_irregular_series_is_matched_reading_by_reading(store):
     for i, ts in enumerate([0, 5, 6, 30, 31]):
-        store.add_reading("a", read_reading(msgspec.json.encode({"ts": START + ts * 1000, "temp": float(i)})), 0.0)
+        store.add_reading(
+            "a", decode_measurement(msgspec.json.encode({"ts": START + ts * 1000, "temp": float(i)})), 0.0
+        )
         value = msgspec.json.decode(forecast_value(0, step_ms=0, horizon=3))
-        store.add_forecast("a", read_forecast(msgspec.json.encode({**value, "ts": START + ts * 1000}))[0], 0.0)
+        store.add_forecast("a", decode_forecast(msgspec.json.encode({**value, "ts": START + ts * 1000}))[0], 0.0)
     shown = drawn(store, ahead=2)
     assert shown["past"][0] == [START + ts * 1000 for ts in (6, 30, 31)]
     assert shown["fan"]["guessed"] is True
@@ -198,12 +200,12 @@ def test_another_target_of_the_same_model_is_drawn_when_chosen(store):
     ],
 )
 def test_what_is_no_reading_is_left_out(value):
-    assert read_reading(value) is None
+    assert decode_measurement(value) is None
 
 
 def test_of_a_reading_only_numbers_are_kept():
     value = {"ts": "2023-11-14T22:00:00Z", "a": 1, "b": None, "c": "x", "d": True, "e": [1], "f": 2.5}
-    found = read_reading(msgspec.json.encode(value))
+    found = decode_measurement(msgspec.json.encode(value))
     assert (found.ts, found.names) == (1_699_999_200_000, ("a", "b", "f"))
     assert found.value("a") == 1
     assert math.isnan(found.value("b"))
@@ -229,9 +231,9 @@ def test_of_a_reading_only_numbers_are_kept():
 )
 def test_what_is_no_forecast_is_left_out(change):
     value = {"ts": START, "step_ms": HOUR, "targets": {"t": {"p50": [1.0]}}}
-    assert read_forecast(msgspec.json.encode(value)) is not None
+    assert decode_forecast(msgspec.json.encode(value)) is not None
     text = repr({**value, **change}).replace("'", '"')
-    assert read_forecast(text.encode()) is None
+    assert decode_forecast(text.encode()) is None
 
 
 def test_a_key_that_names_no_series_is_left_out():
@@ -241,26 +243,26 @@ def test_a_key_that_names_no_series_is_left_out():
 
 
 def test_what_waits_is_what_no_forecast_has_answered_yet():
-    pulse = Pulse()
+    stats = StreamStats()
     for offset in range(10):
-        pulse.reading(0, offset, 1_000 + offset, 1.0, awaited=offset != 9)
-    pulse.forecast((0, 5), 1.0)
-    shown = pulse.shown(2.0, 5_000)
+        stats.reading(0, offset, 1_000 + offset, 1.0, awaited=offset != 9)
+    stats.forecast((0, 5), 1.0)
+    shown = stats.snapshot(2.0, 5_000)
     assert (shown["waiting"], shown["waiting_s"]) == (3, pytest.approx(3.994))
-    pulse.forecast((0, 8), 2.0)
-    assert pulse.shown(2.0, 5_000)["waiting"] == 0
-    pulse.reading(0, 8, 0, 2.0, awaited=True)  # the forecast came in first, over the other connection
-    assert pulse.shown(2.0, 5_000)["waiting"] == 0
+    stats.forecast((0, 8), 2.0)
+    assert stats.snapshot(2.0, 5_000)["waiting"] == 0
+    stats.reading(0, 8, 0, 2.0, awaited=True)  # the forecast came in first, over the other connection
+    assert stats.snapshot(2.0, 5_000)["waiting"] == 0
 
 
 def test_the_rate_is_that_of_the_last_whole_seconds():
-    pulse = Pulse()
+    stats = StreamStats()
     for tick in range(100):
-        pulse.reading(0, tick, 0, tick / 10, awaited=False)
-    assert pulse.shown(10.0, 0)["readings_per_s"] == 10
-    assert pulse.shown(20.0, 0)["readings_per_s"] == 0
+        stats.reading(0, tick, 0, tick / 10, awaited=False)
+    assert stats.snapshot(10.0, 0)["readings_per_s"] == 10
+    assert stats.snapshot(20.0, 0)["readings_per_s"] == 0
 
 
 def test_the_reading_that_a_forecast_answers_is_read_from_its_source():
-    assert answered("my-topic-3-17", "my-topic") == (3, 17)
-    assert [answered(s, "my-topic") for s in ("other-3-17", "my-topic-3", "my-topic-x-1", "")] == [None] * 4
+    assert answered_reading("my-topic-3-17", "my-topic") == (3, 17)
+    assert [answered_reading(s, "my-topic") for s in ("other-3-17", "my-topic-3", "my-topic-x-1", "")] == [None] * 4

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from tidecast.service.demo.display import LiveTable, PlainLines, error_lines
-from tidecast.service.demo.scoreboard import Interval, Scoreboard
+from tidecast.service.demo.scoreboard import ForecastInterval, Scoreboard
 
 STEP = 3_600_000
 
@@ -94,8 +94,8 @@ def test_a_row_shows_what_was_forecast_for_it_and_what_comes() -> None:
     board.reading("a", STEP, 11.5)
     [row] = board.rows()
     assert (row.series, row.ts, row.actual) == ("a", STEP, 11.5)
-    assert row.before == Interval(11.0, 12.0, 13.0)
-    assert row.ahead == Interval(19.0, 20.0, 21.0) and row.ahead_ts == 2 * STEP
+    assert row.before == ForecastInterval(11.0, 12.0, 13.0)
+    assert row.ahead == ForecastInterval(19.0, 20.0, 21.0) and row.ahead_ts == 2 * STEP
     assert board.level == pytest.approx(0.9)
 
 
