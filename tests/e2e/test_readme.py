@@ -80,14 +80,26 @@ def test_replay_answers_every_reading_of_the_sample(trained, folder):
 
 
 @pytest.mark.timeout(600)
-def test_serving_as_the_readme_says_answers_readings_ends_cleanly_and_leaves_states_to_look_at(trained, folder):
+def test_serving_as_the_docs_say_answers_readings_also_on_own_topics_and_leaves_states_to_look_at(trained, folder):
     if subprocess.run([*OWN_NETWORK, "true"], capture_output=True).returncode:
         pytest.skip("unshare --net is not allowed here, and the printed ports may be in use")
     jars.classpath(print)  # which that network cannot reach
-    serve, state = printed("serve"), printed("state")
-    done = paste(f"{serve}echo the states:\n{state}kill %1 && wait %1", folder, own_network=True)
+    pasted = f"""{printed("serve")}
+echo the states:
+{printed("state")}
+echo own topic:
+{printed("own-topic")}
+curl -sf --retry 60 --retry-delay 1 --retry-all-errors http://127.0.0.1:9118/readyz
+tidecast produce file training/samples/weather.csv.gz --model build/weather --speed max --limit 30
+until curl -s http://127.0.0.1:9118/metrics | grep '^tidecast_forecasts_total 30'; do sleep 0.2; done
+kill $! && wait $!
+tidecast topics
+kill %1 && wait %1"""
+    done = paste(pasted, folder, own_network=True)
     assert done.returncode == 0, done.stderr
-    served, states = done.stdout.split("the states:\n")
+    served, rest = done.stdout.split("the states:\n")
+    states, own = rest.split("own topic:\n")
+    assert "tidecast_forecasts_total 30" in own and "plant-forecasts" in own
     assert "tidecast_forecasts_total 26115" in served
     assert '"hidden_0"' in served
     assert "JFK" in states and "hidden_0" in states
