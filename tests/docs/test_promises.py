@@ -55,8 +55,8 @@ def test_every_promise_and_every_refusal_names_a_test(name):
 
 def test_the_times_and_limits_are_those_of_the_code():
     page = PAGES["guarantees.md"]
-    assert f"stands still for {liveness.STALLED_SECONDS:g} s" in page
-    assert f"goes on for {watchdog.END_SECONDS:g} s more" in page
+    assert f"hangs for {liveness.STALLED_SECONDS:g} s" in page
+    assert f"hangs for {watchdog.END_SECONDS:g} s more" in page
     assert f"aborts it after {transactions.TRANSACTION_TIMEOUT_MS / 1_000:g} s" in page
     page = PAGES["security.md"]
     assert f"{http.TOTAL_SECONDS:g} s is the most for a request" in page
