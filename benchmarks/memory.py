@@ -50,10 +50,10 @@ def fill(path: Path, series: int) -> dict[str, int]:
     from tidecast.service.broker.connect import connect  # noqa: F401
     from tidecast.service.config.settings import Settings
     from tidecast.service.model.session import Model
-    from tidecast.service.worker.served_models import Engine
+    from tidecast.service.worker.served_models import ServedModel
 
     found = {"modules": memory("VmRSS")}
-    engine = Engine(Settings(max_series=max(series, MOST_SERIES)), Model.load(path), time.monotonic)
+    engine = ServedModel(Settings(max_series=max(series, MOST_SERIES)), Model.load(path), time.monotonic)
     found["model"] = memory("VmRSS")
     backlog = readings(STEPS * series, series, PARTITIONS)
     for batch in batches(backlog, BATCH, 1_700_000_000_000, [0] * PARTITIONS):

@@ -42,7 +42,7 @@ def main() -> None:
         pending |= {partition: (offset, "") for partition, offset in batch.next_offsets.items()}
         if pending and (not n or time.monotonic() >= due):
             delivery.flush(TIMEOUT_S)
-            delivery.commit(pending, consumer, wait=delivery.needs_quiet)  # as the worker, where that is possible
+            delivery.commit(pending, consumer, wait=delivery.blocks_emit)  # as the worker, where that is possible
             pending.clear()
 
 

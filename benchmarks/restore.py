@@ -39,7 +39,7 @@ from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.store import SeriesTable
 from tidecast.service.worker.restore import Restore
-from tidecast.service.worker.served_models import Engines
+from tidecast.service.worker.served_models import ServedModels
 
 PARTITIONS, AT_ONCE = 4, 10_000
 FETCHED = 2_000  # records of one response: those of 2 MB
@@ -101,8 +101,8 @@ def restoring(
     """What restores it all, and the table that it fills. `timed` is to call what it is given: it takes a batch in."""
     consumer = broker.consumer(group=settings.group)
     consumer.assign(settings.input_topic, dict.fromkeys(range(PARTITIONS), 0))
-    engines = Engines(settings, model, time.monotonic)
-    restore = Restore(broker, settings, engines, time.monotonic)
+    models = ServedModels(settings, model, time.monotonic)
+    restore = Restore(broker, settings, models, time.monotonic)
     apply = restore._apply
     restore._apply = lambda batch: timed(partial(apply, batch))  # type: ignore[method-assign]
     restore.begin(range(PARTITIONS))
@@ -111,7 +111,7 @@ def restoring(
         while restore.partitions:
             restore.step(consumer, 0.2)
 
-    yield run, engines.current.table
+    yield run, models.current.table
     restore.close()
     consumer.close()
 

@@ -31,7 +31,7 @@ from reading_batches import PARTITIONS, batches
 from tidecast.service.broker.port import Batch
 from tidecast.service.config.settings import Settings
 from tidecast.service.model.session import Model
-from tidecast.service.worker.served_models import Engine
+from tidecast.service.worker.served_models import ServedModel
 
 BATCH = 5_000
 FILL, ROUNDS = 2, 47  # of readings of every series: those that fill the table, and at the most
@@ -50,7 +50,7 @@ class Filled:
     """An engine with so many series, and the rest of its readings."""
 
     def __init__(self, model: Model, reading: Any, series: int) -> None:
-        self.engine = Engine(Settings(max_series=max(series, FULL)), model, time.monotonic)
+        self.engine = ServedModel(Settings(max_series=max(series, FULL)), model, time.monotonic)
         self._reading, self._series, self._offsets = reading, series, [0] * PARTITIONS
         self._order = np.random.default_rng(0)
         for batch in self._batches(range(FILL)):

@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
     from tidecast.service.observability.metrics import Metrics
     from tidecast.service.observability.watchdog import Watchdog
     from tidecast.service.pipeline.dead_letters import DeadLetterReason
-    from tidecast.service.worker.gc_pacing import Collector
-    from tidecast.service.worker.model_watcher import ModelWatch
+    from tidecast.service.worker.gc_pacer import GcPacer
+    from tidecast.service.worker.model_watcher import ModelWatcher
     from tidecast.service.worker.worker import Worker
 
     log.info("starting", extra={"version": __version__, "pid": os.getpid()})
     tracing = open_tracing(config)
-    watch = ModelWatch(config)
+    watch = ModelWatcher(config)
     model = watch.model
     log.info(
         "model loaded",
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
         log.info("listening", extra={"url": http.url})
         broker = connect_as_set(config)
         try:
-            collector = Collector()
-            worker = Worker(config, model, broker, metrics, watch.take, collector.turn, tracing)
+            gc_pacer = GcPacer()
+            worker = Worker(config, model, broker, metrics, watch.take, gc_pacer.turn, tracing)
             http.status = worker
             log.info("looking for Kafka", extra={"bootstrap_servers": config.bootstrap_servers})
             worker.prepare()
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
                 "joining the group",
                 extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
             )
-            collector.begin()
+            gc_pacer.begin()
             with Watchdog(worker.not_live, on_stall=metrics.stalls.inc):
                 return worker.run()
         finally:

@@ -11,24 +11,24 @@ from tidecast.service.errors import BrokerError, Unanswered
 from tidecast.service.model.session import Model
 from tidecast.service.observability.liveness import Pulse
 from tidecast.service.observability.metrics import Metrics
-from tidecast.service.worker.committer import Commits
-from tidecast.service.worker.model_swap import Swap
+from tidecast.service.worker.committer import Committer
+from tidecast.service.worker.model_swap import ModelSwap
 from tidecast.service.worker.restore import Restore, Restored
 from tidecast.service.worker.restore_checks import check_retained
-from tidecast.service.worker.served_models import Engines
+from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.worker")
 
 POLL_SECONDS = 0.2  # so long may SIGTERM go unnoticed
 
 
-class Shares:
+class PartitionAssignment:
     """For the loop's thread; `on_assigned` and `on_revoked` run inside of its polls.
 
     Args:
         settings: what is in force.
         broker: connected.
-        engines: whose states come and go.
+        models: whose states come and go.
         commits: what is emitted and not committed.
         metrics: to feed.
         pulse: of the loop.
@@ -39,18 +39,20 @@ class Shares:
         self,
         settings: Settings,
         broker: Broker,
-        engines: Engines,
-        commits: Commits,
+        models: ServedModels,
+        commits: Committer,
         metrics: Metrics,
         pulse: Pulse,
         clock: Callable[[], float],
     ) -> None:
-        self._settings, self._broker, self._engines, self._commits = settings, broker, engines, commits
+        self._settings, self._broker, self._models, self._committer = settings, broker, models, commits
         self._metrics, self._pulse, self._clock = metrics, pulse, clock
-        self._restore = Restore(broker, settings, engines, clock)
-        self._swap: Swap | None = None
+        self._restore = Restore(broker, settings, models, clock)
+        self._swap: ModelSwap | None = None
         self._gauged = clock()
-        self._places: dict[int, int] = {}  # partition -> the offset that the next reading should have, or a later one
+        self._next_offsets: dict[
+            int, int
+        ] = {}  # partition -> the offset that the next reading should have, or a later one
         self.consumer: Consumer
         self.assigned: set[int] = set()
         self.joined = False  # True once the group has answered, be it that there is nothing for us
@@ -80,7 +82,7 @@ class Shares:
         """What was emitted is committed, with their states, before they go."""
         self._pulse.turn()
         if not self.leaving:
-            self._commits.commit_last(self.consumer, partitions - self.restoring)
+            self._committer.commit_last(self.consumer, partitions - self.restoring)
         self._forget(partitions)
         self.assigned -= partitions
         self.gauges(now=True)
@@ -89,10 +91,10 @@ class Shares:
 
     def started_over(self) -> bool:
         """True where what is in memory is not what could be committed: all of it was dropped, and is restored."""
-        if not self._commits.broken:
+        if not self._committer.broken:
             return False
         self._metrics.start_overs.inc()
-        self._commits.start_over(self.consumer)
+        self._committer.start_over(self.consumer)
         self._forget(self.assigned)
         self._begin(self.assigned)
         return True
@@ -112,11 +114,11 @@ class Shares:
         self._restore.drop(partitions)
         self._note_restore()
         for partition in partitions:
-            self._places.pop(partition, None)
+            self._next_offsets.pop(partition, None)
         if self._swap is not None:
             self._swap.forget(partitions)
-        self._commits.forget(partitions)
-        self._engines.revoke(partitions)
+        self._committer.forget(partitions)
+        self._models.revoke(partitions)
 
     def restore_some(self) -> None:
         """A little of the restore of partitions that are new. Blocks up to 0.2 s, longer where Kafka does not answer.
@@ -134,7 +136,7 @@ class Shares:
                     self._go_on(partition, restored)
             except Unanswered as error:
                 log.warning("Kafka does not answer, beginning the restore again", extra={"reason": error.what})
-                self._commits.forget(done)
+                self._committer.forget(done)
                 self._restore.again(done)
                 return
         self._note_restore()
@@ -144,20 +146,20 @@ class Shares:
 
     def _go_on(self, partition: int, restored: Restored) -> None:
         if restored.committed is not None and restored.replay_from is not None:
-            self._commits.restored(partition, restored.replay_from, restored.committed)
+            self._committer.restored(partition, restored.replay_from, restored.committed)
             self._read_from(partition, restored.replay_from)
-            self._engines.replay(partition, restored.committed)
+            self._models.replay(partition, restored.committed)
         elif self._settings.start == "latest":
             # The end becomes the group's offset, also after a crash.
             end = self.consumer.end_offsets([partition])
-            self._commits.pending |= end
+            self._committer.pending |= end
             self._read_from(partition, end[partition])
         else:  # said even so: before a start over, more may have been read
             self._read_from(partition, self.consumer.beginning_offsets([partition])[partition])
 
     def _read_from(self, partition: int, offset: int) -> None:
         self.consumer.seek(partition, offset)
-        self._places[partition] = offset
+        self._next_offsets[partition] = offset
 
     def check_unbroken(self, batch: Batch) -> None:
         """See that retention has eaten nothing between what was read before and this batch.
@@ -170,25 +172,27 @@ class Shares:
             Unanswered: Kafka does not say where its logs begin.
         """
         firsts = batch.first_offsets()
-        passed = {p for p, end in batch.next_offsets.items() if firsts.get(p, end) > self._places.get(p, end)}
+        passed = {p for p, end in batch.next_offsets.items() if firsts.get(p, end) > self._next_offsets.get(p, end)}
         for partition, first in (self.consumer.beginning_offsets(passed) if passed else {}).items():
-            place = self._places[partition]
+            place = self._next_offsets[partition]
             if first > place:
                 log.warning(
                     "retention has eaten readings before they were read",
                     extra={"partition": partition, "offsets": [place, first]},
                 )
                 try:
-                    check_retained(self._settings, partition, first, place, self._commits.committed.get(partition, -1))
+                    check_retained(
+                        self._settings, partition, first, place, self._committer.committed.get(partition, -1)
+                    )
                 except BrokerError:
-                    self._commits.commit_last(self.consumer, self.assigned)
+                    self._committer.commit_last(self.consumer, self.assigned)
                     raise
-        self._places |= {p: end for p, end in batch.next_offsets.items() if p in self._places}
+        self._next_offsets |= {p: end for p, end in batch.next_offsets.items() if p in self._next_offsets}
 
     def begin_swap(self, model: Model) -> None:
         """`model` is to follow the one in service; one at a time."""
         assert self._swap is None
-        self._swap = Swap(self._broker, self._settings, self._engines, model, self.assigned, self._clock)
+        self._swap = ModelSwap(self._broker, self._settings, self._models, model, self.assigned, self._clock)
 
     @property
     def swapping(self) -> bool:
@@ -203,21 +207,23 @@ class Shares:
         """
         if self._swap is None:
             return
-        left = self._engines.waiting(self.assigned)
+        left = self._models.waiting(self.assigned)
         with self._pulse.patience(self._settings.broker_timeout_seconds):
             try:
-                partition = self._swap.step(self._commits.standing, left - self.restoring - self._commits.replaying)
+                partition = self._swap.step(
+                    self._committer.answered_offsets, left - self.restoring - self._committer.replaying
+                )
             except Unanswered:
                 return  # the older model goes on, and what is lasting is found out by its own commits
         if partition is not None:
-            self._engines.hand_over(partition)
+            self._models.hand_over(partition)
             self._swap.forget({partition})
-            self._commits.commit_all(self.consumer, {partition})
+            self._committer.commit_all(self.consumer, {partition})
             log.info("a partition is handed over", extra={"partition": partition, "left": len(left) - 1})
         if not left - {partition}:
             self._swap.end()
             self._swap = None
-            self._metrics.serve(self._engines.current.spec)
+            self._metrics.serve(self._models.current.spec)
             self._metrics.model_swaps.labels("done").inc()
 
     def gauges(self, *, now: bool = False) -> None:
@@ -229,8 +235,8 @@ class Shares:
         self._metrics.partitions.update(
             self._settings.input_topic,
             {p: lag.get(p, 0) for p in self.assigned},
-            self._engines.series_counts(self.assigned),
-            self._engines.series_counts(self.assigned, unwritten=True),
+            self._models.series_counts(self.assigned),
+            self._models.series_counts(self.assigned, unwritten=True),
         )
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from tidecast.service.observability.liveness import SAY_SECONDS
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.pipeline.pipeline import Result
 from tidecast.service.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from tidecast.service.worker.served_models import Engines
+from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.worker")
 
@@ -29,12 +29,12 @@ _DUEL, _DUEL_SECONDS = 5, 60.0
 Waiting = Callable[[float], AbstractContextManager[None]]
 
 
-class Commits:
+class Committer:
     """Commits for one worker, on its thread.
 
     Args:
         settings: what is in force.
-        engines: whose states are due.
+        models: whose states are due.
         metrics: to count transactions.
         clock: seconds, monotonic.
         waiting: a context in which the worker waits for Kafka, so long at the most, without being stalled.
@@ -43,23 +43,23 @@ class Commits:
     def __init__(
         self,
         settings: Settings,
-        engines: Engines,
+        models: ServedModels,
         metrics: Metrics,
         clock: Callable[[], float],
         waiting: Waiting,
     ) -> None:
-        self._settings, self._engines, self._metrics = settings, engines, metrics
+        self._settings, self._models, self._metrics = settings, models, metrics
         self._clock, self._waiting = clock, waiting
         self._delivery: Delivery
         self.pending: dict[int, int] = {}  # partition -> offset to go on from, once committed
-        self.asked: dict[int, int] = {}  # likewise; Kafka was asked to commit it, and has not answered
+        self.in_flight: dict[int, int] = {}  # likewise; Kafka was asked to commit it, and has not answered
         self.committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
         self.replaying: set[int] = set()  # partitions that have not come to their committed offset yet
         self.due = 0.0  # when what is pending should be committed
         self.timeout_s = settings.broker_timeout_seconds
-        self.half_done = False  # True once a batch was left half applied: states must not be written any more
+        self.states_tainted = False  # True once a batch was left half applied: states must not be written any more
         self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
-        self.put_out = False  # the last commit was refused since the group has moved on without us
+        self.evicted = False  # the last commit was refused since the group has moved on without us
         self._failing_since: float | None = None
         self._fenced: list[float] = []  # when, of late
         self._flushed_idle = clock()
@@ -102,7 +102,7 @@ class Commits:
             committed = self.committed.get(partition, -1)
             if offset >= committed:
                 self.replaying.discard(partition)
-            if offset > max(committed, self.asked.get(partition, -1)):
+            if offset > max(committed, self.in_flight.get(partition, -1)):
                 self.pending[partition] = offset
 
     def restored(self, partition: int, replay_from: int, committed: int) -> None:
@@ -112,20 +112,20 @@ class Commits:
             self.replaying.add(partition)
 
     @property
-    def standing(self) -> dict[int, int]:
+    def answered_offsets(self) -> dict[int, int]:
         """`partition -> offset` up to which all is answered."""
-        return self.committed | self.asked | self.pending
+        return self.committed | self.in_flight | self.pending
 
     def forget(self, partitions: Collection[int]) -> None:
         """These are others' now, or are to be restored."""
         self.replaying -= set(partitions)
-        for known in (self.pending, self.asked, self.committed):
+        for known in (self.pending, self.in_flight, self.committed):
             for partition in partitions:
                 known.pop(partition, None)
-        if not (self.pending or self.asked) and self._broken is None:
+        if not (self.pending or self.in_flight) and self._broken is None:
             self._failing_since = None  # what could not be committed is another member's now
 
-    def look(self, consumer: Consumer) -> bool:
+    def poll_in_flight(self, consumer: Consumer) -> bool:
         """See what came of a commit that was not waited for; False where Kafka refused it, and it is pending again.
 
         With transactions, blocks until that is known, up to `timeout_s`.
@@ -133,7 +133,7 @@ class Commits:
         Raises:
             BrokerError: commits have failed for `broker_timeout_seconds`.
         """
-        if not self.asked:
+        if not self.in_flight:
             return True
         try:
             with self._waiting(2 * self.timeout_s):
@@ -144,24 +144,25 @@ class Commits:
             self._try_again(error)
             return False
         if answered:
-            asked, self.asked = self.asked, {}
+            asked, self.in_flight = self.in_flight, {}
             self._note_committed(asked)
         return True
 
-    def settled(self, consumer: Consumer) -> bool:
+    def await_in_flight(self, consumer: Consumer) -> bool:
         """True where more may be emitted; False where the commit under way came to nothing: see `start_over`."""
-        return not self._delivery.needs_quiet or self.look(consumer)
+        return not self._delivery.blocks_emit or self.poll_in_flight(consumer)
 
     def _ask_again(self) -> None:
-        self.pending, self.asked = self.asked | self.pending, {}
+        self.pending, self.in_flight = self.in_flight | self.pending, {}
 
     def commit(
-        self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True, quiet: bool = False
+        self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True, overlapped: bool = False
     ) -> bool:
-        """Commit what is pending; True = Kafka has it, or will be asked by `look`. Blocks at most twice `timeout_s`.
+        """Commit what is pending; True = Kafka has it, or will be asked by `poll_in_flight`.
+        Blocks at most twice `timeout_s`.
 
-        Not to `wait` is possible at any time without transactions, and with them where it is `quiet`: where the caller
-        does nothing with Kafka until it knows by `settled` what came of it.
+        Not to `wait` is possible at any time without transactions, and with them if `overlapped`: the caller
+        does nothing with Kafka until it knows by `await_in_flight` what came of it.
 
         Of the partitions `everything_of` all states go along. Without transactions, a commit that Kafka refuses is
         tried again with the next one; polling goes on, for that is what mends it when the group has moved on without
@@ -170,20 +171,20 @@ class Commits:
         Raises:
             BrokerError: it has failed for `broker_timeout_seconds`, or a record was refused.
         """
-        if self._broken is not None or not self.look(consumer):
+        if self._broken is not None or not self.poll_in_flight(consumer):
             return False
-        if self.asked:  # no answer in all that time: now it is waited for
+        if self.in_flight:  # no answer in all that time: now it is waited for
             self._ask_again()
             wait = True
-        wait = wait or (self._delivery.needs_quiet and not quiet)
+        wait = wait or (self._delivery.blocks_emit and not overlapped)
         offsets = dict(self.pending)
         texts = partial(self._texts, offsets)
         done: list[bool] = []
         steps: list[tuple[Callable[[], None], Callable[[BrokerError], None]]] = [(self._flush, self._give_up)]
-        if everything_of or not self._delivery.stores_apart or self._engines.worthwhile():
+        if everything_of or not self._delivery.stores_apart or self._models.worthwhile():
             wait = wait or self._delivery.stores_apart
             steps += [
-                (lambda: self._delivery.claim(texts, consumer), self._try_again),
+                (lambda: self._delivery.verify_ownership(texts, consumer), self._try_again),
                 (lambda: self._store(everything_of), self._give_up),
             ]
         steps.append((lambda: done.append(self._delivery.commit(texts(), consumer, wait=wait)), self._try_again))
@@ -200,7 +201,7 @@ class Commits:
         if done[0]:
             self._note_committed(offsets)
         else:
-            self.asked = offsets
+            self.in_flight = offsets
         return True
 
     def _note_committed(self, offsets: Mapping[int, int]) -> None:
@@ -211,23 +212,23 @@ class Commits:
 
     def _texts(self, offsets: Mapping[int, int]) -> dict[int, tuple[int, str]]:
         """What is committed, `partition -> (offset, metadata)`, given where each goes on."""
-        return {p: (found.offset, found.text) for p, found in self._engines.footing(offsets).items()}
+        return {p: (found.offset, found.text) for p, found in self._models.offsets_to_commit(offsets).items()}
 
     def _store(self, everything_of: Collection[int]) -> None:
-        if not self.half_done:
-            for states in self._engines.due(everything_of, self.replaying):
+        if not self.states_tainted:
+            for states in self._models.due(everything_of, self.replaying):
                 self._delivery.store(states)
                 self._metrics.changelog_records.inc(len(states))
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""
-        if not (self.pending or self.asked) and (self.half_done or not self._engines.anything_due()):
+        if not (self.pending or self.in_flight) and (self.states_tainted or not self._models.anything_due()):
             return True
         return self.commit_all(consumer, partitions)
 
     def commit_all(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit these partitions with all their states, whether they have moved on or not; True = Kafka has it."""
-        self.look(consumer)  # what was refused is asked for again, here and now
+        self.poll_in_flight(consumer)  # what was refused is asked for again, here and now
         self._ask_again()
         self._repeat(partitions)
         return not self.pending or self.commit(consumer, everything_of=partitions)
@@ -235,12 +236,12 @@ class Commits:
     def flush_idle(self, consumer: Consumer, partitions: Collection[int]) -> None:
         """With nothing arriving, states still go to the changelog in their turn, so that a restart has no replay."""
         now = self._clock()
-        self.look(consumer)
+        self.poll_in_flight(consumer)
         if (
             self.pending
-            or self.asked
+            or self.in_flight
             or now - self._flushed_idle < _IDLE_FLUSH_SECONDS
-            or not self._engines.anything_due()
+            or not self._models.anything_due()
         ):
             return
         self._flushed_idle = now
@@ -324,7 +325,7 @@ class Commits:
         """A commit did not get through: again with the next one, or, of a transaction, from what is committed."""
         if isinstance(error, Replaced):
             raise error
-        self.put_out = isinstance(error, PutOut)
+        self.evicted = isinstance(error, PutOut)
         now = self._clock()
         self.due = now + _RETRY_SECONDS
         if self._settings.delivery == "exactly-once":

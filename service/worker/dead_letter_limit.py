@@ -9,7 +9,7 @@ from tidecast.service.errors import DeadLetterFlood
 from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
 
-class Flood:
+class DeadLetterLimit:
     """Counts dead letters over a sliding window and stops the worker when there are too many."""
 
     def __init__(self, limit: int, window_seconds: float, clock: Callable[[], float]) -> None:

@@ -37,7 +37,7 @@ class Delivery(Protocol):
     """How a worker emits and commits."""
 
     stores_apart: bool  # True where states cost requests of their own, so that they are not stored with every commit
-    needs_quiet: bool  # True where nothing may be polled or emitted before it is known what came of a commit
+    blocks_emit: bool  # True where nothing may be polled or emitted before it is known what came of a commit
 
     def emit(self, outgoing: Outgoing) -> None:
         """Hand over records; does not wait for Kafka unless a buffer is full."""
@@ -45,7 +45,7 @@ class Delivery(Protocol):
     def flush(self, timeout_s: float) -> None:
         """Wait until Kafka has what was emitted, as far as that can be known before the commit."""
 
-    def claim(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
+    def verify_ownership(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
         """See that this worker is still the one to write states, before it does. `offsets` are worked out on demand."""
 
     def store(self, states: Outgoing) -> None:
@@ -58,7 +58,7 @@ class Delivery(Protocol):
         """
 
     def answered(self, consumer: Consumer) -> bool:
-        """Whether Kafka has what `commit` did not wait for; waits where that `needs_quiet`. Raises what went wrong."""
+        """Whether Kafka has what `commit` did not wait for; waits where that `blocks_emit`. Raises what went wrong."""
 
     def start_over(self) -> None:
         """Give up what was emitted since the last commit, as far as that can be done."""
@@ -70,7 +70,7 @@ class Delivery(Protocol):
 class AtLeastOnce(Delivery):
     """No transactions."""
 
-    stores_apart, needs_quiet = True, False
+    stores_apart, blocks_emit = True, False
 
     def __init__(self, broker: Broker, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -85,7 +85,7 @@ class AtLeastOnce(Delivery):
         """Wait until Kafka has what was emitted."""
         self._producer.flush(timeout_s)
 
-    def claim(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
+    def verify_ownership(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
         """2 of the module's second list."""
         self.commit(offsets(), consumer, wait=True)
 
@@ -116,7 +116,7 @@ class AtLeastOnce(Delivery):
 class ExactlyOnce(Delivery):
     """Transactions, fenced by the group's metadata."""
 
-    stores_apart, needs_quiet = False, True
+    stores_apart, blocks_emit = False, True
 
     def __init__(self, make_producer: Callable[[], Producer], topic: str, timeout_s: float) -> None:
         self._make, self._topic, self._timeout_s = make_producer, topic, timeout_s
@@ -133,7 +133,7 @@ class ExactlyOnce(Delivery):
     def flush(self, timeout_s: float) -> None:
         """Nothing: the commit waits."""
 
-    def claim(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
+    def verify_ownership(self, offsets: Callable[[], Mapping[int, tuple[int, str]]], consumer: Consumer) -> None:
         """Nothing: what a zombie writes is never committed."""
 
     def store(self, states: Outgoing) -> None:

@@ -19,7 +19,7 @@ log = logging.getLogger("tidecast.swap")
 _Look = tuple[int, int, int]  # mtime in ns, bytes, inode
 
 
-class ModelWatch:
+class ModelWatcher:
     """Loads the model, and what replaces it later.
 
     A publisher writes a file beside it and renames that: so the file is whole at any time. One that is written in

@@ -26,9 +26,9 @@ from tidecast.service.errors import BrokerError, ChangelogError, Unanswered
 from tidecast.service.state.codec import layout_of
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.offset_metadata import Committed
-from tidecast.service.worker.model_swap import recent
-from tidecast.service.worker.restore_checks import check_fits, check_retained, check_written, is_to_be_made_anew
-from tidecast.service.worker.served_models import Engine, Engines
+from tidecast.service.worker.model_swap import warmup_readings
+from tidecast.service.worker.restore_checks import check_fits, check_retained, check_written, needs_rebuild
+from tidecast.service.worker.served_models import ServedModel, ServedModels
 
 log = logging.getLogger("tidecast.restore")
 
@@ -47,10 +47,10 @@ class Restored:
 
 
 @dataclass(slots=True)
-class _Reading:
+class RestoreProgress:
     """A partition's changelog while it is read."""
 
-    engine: Engine
+    served: ServedModel
     position: int
     end: int
     committed: Committed | None
@@ -62,14 +62,14 @@ class _Reading:
 
 
 class Restore:
-    """Restores partitions into the table of the engine that is to answer them. For one thread, the worker's."""
+    """Restores partitions into the table of the model that is to answer them. For one thread, the worker's."""
 
-    def __init__(self, broker: Broker, settings: Settings, engines: Engines, clock: Callable[[], float]) -> None:
-        self._broker, self._settings, self._engines, self._clock = broker, settings, engines, clock
+    def __init__(self, broker: Broker, settings: Settings, models: ServedModels, clock: Callable[[], float]) -> None:
+        self._broker, self._settings, self._models, self._clock = broker, settings, models, clock
         self._group = settings.group.encode()
         self._waiting: set[int] = set()
         self._unanswered_since: float | None = None
-        self._reading: dict[int, _Reading] = {}
+        self._reading: dict[int, RestoreProgress] = {}
         self._reader: Consumer | None = None
         self._ends: Consumer | None = None
 
@@ -106,7 +106,7 @@ class Restore:
             return {}
         if self._reader is not None and any(r.position < r.end for r in self._reading.values()):
             batch = self._reader.poll(wait_s, _BATCH)
-            with self._engines.lock:
+            with self._models.lock:
                 self._apply(batch)
         done = {p: r for p, r in self._reading.items() if r.position >= r.end}
         for partition in done:
@@ -124,10 +124,10 @@ class Restore:
 
     def again(self, partitions: Collection[int]) -> None:
         """Begin anew with these."""
-        self._engines.revoke(partitions)
+        self._models.revoke(partitions)
         self._waiting |= set(partitions)
 
-    def _outdated(self, partition: int, reading: _Reading, consumer: Consumer) -> bool:
+    def _outdated(self, partition: int, reading: RestoreProgress, consumer: Consumer) -> bool:
         """True where somebody has committed since we asked: the group has moved on, and will tell us. Ask again.
 
         Only looked at where states and offset do not fit, for then this is the likely reason.
@@ -164,10 +164,12 @@ class Restore:
         for partition in self._waiting:
             known, end = committed[partition], ends[partition]
             found = Committed.parse(*known) if known is not None else None
-            engine = self._engines.choose(partition, found)
+            served = self._models.choose(partition, found)
             check_written(self._settings, partition, found, end)
-            anew = is_to_be_made_anew(self._settings, partition, found, engine)
-            self._reading[partition] = _Reading(engine, starts[partition], end, found, anew, started=self._clock())
+            anew = needs_rebuild(self._settings, partition, found, served)
+            self._reading[partition] = RestoreProgress(
+                served, starts[partition], end, found, anew, started=self._clock()
+            )
         self._waiting = set()
         self._assign()
         return True
@@ -210,7 +212,7 @@ class Restore:
     def _take(self, partition: int, records: Mapping[bytes, bytes | None]) -> None:
         """States, and tombstones (None), of one partition."""
         reading = self._reading[partition]
-        table, codec = reading.engine.table, reading.engine.codec
+        table, codec = reading.served.table, reading.served.codec
         before = len(table)
         states = {key: value for key, value in records.items() if value is not None}
         if reading.anew:
@@ -240,7 +242,7 @@ class Restore:
                     do=f"Give the group {self._settings.group!r} a --changelog-topic of its own.",
                 )
 
-    def _handed_over(self, partition: int, reading: _Reading, consumer: Consumer) -> Restored:
+    def _handed_over(self, partition: int, reading: RestoreProgress, consumer: Consumer) -> Restored:
         """How the partition goes on.
 
         Raises:
@@ -249,16 +251,16 @@ class Restore:
         committed = reading.committed
         check_fits(self._settings, partition, committed, reading.series, _newest(partition, reading))
         start = None if committed is None else self._replay_from(partition, reading, committed, consumer)
-        self._engines.restored(partition, reading.end > 0)
-        with self._engines.lock:
-            reading.engine.table.buried += [(key, partition) for key in reading.useless]
+        self._models.restored(partition, reading.end > 0)
+        with self._models.lock:
+            reading.served.table.buried += [(key, partition) for key in reading.useless]
         seconds = round(self._clock() - reading.started, 3)
         offset = committed.offset if committed is not None else None
         found = {"partition": partition, "series": reading.series, "records": reading.records, "seconds": seconds}
         log.info("states restored", extra={**found, "replay_from": start, "committed": offset})
         return Restored(start, offset, reading.series, seconds)
 
-    def _replay_from(self, partition: int, reading: _Reading, committed: Committed, consumer: Consumer) -> int:
+    def _replay_from(self, partition: int, reading: RestoreProgress, committed: Committed, consumer: Consumer) -> int:
         """The offset at which the input is read again.
 
         Raises:
@@ -266,7 +268,7 @@ class Restore:
         """
         start = committed.offset if committed.snapshot is None else committed.snapshot
         if reading.anew:
-            back = recent(self._settings, reading.engine.spec, len(reading.useless))
+            back = warmup_readings(self._settings, reading.served.spec, len(reading.useless))
             start = committed.offset - back
             log.warning(
                 "the states are of another layout: the new model replays recent input",
@@ -278,10 +280,10 @@ class Restore:
         return max(first, start)
 
 
-def _newest(partition: int, reading: _Reading) -> int:
+def _newest(partition: int, reading: RestoreProgress) -> int:
     """The last offset that a state holds, -1 = none does (imported ones may hold none of this input).
 
     Of the states that are left: one that was reset afterwards must not count.
     """
-    table = reading.engine.table
+    table = reading.served.table
     return int(table.offsets[table.partitions == partition].max(initial=-1))

@@ -6,7 +6,7 @@ from tidecast.service.broker.topics import reset_command
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, ChangelogError
 from tidecast.service.state.offset_metadata import Committed
-from tidecast.service.worker.served_models import Engine
+from tidecast.service.worker.served_models import ServedModel
 
 
 def check_written(settings: Settings, partition: int, committed: Committed | None, end: int) -> None:
@@ -25,19 +25,19 @@ def check_written(settings: Settings, partition: int, committed: Committed | Non
     )
 
 
-def is_to_be_made_anew(settings: Settings, partition: int, committed: Committed | None, engine: Engine) -> bool:
-    """True where the states are of another layout than the engine's, which is to make its own from recent input.
+def needs_rebuild(settings: Settings, partition: int, committed: Committed | None, served: ServedModel) -> bool:
+    """True where the states are of another layout than the model's, which is to make its own from recent input.
 
     Raises:
         ChangelogError: they are of a model with another name.
     """
-    if committed is None or committed.layout is None or committed.layout == engine.codec.layout:
+    if committed is None or committed.layout is None or committed.layout == served.codec.layout:
         return False
     name = (committed.model or "").rpartition("@")[0]
-    if name != engine.spec.name:
+    if name != served.spec.name:
         raise ChangelogError(
             f"the states of {settings.input_topic}-{partition} were made by the model {committed.model}, whose state "
-            f"has another layout than that of {engine.spec.id}",
+            f"has another layout than that of {served.spec.id}",
             do="Serve a model of that name, give this one a --group and a --changelog-topic of its own, or begin "
             f"anew: {reset_command(settings)}",
         )

@@ -1,7 +1,7 @@
 """The model in service, and during a swap the one that is to follow it: which of them answers which partition.
 
-An engine is a model with the states it has made. Each partition belongs to one of them at any time; a swap hands the
-partitions over one by one (`tidecast.service.worker.model_swap`).
+A served model is a model with the states it has made. Each partition belongs to one of them at any time; a swap hands
+the partitions over one by one (`tidecast.service.worker.model_swap`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.state.store import SeriesTable
 
 
-class Engine:
+class ServedModel:
     """One model, and all that it remembers."""
 
     def __init__(self, settings: Settings, model: Model, clock: Callable[[], float]) -> None:
@@ -57,7 +57,7 @@ class Engine:
         return self.pipeline.table
 
 
-class Engines:
+class ServedModels:
     """All that this worker answers with. The loop's thread changes it; others ask for single series.
 
     Args:
@@ -69,29 +69,29 @@ class Engines:
     def __init__(self, settings: Settings, model: Model, clock: Callable[[], float]) -> None:
         self._settings, self._clock = settings, clock
         self.lock = threading.Lock()  # held while a table changes, or one of its states is copied
-        self.current = Engine(settings, model, clock)
-        self.next: Engine | None = None
-        self._owners: dict[int, Engine] = {}  # during a swap; without one, all partitions are `current`'s
+        self.current = ServedModel(settings, model, clock)
+        self.next: ServedModel | None = None
+        self._owners: dict[int, ServedModel] = {}  # during a swap; without one, all partitions are `current`'s
         self._written: set[int] = set()  # partitions whose states are in the changelog
 
     @property
-    def newest(self) -> Engine:
+    def newest(self) -> ServedModel:
         """The one for partitions of which nothing says otherwise."""
         return self.next or self.current
 
-    def _all(self) -> Iterator[Engine]:
+    def _all(self) -> Iterator[ServedModel]:
         yield self.current
         if self.next is not None:
             yield self.next
 
-    def owner(self, partition: int) -> Engine:
+    def owner(self, partition: int) -> ServedModel:
         """Who answers the partition."""
         return self._owners.get(partition, self.newest)
 
-    def choose(self, partition: int, committed: Committed | None) -> Engine:
+    def choose(self, partition: int, committed: Committed | None) -> ServedModel:
         """Who is to answer a partition that is new here: the model that made its states, where it is in service."""
         made_by = committed.model if committed is not None else None
-        chosen = next((engine for engine in self._all() if engine.spec.id == made_by), self.newest)
+        chosen = next((served for served in self._all() if served.spec.id == made_by), self.newest)
         if self.next is not None:
             self._owners[partition] = chosen
         return chosen
@@ -99,7 +99,7 @@ class Engines:
     # The path of a reading -----------------------------------------------------------------------------------
 
     def process(self, batch: Batch) -> list[Result]:
-        """What each engine makes of its partitions' records.
+        """What each model makes of its partitions' records.
 
         Raises:
             ModelError: as `Pipeline.process`.
@@ -109,7 +109,7 @@ class Engines:
                 return [self.current.pipeline.process(batch)]
             owners = [self.owner(partition) for partition in batch.partitions]
             parts = [(e, [row for row, owner in enumerate(owners) if owner is e]) for e in self._all()]
-            return [engine.pipeline.process(batch.take(rows)) for engine, rows in parts if rows]
+            return [served.pipeline.process(batch.take(rows)) for served, rows in parts if rows]
 
     def replay(self, partition: int, until: int) -> None:
         """Its states were restored; readings before `until` were answered by an earlier process."""
@@ -119,8 +119,8 @@ class Engines:
     def revoke(self, partitions: Collection[int]) -> None:
         """Forget all that is known of them."""
         with self.lock:
-            for engine in self._all():
-                engine.pipeline.revoke(partitions)
+            for served in self._all():
+                served.pipeline.revoke(partitions)
         for partition in partitions:
             self._owners.pop(partition, None)
         self._written -= set(partitions)
@@ -129,30 +129,30 @@ class Engines:
 
     def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[Outgoing]:
         """The changelog records due, see `RollingFlush.due`."""
-        for engine in self._all():
-            for records in engine.rolling.due(everything_of, self._others(engine).union(without)):
+        for served in self._all():
+            for records in served.rolling.due(everything_of, self._others(served).union(without)):
                 self._written.update(p for p in set(records.partitions) if p is not None)
                 yield records
 
     def worthwhile(self) -> bool:
         """True where enough states are due to be worth requests of their own."""
-        return any(engine.rolling.worthwhile() for engine in self._all())
+        return any(served.rolling.worthwhile() for served in self._all())
 
     def anything_due(self) -> bool:
         """True where some series has moved on since its state was last written."""
-        return any(engine.rolling.anything_due(self._others(engine)) for engine in self._all())
+        return any(served.rolling.anything_due(self._others(served)) for served in self._all())
 
-    def _others(self, engine: Engine) -> set[int]:
+    def _others(self, served: ServedModel) -> set[int]:
         """Partitions that are not its own; what it knows of them it is only learning."""
-        return {partition for partition, owner in self._owners.items() if owner is not engine}
+        return {partition for partition, owner in self._owners.items() if owner is not served}
 
-    def footing(self, offsets: Mapping[int, int]) -> dict[int, Committed]:
+    def offsets_to_commit(self, offsets: Mapping[int, int]) -> dict[int, Committed]:
         """What is to be committed, given where each partition goes on."""
         found: dict[int, Committed] = {}
-        for engine in self._all():
-            mine = {p: offset for p, offset in offsets.items() if self.owner(p) is engine}
-            for p, snapshot in engine.rolling.snapshots(mine).items():
-                found[p] = Committed(mine[p], snapshot, p in self._written, engine.codec.layout, engine.spec.id)
+        for served in self._all():
+            mine = {p: offset for p, offset in offsets.items() if self.owner(p) is served}
+            for p, snapshot in served.rolling.snapshots(mine).items():
+                found[p] = Committed(mine[p], snapshot, p in self._written, served.codec.layout, served.spec.id)
         return found
 
     def restored(self, partition: int, written: bool) -> None:
@@ -162,10 +162,10 @@ class Engines:
 
     # A swap --------------------------------------------------------------------------------------------------
 
-    def begin_swap(self, model: Model, assigned: Collection[int]) -> Engine:
+    def begin_swap(self, model: Model, assigned: Collection[int]) -> ServedModel:
         """`model` is to follow: from now on partitions that are new here may be its own."""
         self._owners = dict.fromkeys(assigned, self.current)
-        self.next = Engine(self._settings, model, self._clock)
+        self.next = ServedModel(self._settings, model, self._clock)
         return self.next
 
     def waiting(self, assigned: Collection[int]) -> set[int]:
@@ -202,22 +202,22 @@ class Engines:
     def series(self, key: str) -> dict[str, Any] | None:
         """What is remembered of one series, None where it is not known here. For other threads too."""
         with self.lock:
-            for engine in self._all():
-                found = engine.table.snapshot(key.encode())
-                if found is not None and self.owner(found["partition"]) is engine:  # type: ignore[arg-type]
-                    found["warm"] = found["steps"] >= engine.spec.warmup_steps  # type: ignore[operator]
-                    found["model"] = engine.spec.id
+            for served in self._all():
+                found = served.table.snapshot(key.encode())
+                if found is not None and self.owner(found["partition"]) is served:  # type: ignore[arg-type]
+                    found["warm"] = found["steps"] >= served.spec.warmup_steps  # type: ignore[operator]
+                    found["model"] = served.spec.id
                     return found
         return None
 
     def series_counts(self, partitions: Collection[int], *, unwritten: bool = False) -> dict[int, int]:
         """How many series each partition has; or only those whose state is newer than the changelog's."""
         counts: NDArray[np.int64] = np.zeros(max(partitions, default=-1) + 1, dtype=np.int64)
-        for engine in self._all():
-            table = engine.table
+        for served in self._all():
+            table = served.table
             held = table.partitions[(table.dirty_since if unwritten else table.partitions) >= 0]
             found = np.bincount(held, minlength=len(counts))[: len(counts)]
-            mine = [p for p in partitions if self.owner(p) is engine]
+            mine = [p for p in partitions if self.owner(p) is served]
             counts[mine] = found[mine]
         return {p: int(counts[p]) for p in partitions}
 

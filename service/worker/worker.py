@@ -23,10 +23,10 @@ from tidecast.service.observability.metrics import Metrics
 from tidecast.service.observability.tracing import Tracing
 from tidecast.service.pipeline.pipeline import Result
 from tidecast.service.stop_flag import StopFlag
-from tidecast.service.worker.assignment import POLL_SECONDS, Shares
-from tidecast.service.worker.committer import Commits
-from tidecast.service.worker.dead_letter_limit import Flood
-from tidecast.service.worker.served_models import Engines
+from tidecast.service.worker.assignment import POLL_SECONDS, PartitionAssignment
+from tidecast.service.worker.committer import Committer
+from tidecast.service.worker.dead_letter_limit import DeadLetterLimit
+from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.worker")
 
@@ -64,13 +64,17 @@ class Worker:
         self._settings, self._broker, self._metrics = settings, broker, metrics
         self._newer_model, self._tidy, self._clock, self._wall = newer_model, tidy, clock, wall
         self._tracing = Tracing() if tracing is None else tracing
-        self._flood = Flood(settings.dead_letter_limit, settings.dead_letter_window_seconds, clock)
+        self._dead_letter_limit = DeadLetterLimit(
+            settings.dead_letter_limit, settings.dead_letter_window_seconds, clock
+        )
         self._stopping = StopFlag()
         self._pulse = Pulse(clock, metrics.note_answer)
         metrics.max_series.set(settings.max_series)
-        self._engines = Engines(settings, model, clock)
-        self._commits = Commits(settings, self._engines, metrics, clock, self._pulse.patience)
-        self._shares = Shares(settings, broker, self._engines, self._commits, metrics, self._pulse, clock)
+        self._models = ServedModels(settings, model, clock)
+        self._committer = Committer(settings, self._models, metrics, clock, self._pulse.patience)
+        self._assignment = PartitionAssignment(
+            settings, broker, self._models, self._committer, metrics, self._pulse, clock
+        )
         self._prepared = False
 
     # The loop ------------------------------------------------------------------------------------------------
@@ -88,8 +92,8 @@ class Worker:
         with self._pulse.patience(4 * self._settings.broker_timeout_seconds):
             self._answered(lambda: check_topics(self._broker, self._settings))
             self._pulse.heard()
-            self._answered(lambda: self._commits.connect(self._broker))
-            self._shares.consumer = self._answered(self._member)
+            self._answered(lambda: self._committer.connect(self._broker))
+            self._assignment.consumer = self._answered(self._member)
         self._prepared = True
 
     def _answered(self, ask: Callable[[], T]) -> T:
@@ -110,7 +114,7 @@ class Worker:
 
     @property
     def _consumer(self) -> Consumer:
-        return self._shares.consumer
+        return self._assignment.consumer
 
     def _member(self) -> Consumer:
         s = self._settings
@@ -127,10 +131,12 @@ class Worker:
         def subscribe() -> None:
             try:
                 self._pulse.turn()
-                self._consumer.subscribe(self._settings.input_topic, self._shares.on_assigned, self._shares.on_revoked)
+                self._consumer.subscribe(
+                    self._settings.input_topic, self._assignment.on_assigned, self._assignment.on_revoked
+                )
             except Unanswered:
                 self._consumer.close()
-                self._shares.consumer = self._member()
+                self._assignment.consumer = self._member()
                 raise
 
         self._answered(subscribe)
@@ -161,30 +167,30 @@ class Worker:
         try:
             while not self._stopping.is_set():
                 batch = self._poll()
-                if self._shares.started_over():  # a revocation inside of the poll could not commit
+                if self._assignment.started_over():  # a revocation inside of the poll could not commit
                     continue
-                self._answered(partial(self._shares.check_unbroken, batch))
+                self._answered(partial(self._assignment.check_unbroken, batch))
                 if batch.offsets:
                     committing = len(batch) >= self._settings.max_poll_records and self._commit_is_due()
                     if committing:
-                        self._commit(quiet=True)
+                        self._commit(overlapped=True)
                     with self._tracing.batch(batch):
                         results = self._process(batch)
                         if not committing or self._settled():
                             self._emit(batch, results)
-                self._commits.note(batch.next_offsets, self._shares.restoring)
+                self._committer.note(batch.next_offsets, self._assignment.restoring)
                 if self._commit_is_due(nothing_more=not batch.offsets):
                     self._commit()
-                self._shares.started_over()
-                self._shares.restore_some()
+                self._assignment.started_over()
+                self._assignment.restore_some()
                 self._swap()
                 if not batch.offsets:
-                    self._commits.flush_idle(self._consumer, self._shares.assigned)
+                    self._committer.flush_idle(self._consumer, self._assignment.assigned)
                     self._pulse.probe(self._ask, self._settings.broker_timeout_seconds)
-                self._shares.gauges()
-                self._flood.check(self._settings.dead_letter_topic)
+                self._assignment.gauges()
+                self._dead_letter_limit.check(self._settings.dead_letter_topic)
                 self._tidy()
-            log.info("stopping", extra={"to_commit": sorted(self._commits.pending)})
+            log.info("stopping", extra={"to_commit": sorted(self._committer.pending)})
             self._finish()
         except BrokerError:
             raise  # waiting for Kafka once more would help no one
@@ -193,17 +199,17 @@ class Worker:
                 self._finish()
             raise
         except Exception:
-            self._commits.half_done = True
+            self._committer.states_tainted = True
             with suppress(BrokerError):  # what went before is answered; the reason to stop is the one to show
                 self._finish()
             raise
         finally:
             # The group's other members take over at once, rather than after the session's time-out. What could be
             # committed is; a revocation now must not commit what an error has left half done.
-            self._shares.leaving = True
+            self._assignment.leaving = True
             self._consumer.close()
-            self._shares.close()
-            self._commits.close()
+            self._assignment.close()
+            self._committer.close()
         log.info("stopped: all that was read is answered and committed")
         return 0
 
@@ -220,10 +226,10 @@ class Worker:
         """1. Blocks up to 0.2 s, or until the next commit is due; longer inside a rebalance."""
         self._pulse.turn()
         self._metrics.last_poll.set(self._wall())
-        commits, wait = self._commits, POLL_SECONDS
+        commits, wait = self._committer, POLL_SECONDS
         if commits.pending:
             wait = min(wait, max(commits.due - self._clock(), 0.0))
-        wait = 0.0 if self._shares.busy else wait
+        wait = 0.0 if self._assignment.busy else wait
         with self._stage("poll"), self._pulse.patience(self._settings.broker_timeout_seconds):
             try:
                 batch = self._consumer.poll(wait, self._settings.max_poll_records)
@@ -240,7 +246,7 @@ class Worker:
     def _process(self, batch: Batch) -> list[Result]:
         """2. Nothing is skipped: what the pipeline cannot explain stops the worker, with the offsets to look at."""
         try:
-            return self._engines.process(batch)
+            return self._models.process(batch)
         except Exception as bug:
             where = ", ".join(f"{batch.topic}-{p} offsets {first}..{last}" for p, first, last in _ranges(batch))
             log.critical("processing failed", exc_info=True, extra={"where": where})
@@ -251,34 +257,34 @@ class Worker:
             ) from bug
 
     def _settled(self) -> bool:
-        """The end of a quiet commit; where False, all that was processed since is dropped, and read again."""
+        """The end of an overlapped commit; where False, all that was processed since is dropped, and read again."""
         with self._stage("commit"):
-            return self._commits.settled(self._consumer)
+            return self._committer.await_in_flight(self._consumer)
 
     def _emit(self, batch: Batch, results: list[Result]) -> None:
         """3. Does not wait for Kafka unless the producer's buffer is full."""
         for result in results:  # one, except during a swap
             with self._stage("emit"):
                 self._tracing.answered(result)
-                self._commits.emit(result)
-            self._flood.add(result.counts.dead_letters)
+                self._committer.emit(result)
+            self._dead_letter_limit.add(result.counts.dead_letters)
             self._metrics.count(result)
 
     def _commit_is_due(self, *, nothing_more: bool = False) -> bool:
-        return bool(self._commits.pending) and (nothing_more or self._clock() >= self._commits.due)
+        return bool(self._committer.pending) and (nothing_more or self._clock() >= self._committer.due)
 
-    def _commit(self, *, quiet: bool = False) -> None:
-        """4. `quiet`: nothing is done with Kafka until `_settled`."""
-        with self._stage("commit"), self._tracing.commit(len(self._commits.pending)):
-            self._commits.due = self._clock() + self._settings.commit_interval_ms / 1_000
-            if self._commits.commit(self._consumer, wait=False, quiet=quiet):
+    def _commit(self, *, overlapped: bool = False) -> None:
+        """4. `overlapped`: nothing is done with Kafka until `_settled`."""
+        with self._stage("commit"), self._tracing.commit(len(self._committer.pending)):
+            self._committer.due = self._clock() + self._settings.commit_interval_ms / 1_000
+            if self._committer.commit(self._consumer, wait=False, overlapped=overlapped):
                 self._pulse.heard()
 
     def _swap(self) -> None:
         """6."""
-        if not self._shares.swapping and (newer := self._newer_model()) is not None:
-            self._shares.begin_swap(newer)
-        self._shares.swap_some()
+        if not self._assignment.swapping and (newer := self._newer_model()) is not None:
+            self._assignment.begin_swap(newer)
+        self._assignment.swap_some()
 
     def _ask(self) -> None:
         self._broker.partitions(self._settings.input_topic)
@@ -290,9 +296,9 @@ class Worker:
             BrokerError: it did not come about.
         """
         if self._stopping.is_set():
-            self._commits.timeout_s = min(self._commits.timeout_s, self._settings.shutdown_timeout_seconds)
-        if not self._commits.commit_last(self._consumer, self._shares.assigned):
-            if self._commits.put_out and self._stopping.is_set():
+            self._committer.timeout_s = min(self._committer.timeout_s, self._settings.shutdown_timeout_seconds)
+        if not self._committer.commit_last(self._consumer, self._assignment.assigned):
+            if self._committer.evicted and self._stopping.is_set():
                 # Several workers that stop at once: the group shares out again in the midst of it. No fault of ours.
                 log.warning("the group has moved on: whoever has our partitions now answers their last readings again")
                 return
@@ -316,14 +322,14 @@ class Worker:
         """What is missing before readings are answered."""
         if self._stopping.is_set():
             return {"worker": "it is stopping"}
-        if not self._shares.joined:
+        if not self._assignment.joined:
             return {"partitions": "the group has not assigned any yet"}
-        left = len(self._shares.restoring)
+        left = len(self._assignment.restoring)
         return {"states": f"{left} partitions are being restored"} if left else {}
 
     def series(self, key: str) -> dict[str, Any] | None:
         """What is remembered of one series, by the names that the model gives the parts of its state."""
-        return self._engines.series(key)
+        return self._models.series(key)
 
 
 def _ranges(batch: Batch) -> list[tuple[int, int, int]]:

@@ -113,7 +113,7 @@ class World:
         def counted(timeout_s, max_records):
             batch = poll(0.0, max_records)
             self.now += 0.01 if len(batch) else max(timeout_s, 0.01)
-            left[0] -= 0 if len(batch) or worker._shares.busy else 1
+            left[0] -= 0 if len(batch) or worker._assignment.busy else 1
             left[1] -= len(batch) > 0
             if left[0] <= 0 or left[1] <= 0:
                 worker.stop()

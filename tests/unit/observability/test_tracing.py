@@ -157,7 +157,7 @@ def test_every_batch_and_every_commit_has_one_span_that_says_how_much(bench, spa
 
 def test_a_batch_that_breaks_the_worker_leaves_a_span_with_the_error(bench, spans, monkeypatch):
     tracing, named = spans
-    monkeypatch.setattr("tidecast.service.worker.served_models.Engines.process", lambda *_: 1 / 0)
+    monkeypatch.setattr("tidecast.service.worker.served_models.ServedModels.process", lambda *_: 1 / 0)
     bench.send(0)
     with pytest.raises(TidecastError, match="division by zero"):
         bench.run(tracing)

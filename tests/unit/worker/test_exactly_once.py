@@ -129,7 +129,7 @@ def test_partitions_that_leave_while_they_are_restored_are_all_let_go(model):
     world.send(0, 4)
     world.live()
     worker = world.worker()
-    restore = worker._shares._restore
+    restore = worker._assignment._restore
     restore.begin({0, 1})
     restore._asked(_joined(world))
     assert restore.partitions == {0, 1}
@@ -243,7 +243,7 @@ def test_a_zombie_that_restores_what_its_successor_goes_on_with_is_not_told_that
     world.send(0, 4)
     world.live()
     worker = world.worker()
-    restore, zombie = worker._shares._restore, _joined(world)
+    restore, zombie = worker._assignment._restore, _joined(world)
     restore.begin({0, 1})
     restore._asked(zombie)
     earlier = {p: dataclasses.replace(r.committed, offset=2) for p, r in restore._reading.items()}
@@ -260,12 +260,12 @@ def test_at_least_once_a_zombie_does_not_write_its_old_states_over_its_successor
     world.send(0, 4, rubbish=False)
     zombie = world.worker()
     zombie._join()
-    while not zombie._commits.pending:  # it answers, and is frozen before it commits
+    while not zombie._committer.pending:  # it answers, and is frozen before it commits
         batch = zombie._poll()
         if batch.offsets:
             zombie._emit(batch, zombie._process(batch))
-        zombie._commits.note(batch.next_offsets, zombie._shares.restoring)
-        zombie._shares.restore_some()
+        zombie._committer.note(batch.next_offsets, zombie._assignment.restoring)
+        zombie._assignment.restore_some()
     group = world.broker.groups["tidecast", "readings"]  # takes it for dead
     group.members.remove(zombie._consumer)
     group.owner.clear()
@@ -273,7 +273,7 @@ def test_at_least_once_a_zombie_does_not_write_its_old_states_over_its_successor
     world.send(4, 10, rubbish=False)
     world.live()
     with contextlib.suppress(BrokerError):
-        zombie._shares.on_revoked({0, 1})  # what a poll tells it when it wakes
+        zombie._assignment.on_revoked({0, 1})  # what a poll tells it when it wakes
     world.send(10, 12, rubbish=False)
     world.live()
     reference = {key: CountingReference() for key in SERIES}

@@ -17,7 +17,7 @@ from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.store import SeriesTable
 from tidecast.service.worker import restore
-from tidecast.service.worker.served_models import Engines
+from tidecast.service.worker.served_models import ServedModels
 
 CODEC = Codec(model().spec)
 PARTITIONS = 2
@@ -42,8 +42,8 @@ def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_ser
     consumer.assign("readings", dict.fromkeys(range(PARTITIONS), 0))
     consumer.commit(dict.fromkeys(range(PARTITIONS), 1_000), "")
     options = Settings(max_series=max_series)
-    engines = Engines(options, model(), time.monotonic)
-    doing = restore.Restore(broker, options, engines, time.monotonic)
+    models = ServedModels(options, model(), time.monotonic)
+    doing = restore.Restore(broker, options, models, time.monotonic)
     doing.begin(range(PARTITIONS))
     done = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_ser
             done |= doing.step(consumer, 0.0)
     doing.close()
     assert set(done) == set(range(PARTITIONS))
-    return engines.current.table, sum(r.series for r in done.values())
+    return models.current.table, sum(r.series for r in done.values())
 
 
 @settings(deadline=None)

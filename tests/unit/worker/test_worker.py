@@ -16,7 +16,7 @@ from tidecast.service.observability.liveness import STALLED_SECONDS
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.pipeline.dead_letters import DeadLetterReason
 from tidecast.service.state.offset_metadata import Committed
-from tidecast.service.worker.dead_letter_limit import Flood
+from tidecast.service.worker.dead_letter_limit import DeadLetterLimit
 from tidecast.service.worker.worker import Worker
 
 
@@ -370,7 +370,7 @@ def test_an_old_refusal_for_partitions_that_left_does_not_make_the_next_one_the_
 
     def thrown_out(consumer):
         if bench.spy.calls.count("poll") == 3:
-            worker._shares.on_revoked({0, 1})
+            worker._assignment.on_revoked({0, 1})
             bench.clock.now += 100
             bench.spy.fail["commit"] = [BrokerError("the group is rebalancing")]
             bench.reading(b"b", 0, partition=1)
@@ -444,7 +444,7 @@ def test_a_bug_while_processing_stops_the_worker_with_the_offsets_and_skips_noth
     def broken(batch):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(worker._engines, "process", broken)
+    monkeypatch.setattr(worker._models, "process", broken)
     with pytest.raises(
         TidecastError, match=r"readings-0 offsets 1\.\.1, readings-1 offsets 0\.\.0: ZeroDivisionError: oops"
     ):
@@ -459,8 +459,8 @@ def test_what_came_before_a_bug_is_committed(model, monkeypatch):
     bench.reading(b"a", 0)
     bench.reading(b"a", 1)
     worker = bench.worker()
-    process = worker._engines.process
-    monkeypatch.setattr(worker._engines, "process", lambda b: process(b) if b.offsets == [0] else 1 / 0)
+    process = worker._models.process
+    monkeypatch.setattr(worker._models, "process", lambda b: process(b) if b.offsets == [0] else 1 / 0)
     with pytest.raises(TidecastError, match=r"offsets 1\.\.1"):
         worker.run()
     assert bench.committed()[0] == (1, 0)  # its state may not be written: the bug has left the table half done
@@ -479,9 +479,9 @@ def test_a_flood_of_dead_letters_stops_the_worker_with_the_reasons_and_keeps_the
     assert bench.committed()[0] == (4, 4)
 
 
-def test_dead_letters_that_trickle_are_no_flood():
+def test_dead_letters_that_trickle_do_not_reach_the_limit():
     clock = Clock()
-    flood = Flood(2, 60.0, clock)
+    flood = DeadLetterLimit(2, 60.0, clock)
     for _ in range(10):
         flood.add({DeadLetterReason.NOT_JSON: 1})
         flood.check("dead-letters")
@@ -489,7 +489,7 @@ def test_dead_letters_that_trickle_are_no_flood():
 
 
 def test_no_limit_means_no_limit():
-    flood = Flood(0, 60.0, Clock())
+    flood = DeadLetterLimit(0, 60.0, Clock())
     flood.add({DeadLetterReason.NOT_JSON: 10**9})
     flood.check("dead-letters")
 
@@ -602,7 +602,7 @@ def test_series_of_partitions_that_left_are_forgotten_and_their_offsets_committe
 
     bench.spy.on_poll = rebalance
     worker.run()
-    assert worker._shares.assigned == set()
+    assert worker._assignment.assigned == set()
     assert worker.series("a") is None and worker.series("b") is None
     assert bench.committed() == {0: (1, 1), 1: (1, 1)}
 

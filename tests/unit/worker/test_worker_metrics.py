@@ -66,7 +66,7 @@ def test_states_written_to_the_changelog_and_those_still_to_be_are_told(model):
 
     def until_read():
         if value(worker, "tidecast_readings_total"):
-            unwritten.append(worker._engines.series_counts({0, 1}, unwritten=True))
+            unwritten.append(worker._models.series_counts({0, 1}, unwritten=True))
             worker.stop()
 
     worker = world.worker(clock=lambda: world.now, tidy=until_read)

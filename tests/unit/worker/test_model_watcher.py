@@ -8,7 +8,7 @@ import pytest
 from tests.support.models import SUCCESSORS, counting_model, publish
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import ModelError
-from tidecast.service.worker.model_watcher import ModelWatch
+from tidecast.service.worker.model_watcher import ModelWatcher
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def watch(place):
-    return ModelWatch(Settings(model=str(place)))
+    return ModelWatcher(Settings(model=str(place)))
 
 
 def published(place, tmp_path, variant, **changes):
@@ -93,14 +93,14 @@ def test_when_told_to_it_looks_at_once(watch, place, tmp_path):
 
 def test_a_worker_without_a_model_does_not_start(tmp_path):
     with pytest.raises(ModelError, match="cannot be read"):
-        ModelWatch(Settings(model=str(tmp_path / "none")))
+        ModelWatcher(Settings(model=str(tmp_path / "none")))
 
 
 def test_a_newer_file_that_is_not_the_pinned_one_is_refused_with_one_line_and_the_old_one_goes_on(
     place, tmp_path, caplog
 ):
-    digest = ModelWatch(Settings(model=str(place))).model.sha256
-    watch = ModelWatch(Settings(model=str(place), model_sha256=digest))
+    digest = ModelWatcher(Settings(model=str(place))).model.sha256
+    watch = ModelWatcher(Settings(model=str(place), model_sha256=digest))
     with caplog.at_level(logging.ERROR):
         published(place, tmp_path, SUCCESSORS[1])
         assert looks(watch, 5) is None
@@ -112,4 +112,4 @@ def test_a_newer_file_that_is_not_the_pinned_one_is_refused_with_one_line_and_th
 
 def test_a_worker_whose_first_model_is_not_the_pinned_one_does_not_start(place):
     with pytest.raises(ModelError, match=r"not the one that was asked for.*--model-sha256"):
-        ModelWatch(Settings(model=str(place), model_sha256="0" * 64))
+        ModelWatcher(Settings(model=str(place), model_sha256="0" * 64))

@@ -5,28 +5,28 @@ import sys
 
 PROGRAM = """
 import gc, weakref
-from tidecast.service.worker.gc_pacing import Collector
+from tidecast.service.worker.gc_pacer import GcPacer
 now = [0.0]
 class Loop: pass
 def garbage():
     loop = Loop()
     loop.me = loop
     return weakref.ref(loop)
-collector = Collector(lambda: now[0])
-collector.begin()
+gc_pacer = GcPacer(lambda: now[0])
+gc_pacer.begin()
 assert not gc.isenabled()
 first = garbage()
 for _ in range(100_000):
-    collector.turn()
+    gc_pacer.turn()
 assert first() is not None, "it looks too often"
 now[0] = 1.0
-collector.turn()
+gc_pacer.turn()
 assert first() is None, "what refers to itself is never let go"
 second = garbage()
-collector.turn()
+gc_pacer.turn()
 assert second() is not None
 now[0] = 2.5
-collector.turn()
+gc_pacer.turn()
 assert second() is None
 """
 

@@ -16,7 +16,7 @@ from tidecast.service.errors import BrokerError, ModelError
 from tidecast.service.model.compatibility import check_successor
 from tidecast.service.model.session import Model
 from tidecast.service.state.offset_metadata import Committed
-from tidecast.service.worker.model_swap import recent
+from tidecast.service.worker.model_swap import warmup_readings
 
 OLD, SAME_LAYOUT, NEW_LAYOUT = SUCCESSORS[:3]
 STEPS = ("begin", "produce forecasts", "produce tidecast-state", "commit_transaction")
@@ -153,5 +153,5 @@ def test_only_a_model_of_the_same_name_or_layout_may_follow(models, tmp_path):
 
 def test_what_is_replayed_for_a_newer_model_grows_with_the_series_up_to_a_limit(models):
     spec = models[NEW_LAYOUT].spec
-    assert recent(Settings(), spec, 100) == 2 * spec.warmup_steps * 100
-    assert recent(Settings(swap_replay_readings=50), spec, 100) == 50
+    assert warmup_readings(Settings(), spec, 100) == 2 * spec.warmup_steps * 100
+    assert warmup_readings(Settings(swap_replay_readings=50), spec, 100) == 50

@@ -9,10 +9,10 @@ from collections.abc import Callable
 _SECONDS = 1.0
 
 
-class Collector:
+class GcPacer:
     """For a process that is about to do the same thing again and again; call `turn` as often as it likes.
 
-    A batch is tens of thousands of objects, all of which go again without the collector's help: at its default
+    A batch is tens of thousands of objects, all of which go again without help: at its default
     threshold, 700, it would look at each of them several times, which costs more than the model does. But it is
     needed: errors that kafka-python deals with by itself keep their stacks alive, and with these whole answers of
     Kafka, megabytes each, so that a threshold of objects says little about memory.
