@@ -63,7 +63,7 @@ def fill(path: Path, series: int) -> dict[str, int]:
     found["filled"] = memory("VmRSS")
     for _ in engine.rolling.due(range(PARTITIONS)):
         pass
-    assert len(engine.table) == series
+    assert len(engine.store) == series
     return found | {"peak": memory("VmHWM")}
 
 

@@ -27,9 +27,9 @@ from engine import backlog_of
 from prometheus_client import generate_latest
 
 from tidecast.service.model.session import Model
-from tidecast.service.observability.liveness import Pulse
+from tidecast.service.observability.liveness import Liveness
 from tidecast.service.observability.metrics import Metrics
-from tidecast.service.pipeline.batch import Result
+from tidecast.service.pipeline.batch import BatchResult
 from tidecast.service.pipeline.dead_letters import DeadLetterReason
 from tidecast.service.pipeline.pipeline import Pipeline
 from tidecast.service.pipeline.policy import Policy
@@ -45,19 +45,19 @@ class Loop:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.pulse = Pulse(monotonic, metrics.note_answer)
+        self.pulse = Liveness(monotonic, metrics.note_answer)
         self.own = SimpleNamespace(_metrics=metrics, _clock=monotonic)
 
     def stage(self, name: str) -> Any:
         return Worker._stage(self.own, name)  # type: ignore[arg-type]
 
-    def turn(self, result: Result) -> None:
+    def turn(self, result: BatchResult) -> None:
         """A turn that polls and answers."""
         metrics = self.metrics
         metrics.last_poll.set(time())
         with self.stage("poll"):
             pass
-        self.pulse.heard()
+        self.pulse.note_answer()
         with self.stage("emit"):
             pass
         metrics.count(result)

@@ -37,7 +37,7 @@ from tidecast.service.config.settings import Settings
 from tidecast.service.model.session import Model
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import GROUP_HEADER
-from tidecast.service.state.store import SeriesTable
+from tidecast.service.state.store import SeriesStore
 from tidecast.service.worker.restore import Restore
 from tidecast.service.worker.served_models import ServedModels
 
@@ -97,7 +97,7 @@ def fill(broker: Broker, model: Model, series: int, settings: Settings) -> None:
 @contextmanager
 def restoring(
     broker: Broker, model: Model, settings: Settings, timed: Callable[[Callable[[], None]], None]
-) -> Iterator[tuple[Callable[[], None], SeriesTable]]:
+) -> Iterator[tuple[Callable[[], None], SeriesStore]]:
     """What restores it all, and the table that it fills. `timed` is to call what it is given: it takes a batch in."""
     consumer = broker.consumer(group=settings.group)
     consumer.assign(settings.input_topic, dict.fromkeys(range(PARTITIONS), 0))
@@ -111,7 +111,7 @@ def restoring(
         while restore.partitions:
             restore.step(consumer, 0.2)
 
-    yield run, models.current.table
+    yield run, models.current.store
     restore.close()
     consumer.close()
 

@@ -74,7 +74,7 @@ class Filled:
         rolling, began = self.engine.rolling, process_time()
         for _ in range(COMMITS):
             rolling._slots((), ())
-            rolling.snapshots(dict.fromkeys(range(PARTITIONS), 10**9))
+            rolling.snapshot_offsets(dict.fromkeys(range(PARTITIONS), 10**9))
         return (process_time() - began) / COMMITS
 
     def _batches(self, rounds: range) -> Iterator[Batch]:

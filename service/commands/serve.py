@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     config = loader.from_args(args)
     logs.setup(config.log_level, config.log_format)
     faulthandler.enable()
-    stacks.show_on_signal()
+    stacks.dump_on_signal()
     # Until there is something to drain, the end is the end. Set explicitly: as process 1 of a container there is no
     # default action for SIGTERM.
     for signum in (signal.SIGTERM, signal.SIGINT):

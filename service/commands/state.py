@@ -19,9 +19,9 @@ from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, UsageError
 from tidecast.service.model.spec import ModelSpec
 from tidecast.service.state import changelog_admin, export_file
-from tidecast.service.state.changelog_admin import Entry, Place
-from tidecast.service.state.codec import Codec, Header, Snapshot, read_header
-from tidecast.service.state.store import named
+from tidecast.service.state.changelog_admin import ChangelogEntry, SeriesLocation
+from tidecast.service.state.codec import Codec, RecordHeader, Snapshot, read_header
+from tidecast.service.state.store import named_slices
 from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, format_time
 
 HELP = """\
@@ -134,7 +134,8 @@ def _spec(args: argparse.Namespace, config: Settings) -> ModelSpec | None:
 
 
 def _list(broker: Broker, config: Settings, *, limit: int | None, as_json: bool) -> None:
-    found = sorted(changelog_admin.latest(broker, config, read_header).items(), key=lambda item: (item[0].key, item[0]))
+    states = changelog_admin.read_latest(broker, config, read_header)
+    found = sorted(states.items(), key=lambda item: (item[0].key, item[0]))
     shown = found[:limit]
     if as_json:
         _write(msgspec.json.encode(_facts(place, header)) for place, header in shown)
@@ -157,17 +158,17 @@ def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None,
     """Print the series; each of its states, where it has one in more than one partition."""
     codec = None if spec is None else Codec(spec)
 
-    def decode(value: bytes) -> tuple[Header, Snapshot | None]:
+    def decode(value: bytes) -> tuple[RecordHeader, Snapshot | None]:
         return read_header(value), None if codec is None else codec.decode(value)
 
-    found = changelog_admin.latest(broker, config, decode, only={series.encode()})
+    found = changelog_admin.read_latest(broker, config, decode, only={series.encode()})
     if not found:
         raise _unknown(config, [series])
     for place, (header, snapshot) in sorted(found.items()):
         facts = _facts(place, header) | {"seen_ms": header.seen_ms, "layout": header.layout.hex()}
         facts["state_size"] = header.state_size
         if snapshot is not None and spec is not None:
-            facts["state"] = named(snapshot.state, spec.state)
+            facts["state"] = named_slices(snapshot.state, spec.state)
         if as_json:
             _write([msgspec.json.encode(facts)])
         else:
@@ -180,20 +181,20 @@ def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None,
 
 def _reset(broker: Broker, config: Settings, names: list[str], *, force: bool) -> None:
     keys = {name.encode() for name in names}
-    found = changelog_admin.latest(
+    found = changelog_admin.read_latest(
         broker, config, lambda value: None, only=keys or None
     )  # a damaged one can be reset too
     if missing := sorted(keys - {place.key for place in found}):
         raise _unknown(config, [key.decode() for key in missing])
     if not force:
         changelog_admin.check_stopped(broker, config)
-    changelog_admin.write(broker, config, (Entry(place, None) for place in found))
+    changelog_admin.append(broker, config, (ChangelogEntry(place, None) for place in found))
     print(f"forgot {len(found)} states in {config.changelog_topic}", file=sys.stderr)
 
 
 def _export(broker: Broker, config: Settings, file: str) -> None:
     partitions = changelog_admin.partitions_of(broker, config)
-    found = changelog_admin.latest(broker, config, bytes)
+    found = changelog_admin.read_latest(broker, config, bytes)
     with open_output(file, "Give another FILE.") as out:
         for place, value in sorted(found.items()):
             out.write(export_file.to_line(place, partitions, value))
@@ -205,7 +206,7 @@ def _import(broker: Broker, config: Settings, args: argparse.Namespace) -> None:
     partitions = changelog_admin.partitions_of(broker, config)
     ends = {} if new_input else changelog_admin.input_ends(broker, config)
     entries = export_file.read_states(file, partitions, new_input=new_input, ends=ends)
-    there = changelog_admin.latest(broker, config, lambda value: None)
+    there = changelog_admin.read_latest(broker, config, lambda value: None)
     if there and not args.replace:
         raise BrokerError(
             f"the changelog {config.changelog_topic} has states of {len(there)} series already",
@@ -214,7 +215,7 @@ def _import(broker: Broker, config: Settings, args: argparse.Namespace) -> None:
     if not args.force:
         changelog_admin.check_stopped(broker, config)
     gone = there.keys() - {entry.place for entry in entries}
-    changelog_admin.write(broker, config, [*entries, *(Entry(place, None) for place in sorted(gone))])
+    changelog_admin.append(broker, config, [*entries, *(ChangelogEntry(place, None) for place in sorted(gone))])
     print(f"wrote {len(entries)} states to {config.changelog_topic}, forgot {len(gone)}", file=sys.stderr)
 
 
@@ -225,7 +226,7 @@ def _unknown(config: Settings, names: list[str]) -> BrokerError:
     )
 
 
-def _facts(place: Place, header: Header) -> dict[str, Any]:
+def _facts(place: SeriesLocation, header: RecordHeader) -> dict[str, Any]:
     """By the names that /series/<key> uses."""
     return {
         "series": place.series,

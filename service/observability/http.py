@@ -41,7 +41,7 @@ REQUEST_TIMEOUT_SECONDS = 5.0  # for each of its bytes to come
 TOTAL_SECONDS = 15.0  # for all of it, and the answer to be taken: who sends a byte a second keeps no place for long
 
 
-def refused_address(error: OSError, host: str, port: int, flags: str) -> TidecastError:
+def listen_error(error: OSError, host: str, port: int, flags: str) -> TidecastError:
     """Why it cannot be listened there; `flags` is what the settings begin with, such as --http."""
     if error.errno == errno.EADDRINUSE:
         return TidecastError(
@@ -78,7 +78,7 @@ class Status(Protocol):
         """What is remembered of one series, None where there is none of that name here."""
 
 
-class Starting:
+class StartingStatus:
     """The status of a process that has no worker yet."""
 
     def not_live(self) -> str | None:
@@ -106,9 +106,9 @@ class HttpServer:
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, status: Status | None = None) -> None:
         try:
-            self._server = _Server(host, port, registry, status or Starting())
+            self._server = _PagesServer(host, port, registry, status or StartingStatus())
         except OSError as error:
-            raise refused_address(error, host, port, "--http") from None
+            raise listen_error(error, host, port, "--http") from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
 
     @property
@@ -143,7 +143,7 @@ class HttpServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
+class _PagesServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
@@ -154,7 +154,7 @@ class _Server(ThreadingHTTPServer):
         self._open: dict[socket.socket, float] = {}  # connection -> when it began; changed in one step each time
         if ":" in host:
             self.address_family = socket.AF_INET6
-        super().__init__((host, port), _Handler)
+        super().__init__((host, port), _PagesHandler)
 
     def server_bind(self) -> None:
         # HTTPServer would ask DNS for this machine's full name, which can take seconds.
@@ -188,7 +188,7 @@ class _Server(ThreadingHTTPServer):
         log.debug("a request failed", exc_info=True)
 
 
-class _Capped:
+class _LimitedRequest:
     """A request, up to its limit."""
 
     def __init__(self, file: BufferedIOBase) -> None:
@@ -207,21 +207,21 @@ class _Capped:
         self._file.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _PagesHandler(BaseHTTPRequestHandler):
     timeout = REQUEST_TIMEOUT_SECONDS
     server_version = "tidecast"
     sys_version = ""
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = cast(BufferedIOBase, _Capped(self.rfile))
+        self.rfile = cast(BufferedIOBase, _LimitedRequest(self.rfile))
 
     def do_GET(self) -> None:
         if len(self.requestline) > MAX_REQUEST_LINE:
             return self._text(
                 HTTPStatus.REQUEST_URI_TOO_LONG, f"the request line is longer than {MAX_REQUEST_LINE} bytes"
             )
-        server = cast(_Server, self.server)
+        server = cast(_PagesServer, self.server)
         path = urlsplit("//host" + self.path if self.path.startswith("/") else self.path).path
         if path == "/metrics":
             return self._metrics(server.registry)

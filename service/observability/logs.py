@@ -78,7 +78,7 @@ def _one_line(text: str) -> str:
     return text.replace("\n", "\\n")
 
 
-class Repeats(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Keeps the Kafka client from burying our own messages.
 
     When its broker is away it says the same ten times a second, in five places of its network code, some of it with a
@@ -103,7 +103,7 @@ class Repeats(logging.Filter):
         return True
 
 
-def no_exchange(record: logging.LogRecord) -> bool:
+def hide_password_exchange(record: logging.LogRecord) -> bool:
     """False for what the Kafka client says of how a password is proved: who reads the log could guess at it."""
     args = record.args if isinstance(record.args, tuple) else ()
     return not any(type(arg).__name__.startswith("Sasl") for arg in args)
@@ -116,8 +116,8 @@ def setup(level: str = "info", fmt: str = "text", stream: TextIO | None = None) 
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     if level != "debug":
-        handler.addFilter(Repeats())
-    handler.addFilter(no_exchange)
+        handler.addFilter(RepeatFilter())
+    handler.addFilter(hide_password_exchange)
     logging.getLogger("kafka.protocol.parser").setLevel(logging.INFO)  # else all that is sent, byte by byte
     handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     root = logging.getLogger()

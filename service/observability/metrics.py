@@ -21,8 +21,8 @@ from prometheus_client.registry import Collector
 from tidecast import __version__
 from tidecast.service.model.spec import ModelSpec
 from tidecast.service.observability.histogram import BulkHistogram
-from tidecast.service.observability.score_metrics import Scores
-from tidecast.service.pipeline.batch import Counts, Result
+from tidecast.service.observability.score_metrics import ScoreMetrics
+from tidecast.service.pipeline.batch import BatchCounts, BatchResult
 
 STAGES = ("poll", "decode", "step", "encode", "emit", "commit")
 GAP_ACTIONS = ("filled", "restarted")
@@ -41,7 +41,7 @@ _LATENCY_BUCKETS = (
 )
 
 
-class Partitions(Collector):
+class PartitionGauges(Collector):
     """Gauges of the partitions that this worker holds now; those that left are gone from the next scrape on."""
 
     def __init__(self, wall: Callable[[], float]) -> None:
@@ -102,10 +102,10 @@ class Partitions(Collector):
         yield from (records, seconds, held, dirty)
 
 
-class _Columns(NamedTuple):
+class _PendingBatch(NamedTuple):
     """What is counted of one batch a little later, together with others."""
 
-    counts: Counts
+    counts: BatchCounts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
     spec: ModelSpec
     event_times: NDArray[np.int64]  # [forecasts] ms
@@ -114,7 +114,7 @@ class _Columns(NamedTuple):
     timestamps: NDArray[np.int64]  # [records] ms
 
 
-class _Before(Collector):
+class _BeforeScrape(Collector):
     """Does something at the beginning of each scrape, where it is registered first."""
 
     def __init__(self, do: Callable[[], None]) -> None:
@@ -142,9 +142,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._wall = wall
         self._lock = threading.Lock()
-        self._waiting: list[_Columns] = []
+        self._waiting: list[_PendingBatch] = []
         self._records = 0  # in these
-        self.registry.register(_Before(self._settle))
+        self.registry.register(_BeforeScrape(self._settle))
         self.readings = self._counter("readings", "records taken from the input topic, without tombstones")
         self.forecasts = self._counter("forecasts", "forecasts written")
         self.dead_letters = self._counter(
@@ -160,7 +160,7 @@ class Metrics:
         self.replayed = self._counter(
             "replayed_readings", "readings read again to bring restored states up to date; they were answered before"
         )
-        self.silent_steps = self._counter("silent_steps", "steps made without a reading to fill gaps")
+        self.imputed_steps = self._counter("silent_steps", "steps made without a reading to fill gaps")
         self.resets = self._counter("resets", "series whose state was given up", "reason", RESET_REASONS)
         self.transactions = self._counter("transactions", "commits of forecasts and offsets", "outcome", OUTCOMES)
         self.start_overs = self._counter(
@@ -181,9 +181,9 @@ class Metrics:
         self.event_to_forecast = self._histogram(
             "event_to_forecast_seconds", "from a reading's own time to its forecast handed to Kafka", _LATENCY_BUCKETS
         )
-        self.scores = Scores(spec)
+        self.scores = ScoreMetrics(spec)
         self.registry.register(self.scores)
-        self.partitions = Partitions(wall)
+        self.partitions = PartitionGauges(wall)
         self.registry.register(self.partitions)
 
         self.last_poll = self._gauge("last_poll_timestamp_seconds", "when the loop last asked Kafka for readings")
@@ -226,11 +226,11 @@ class Metrics:
         self._model.clear()
         self._model.labels(spec.name, spec.hash[:12], spec.kind, str(spec.contract)).set(1)
 
-    def count(self, result: Result) -> None:
+    def count(self, result: BatchResult) -> None:
         """What one batch led to. Call it once its forecasts are handed to Kafka."""
         with self._lock:
             self._waiting.append(
-                _Columns(
+                _PendingBatch(
                     result.counts,
                     result.scores,
                     result.spec,
@@ -244,13 +244,13 @@ class Metrics:
         if self._records >= _TOGETHER or len(self._waiting) >= _BATCHES_TOGETHER:
             self._settle()
 
-    def _add(self, counts: Sequence[Counts]) -> None:
+    def _add(self, counts: Sequence[BatchCounts]) -> None:
         """Sums over batches."""
         self.readings.inc(sum(each.readings for each in counts))
         self.forecasts.inc(sum(each.forecasts for each in counts))
         self.duplicates.inc(sum(each.duplicates for each in counts))
         self.late.inc(sum(each.late for each in counts))
-        self.silent_steps.inc(sum(each.silent_steps for each in counts))
+        self.imputed_steps.inc(sum(each.imputed_steps for each in counts))
         self.replayed.inc(sum(each.replayed for each in counts))
         for each in counts:
             by_label = (self.dead_letters, each.dead_letters), (self.gaps, each.gaps), (self.resets, each.resets)

@@ -26,7 +26,7 @@ from tidecast import __version__
 from tidecast.service.broker.port import Batch, Outgoing
 from tidecast.service.config.settings import Settings
 from tidecast.service.observability.tracing import Tracing
-from tidecast.service.pipeline.batch import Result
+from tidecast.service.pipeline.batch import BatchResult
 from tidecast.service.pipeline.dead_letters import TRACE_HEADERS
 
 _LAST_SECONDS = 3.0  # at the end, for what is not sent yet
@@ -75,11 +75,11 @@ class Spans(Tracing):
             yield
             self._batch = None
 
-    def answered(self, result: Result) -> None:
+    def answered(self, result: BatchResult) -> None:
         """A span for each forecast and dead letter whose reading is traced."""
-        sources = result.sources
+        positions = result.positions
         self._carry_on(
-            result.forecasts, "forecast", lambda row: (int(sources.partitions[row]), int(sources.offsets[row]))
+            result.forecasts, "forecast", lambda row: (int(positions.partitions[row]), int(positions.offsets[row]))
         )
         self._carry_on(result.dead_letters, "dead letter")
 

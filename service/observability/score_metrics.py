@@ -27,7 +27,7 @@ def _column_sums(values: NDArray[np.float32] | NDArray[np.bool_]) -> NDArray[np.
     return sums
 
 
-class Scores(Collector):
+class ScoreMetrics(Collector):
     """The model's own scoring of its earlier forecasts, as sums and counts: what a rate can divide.
 
     Skill over the naive forecast is `1 - rate(absolute_error_sum) / rate(naive_error_sum)`; an interval's coverage

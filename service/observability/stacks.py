@@ -19,7 +19,7 @@ def show() -> None:
     sys.stderr.flush()
 
 
-def show_on_signal() -> None:
+def dump_on_signal() -> None:
     """Start listening; call it before any other thread is started, as they inherit that the signal is not theirs."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     threading.Thread(target=_listen, name="stacks", daemon=True).start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 from tidecast.service.broker.port import Batch
-from tidecast.service.pipeline.batch import Result
+from tidecast.service.pipeline.batch import BatchResult
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
@@ -17,7 +17,7 @@ class Tracing:
         """Around what is made of the readings of one poll."""
         return _NOTHING
 
-    def answered(self, result: Result) -> None:
+    def answered(self, result: BatchResult) -> None:
         """Before forecasts and dead letters are emitted; may change their headers."""
 
     def commit(self, partitions: int) -> AbstractContextManager[None]:

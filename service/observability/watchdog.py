@@ -20,7 +20,7 @@ from tidecast.service.observability.stacks import show
 
 log = logging.getLogger("tidecast.watchdog")
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 # Who has not looked for so long was stopped together with the loop (SIGSTOP, a suspended machine), and the loop gets as
 # much time to turn again.
 AWAY_SECONDS = 10.0
@@ -61,8 +61,8 @@ class Watchdog:
         self._stalled, self._end_seconds, self._on_stall = stalled, end_seconds, on_stall
         self._clock, self._show, self._end = clock, show, end
         self._since: float | None = None  # when the present stall was reported
-        self._looked = clock()
-        self._patient_until = self._looked
+        self._checked = clock()
+        self._grace_until = self._checked
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -74,15 +74,15 @@ class Watchdog:
         self._over.set()
         self._thread.join(5)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """One look: report a stall once, when it begins; end the process when it lasts."""
         now = self._clock()
-        away, self._looked = now - self._looked, now
+        away, self._checked = now - self._checked, now
         if away > AWAY_SECONDS:
-            self._patient_until = now + AWAY_SECONDS
+            self._grace_until = now + AWAY_SECONDS
             if self._since is not None:
                 self._since += away
-        if now < self._patient_until:
+        if now < self._grace_until:
             return
         reason = self._stalled()
         if reason is None:
@@ -105,8 +105,8 @@ class Watchdog:
             self._end()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
+        while not self._over.wait(CHECK_SECONDS):
             try:
-                self.look()
+                self.check()
             except Exception:
                 log.exception("looking after the loop failed, trying again")

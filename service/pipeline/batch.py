@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from tidecast.service.broker.port import Batch, Outgoing
 from tidecast.service.model.spec import ModelSpec
-from tidecast.service.pipeline.dead_letters import DeadLetterReason, Refused
-from tidecast.service.pipeline.decode import Readings
-from tidecast.service.pipeline.encode import Sources
-from tidecast.service.pipeline.policy import Fate
+from tidecast.service.pipeline.dead_letters import DeadLetterReason, RecordRejected
+from tidecast.service.pipeline.decode import DecodedReadings
+from tidecast.service.pipeline.encode import RecordPositions
+from tidecast.service.pipeline.policy import Outcome
 
 if TYPE_CHECKING:
     pass
@@ -27,7 +27,7 @@ _NO_RESETS = dict.fromkeys(("non_finite", "gap", "tombstone", "evicted", "expire
 
 
 @dataclass(slots=True)
-class Counts:
+class BatchCounts:
     """What happened in one batch. readings = forecasts + duplicates + late + dead letters that are neither."""
 
     readings: int = 0  # every record but the tombstones and those replayed
@@ -38,47 +38,47 @@ class Counts:
     tombstones: int = 0
     dead_letters: dict[DeadLetterReason, int] = field(default_factory=_NO_DEAD_LETTERS.copy)
     gaps: dict[str, int] = field(default_factory=lambda: {"filled": 0, "restarted": 0})
-    silent_steps: int = 0
+    imputed_steps: int = 0
     resets: dict[str, int] = field(default_factory=_NO_RESETS.copy)
     waves: list[int] = field(default_factory=list)  # the size of each
     stage_seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "step": 0.0, "encode": 0.0})
 
 
 @dataclass(slots=True)
-class Result:
+class BatchResult:
     """What one batch led to. Forecasts and dead letters are in the order of their records."""
 
     forecasts: Outgoing
     dead_letters: Outgoing
-    counts: Counts
+    counts: BatchCounts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
     event_times: NDArray[np.int64]  # [forecasts] ms
-    sources: Sources  # the readings that are answered
+    positions: RecordPositions  # the readings that are answered
     spec: ModelSpec  # of the model that made them
     partitions: NDArray[np.int32]  # [records] of the batch, whatever became of them
     timestamps: Int64  # [records] ms, their own
 
 
 @dataclass(slots=True)
-class Work:
+class BatchWork:
     """One batch on its way: columns with a row for each record."""
 
     batch: Batch
-    readings: Readings
+    readings: DecodedReadings
     partitions: NDArray[np.int32]  # [records]
     offsets: Int64  # [records]
     timestamps: Int64  # [records] ms, of the records themselves
     slots: Int64  # [records] of its series, as the batch begins; -1 = it is new
     arrived: Int64  # [records] ms, the record's own time, or the reading's where it has none
-    fate: NDArray[np.int8]  # [records]
+    outcome: NDArray[np.int8]  # [records]
     warm: Mask  # [records]
     y: NDArray[np.float32]  # [records, horizon, targets, quantiles], or [records, classes]
     score: NDArray[np.float32]  # [records, diagnostics]
-    counts: Counts
-    letters: dict[int, Refused]  # record -> why it is a dead letter
-    silent: Mask  # [records] answered before the last commit: only the states move on
+    counts: BatchCounts
+    rejected: dict[int, RecordRejected]  # record -> why it is a dead letter
+    replayed: Mask  # [records] answered before the last commit: only the states move on
 
-    def refuse(self, record: int, refusal: Refused) -> None:
+    def reject(self, record: int, rejection: RecordRejected) -> None:
         """It becomes a dead letter."""
-        self.fate[record] = Fate.DEAD
-        self.letters[record] = refusal
+        self.outcome[record] = Outcome.DEAD
+        self.rejected[record] = rejection

@@ -1,4 +1,4 @@
-"""What is said of records: why one is refused, and the headers of forecasts and dead letters."""
+"""What is said of records: why one is rejected, and the headers of forecasts and dead letters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DeadLetterReason(StrEnum):
     NON_FINITE_STATE = "non_finite_state"
 
 
-class Refused(Exception):
+class RecordRejected(Exception):
     """A record that is not a reading: the reason, and a sentence for the person who sent it."""
 
     def __init__(self, reason: DeadLetterReason, message: str) -> None:
@@ -41,26 +41,28 @@ def check_key(key: bytes | None) -> None:
     """A series' name is UTF-8, not empty, at most 1 KiB.
 
     Raises:
-        Refused: it is not.
+        RecordRejected: it is not.
     """
     if key is None:
-        raise Refused(DeadLetterReason.MISSING_KEY, "the record has no key; the key names the series")
+        raise RecordRejected(DeadLetterReason.MISSING_KEY, "the record has no key; the key names the series")
     if not 1 <= len(key) <= MAX_KEY_BYTES:
-        raise Refused(DeadLetterReason.BAD_KEY, f"the key has {len(key)} bytes; it must have 1 to {MAX_KEY_BYTES}")
+        raise RecordRejected(
+            DeadLetterReason.BAD_KEY, f"the key has {len(key)} bytes; it must have 1 to {MAX_KEY_BYTES}"
+        )
     try:
         key.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Refused(DeadLetterReason.BAD_KEY, f"the key is not UTF-8: {error.reason}") from None
+        raise RecordRejected(DeadLetterReason.BAD_KEY, f"the key is not UTF-8: {error.reason}") from None
 
 
 def dead_letter_headers(
-    refusal: Refused, headers: Headers, *, topic: str, partition: int, offset: int, group: str
+    rejection: RecordRejected, headers: Headers, *, topic: str, partition: int, offset: int, group: str
 ) -> Headers:
-    """The record's own headers, then why and where it was refused."""
+    """The record's own headers, then why and where it was rejected."""
     return [
         *headers,
-        ("tidecast.reason", refusal.reason.encode()),
-        ("tidecast.message", refusal.message.encode("utf-8", "backslashreplace")),
+        ("tidecast.reason", rejection.reason.encode()),
+        ("tidecast.message", rejection.message.encode("utf-8", "backslashreplace")),
         ("tidecast.topic", topic.encode()),
         ("tidecast.partition", str(partition).encode()),
         ("tidecast.offset", str(offset).encode()),

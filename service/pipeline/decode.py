@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecast.service.pipeline.dead_letters import DeadLetterReason, Refused
+from tidecast.service.pipeline.dead_letters import DeadLetterReason, RecordRejected
 from tidecast.service.timestamps import HIGHEST_SECONDS, LOWEST_SECONDS, MAX_TS_MS, MIN_TS_MS, parse_time
 
 MAX_VALUE_BYTES = 1024 * 1024
@@ -26,12 +26,12 @@ _Row = tuple[float | None, ...]  # ts in ms, then the features; None = missing
 
 
 @dataclass(slots=True)
-class Readings:
+class DecodedReadings:
     """Values of records as columns, one row for each record, also for those that hold no reading."""
 
     ts: NDArray[np.int64]  # [records] ms, 0 without a reading
     x: NDArray[np.float32]  # [records, features], NaN = missing, all NaN without a reading
-    refused: dict[int, Refused] = field(default_factory=dict)  # record -> why it holds no reading
+    rejected: dict[int, RecordRejected] = field(default_factory=dict)  # record -> why it holds no reading
     tombstones: list[int] = field(default_factory=list)  # records without a value
 
 
@@ -51,13 +51,13 @@ class ReadingDecoder:
             self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(self._reading).decode
         except ValueError:  # msgspec has no field names with quotes, backslashes or control characters
             self._reading = msgspec.defstruct("Reading", fields, gc=False)
-            self._decode = _refuse  # every value gets the second look
+            self._decode = _reject  # every value gets the second look
         self._nothing = self._reading(0)
 
-    def decode(self, values: Sequence[bytes | None]) -> Readings:
+    def decode(self, values: Sequence[bytes | None]) -> DecodedReadings:
         """The values as columns. Never raises, whatever the bytes; None (a tombstone) gives an empty row."""
         rows: list[Any] = []
-        refused: dict[int, Refused] = {}
+        rejected: dict[int, RecordRejected] = {}
         tombstones: list[int] = []
         to_read = iter(values)
         if max(map(len, filter(None, values)), default=0) > MAX_VALUE_BYTES:
@@ -71,17 +71,17 @@ class ReadingDecoder:
                 value = values[record]
                 if value is None:
                     tombstones.append(record)
-                rows.append(self._nothing if value is None else self._second_look(value, record, refused))
+                rows.append(self._nothing if value is None else self._second_look(value, record, rejected))
         ts = np.fromiter(map(attrgetter("ts"), rows), dtype=np.int64, count=len(rows))
         for record in ((ts >= LOWEST_SECONDS) & (ts <= HIGHEST_SECONDS)).nonzero()[0].tolist():
             value = values[record]
             assert value is not None
-            rows[record] = self._second_look(value, record, refused)
+            rows[record] = self._second_look(value, record, rejected)
             ts[record] = rows[record].ts
-        return Readings(ts, self._features_of(rows, refused), refused, tombstones)
+        return DecodedReadings(ts, self._features_of(rows, rejected), rejected, tombstones)
 
-    def _features_of(self, rows: Sequence[Any], refused: dict[int, Refused]) -> NDArray[np.float32]:
-        """[records, features]; what is beyond a float32 is refused."""
+    def _features_of(self, rows: Sequence[Any], rejected: dict[int, RecordRejected]) -> NDArray[np.float32]:
+        """[records, features]; what is beyond a float32 is rejected."""
         wide = np.empty((len(rows), len(self._fields)), dtype=np.float64)
         for column, name in enumerate(self._fields):
             wide[:, column] = np.fromiter(map(attrgetter(name), rows), dtype=np.float64, count=len(rows))  # None: NaN
@@ -92,49 +92,49 @@ class ReadingDecoder:
         for record, column in np.argwhere(np.isinf(x)).tolist():
             got = getattr(rows[record], self._fields[column])
             message = f"{self._features[column]!r} is {got:g}, beyond what a 32-bit float holds"
-            refused.setdefault(record, Refused(DeadLetterReason.VALUE_OUT_OF_RANGE, message))
+            rejected.setdefault(record, RecordRejected(DeadLetterReason.VALUE_OUT_OF_RANGE, message))
         return x
 
-    def _second_look(self, value: bytes, record: int, refused: dict[int, Refused]) -> Any:
+    def _second_look(self, value: bytes, record: int, rejected: dict[int, RecordRejected]) -> Any:
         """The row of a value that is unusual or wrong."""
         try:
             return self._reading(*self._lenient(value))
-        except Refused as refusal:
-            refused[record] = refusal
+        except RecordRejected as rejection:
+            rejected[record] = rejection
             return self._nothing
 
     def _lenient(self, value: bytes) -> _Row:
         """As Python's own json reads it.
 
         Raises:
-            Refused: it is no reading.
+            RecordRejected: it is no reading.
         """
         if len(value) > MAX_VALUE_BYTES:
-            raise Refused(DeadLetterReason.TOO_LARGE, f"the value has {len(value)} bytes, more than 1 MiB")
+            raise RecordRejected(DeadLetterReason.TOO_LARGE, f"the value has {len(value)} bytes, more than 1 MiB")
         if len(value) >= 5 and value[0] == 0:
-            raise Refused(
+            raise RecordRejected(
                 DeadLetterReason.SCHEMA_REGISTRY_FRAMING,
                 f"the value starts like a schema registry's (schema {int.from_bytes(value[1:5])}); send plain JSON",
             )
         try:
             found = json.loads(value.decode("utf-8"), parse_int=float)
         except RecursionError:
-            raise Refused(DeadLetterReason.NOT_JSON, "the value is JSON nested too deeply") from None
+            raise RecordRejected(DeadLetterReason.NOT_JSON, "the value is JSON nested too deeply") from None
         except ValueError as error:
-            raise Refused(DeadLetterReason.NOT_JSON, f"the value is not JSON: {_short(error)}") from None
+            raise RecordRejected(DeadLetterReason.NOT_JSON, f"the value is not JSON: {_short(error)}") from None
         if not isinstance(found, dict):
-            raise Refused(DeadLetterReason.WRONG_TYPE, f"the value is no JSON object but {_short(found)}")
+            raise RecordRejected(DeadLetterReason.WRONG_TYPE, f"the value is no JSON object but {_short(found)}")
         return (_time(found.get("ts")), *[_number(name, found.get(name)) for name in self._features])
 
 
 def _time(ts: object) -> int:
     """Epoch ms from a number or a text."""
     if ts is None or ts != ts:  # NaN
-        raise Refused(DeadLetterReason.MISSING_TIME, 'the reading has no "ts"')
+        raise RecordRejected(DeadLetterReason.MISSING_TIME, 'the reading has no "ts"')
     bare = isinstance(ts, float) or (isinstance(ts, str) and _is_number(ts))
     if bare and LOWEST_SECONDS <= float(ts) <= HIGHEST_SECONDS:  # type: ignore[arg-type]
         message = f'"ts" is {_short(ts)}, which counts seconds since 1970; it must be epoch milliseconds or ISO 8601'
-        raise Refused(DeadLetterReason.TIME_OUT_OF_RANGE, message)
+        raise RecordRejected(DeadLetterReason.TIME_OUT_OF_RANGE, message)
     try:
         if isinstance(ts, str):
             return parse_time(ts)
@@ -145,9 +145,9 @@ def _time(ts: object) -> int:
     except (ValueError, OverflowError):
         if not isinstance(ts, str) or _names_a_time(ts):
             message = f'"ts" is {_short(ts)}, outside of 1900..2200; it must be epoch milliseconds or ISO 8601'
-            raise Refused(DeadLetterReason.TIME_OUT_OF_RANGE, message) from None
+            raise RecordRejected(DeadLetterReason.TIME_OUT_OF_RANGE, message) from None
     message = f'"ts" must be whole epoch milliseconds or ISO 8601, got {_short(ts)}'
-    raise Refused(DeadLetterReason.WRONG_TYPE, message)
+    raise RecordRejected(DeadLetterReason.WRONG_TYPE, message)
 
 
 def _names_a_time(text: str) -> bool:
@@ -169,7 +169,7 @@ def _is_number(text: str) -> bool:
 def _number(name: str, value: object) -> float | None:
     if value is None or isinstance(value, float):  # json reads every number as a float here
         return value
-    raise Refused(DeadLetterReason.WRONG_TYPE, f"{name!r} must be a number or null, got {_short(value)}")
+    raise RecordRejected(DeadLetterReason.WRONG_TYPE, f"{name!r} must be a number or null, got {_short(value)}")
 
 
 def _short(value: object) -> str:
@@ -177,5 +177,5 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _refuse(value: bytes) -> Any:
+def _reject(value: bytes) -> Any:
     raise ValueError

@@ -25,7 +25,7 @@ _NUMBERS_AT_ONCE = 32_768  # so that what is worked on stays in the cache
 
 
 @dataclass(slots=True)
-class Sources:
+class RecordPositions:
     """Where the readings that are answered lie. A forecast says it as `topic-partition-offset`."""
 
     topic: str
@@ -45,12 +45,12 @@ class ForecastEncoder:
         self._score_names = [(b"", name, b"," + name) for name in names]  # left out, the first, a later one
 
     def encode(
-        self, sources: Sources, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
+        self, positions: RecordPositions, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
     ) -> list[bytes]:
         """The values of forecast records.
 
         Args:
-            sources: the readings.
+            positions: the readings.
             ts: [forecasts] ms, of the readings.
             warm: [forecasts].
             y: [forecasts, horizon, targets, quantiles] (a classifier's: [forecasts, classes]), finite.
@@ -62,18 +62,18 @@ class ForecastEncoder:
         values: list[bytes] = []
         for start in range(0, len(ts), at_once):
             part = slice(start, start + at_once)
-            theirs = Sources(sources.topic, sources.partitions[part], sources.offsets[part])
+            theirs = RecordPositions(positions.topic, positions.partitions[part], positions.offsets[part])
             values += self._some(theirs, ts[part], warm[part], y[part], score[part])
         return values
 
     def _some(
-        self, sources: Sources, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
+        self, positions: RecordPositions, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
     ) -> Column:
         columns: list[Column] = [repeat(b'{"ts":'), _texts(ts), repeat(self._model)]
         all_warm = np.count_nonzero(warm) == len(warm)
         columns.append(repeat(b"true") if all_warm else map((b"false", b"true").__getitem__, warm.tolist()))
-        columns += [repeat(b',"source":' + orjson.dumps(sources.topic)[:-1] + b"-"), _texts(sources.partitions)]
-        columns += [repeat(b"-"), _texts(sources.offsets)]
+        columns += [repeat(b',"source":' + orjson.dumps(positions.topic)[:-1] + b"-"), _texts(positions.partitions)]
+        columns += [repeat(b"-"), _texts(positions.offsets)]
         runs = _texts(y, self._run_length)
         for i, before in enumerate(self._before_runs):
             columns += [repeat(before), runs[i :: len(self._before_runs)]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tidecast.service.config.settings import Settings
 
 
-class Fate:
+class Outcome:
     """What becomes of a record: exactly one of these. No Enum: Python 3.11 takes 1 µs to find a member of one."""
 
     FORECAST, DUPLICATE, LATE, TOMBSTONE, DEAD = range(5)

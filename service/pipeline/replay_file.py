@@ -14,7 +14,7 @@ from tidecast.service.broker.port import Batch
 from tidecast.service.datafiles.readings import keys, values
 from tidecast.service.datafiles.table import Table
 from tidecast.service.model.spec import ModelSpec
-from tidecast.service.pipeline.batch import Result
+from tidecast.service.pipeline.batch import BatchResult
 from tidecast.service.pipeline.pipeline import Pipeline
 
 _BATCH = 2_000  # readings in one call of the pipeline
@@ -23,7 +23,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def window_rows(spec: ModelSpec) -> int:
-    """Readings to hold at once: their lines fit in about 64 MB."""
+    """DecodedReadings to hold at once: their lines fit in about 64 MB."""
     numbers = spec.horizon * len(spec.targets) * len(spec.quantiles)
     return max(_BATCH, min(50_000, _WINDOW_BYTES // (12 * numbers + 300)))
 
@@ -42,7 +42,9 @@ def replay(pipeline: Pipeline, windows: Iterable[Table], tally: Tally) -> Iterat
             result = pipeline.process(_batch(window.select(rows), rows, offset))
             tally.add(result)
             forecasts = result.forecasts
-            rows_answered = (result.sources.offsets - offset).tolist()  # an offset is the reading's number in the file
+            rows_answered = (
+                result.positions.offsets - offset
+            ).tolist()  # an offset is the reading's number in the file
             for key, value, row in zip(forecasts.keys, forecasts.values, rows_answered, strict=True):
                 if key is None or value is None:
                     raise AssertionError("a forecast has a key and a value")
@@ -67,16 +69,16 @@ def _turns(series: list[str]) -> Iterator[NDArray[np.int64]]:
         yield order[start : start + _BATCH]
 
 
-def _batch(table: Table, rows: NDArray[np.int64], offset: int) -> Batch:
+def _batch(store: Table, rows: NDArray[np.int64], offset: int) -> Batch:
     """What the worker would have polled: one partition, offset = the reading's number in the file."""
-    n = len(table)
+    n = len(store)
     return Batch(
         topic="replay",
         partitions=[0] * n,
         offsets=(rows + offset).tolist(),
-        timestamps=table.ts.tolist(),
-        keys=list(keys(table)),
-        values=list(values(table)),
+        timestamps=store.ts.tolist(),
+        keys=list(keys(store)),
+        values=list(values(store)),
         headers=[()] * n,
     )
 
@@ -88,24 +90,24 @@ class Tally:
         self._began = time.perf_counter()
         self.readings = 0
         self.forecasts = 0
-        self.silent: Counter[str] = Counter()  # why a reading got no line
+        self.unanswered: Counter[str] = Counter()  # why a reading got no line
         self.series: set[str] = set()
         self.missing_steps = 0
         self.restarts = 0
 
-    def add(self, result: Result) -> None:
+    def add(self, result: BatchResult) -> None:
         """Count one batch."""
         counts = result.counts
         self.readings += counts.readings
         self.forecasts += counts.forecasts
-        self.missing_steps += counts.silent_steps
+        self.missing_steps += counts.imputed_steps
         self.restarts += counts.gaps["restarted"]
         reasons = {
             "late, before the newest of its series": counts.late,
             "duplicate, at the time of its series' last": counts.duplicates,
             **{f"dead letter, {reason}": count for reason, count in counts.dead_letters.items()},
         }
-        self.silent.update({reason: count for reason, count in reasons.items() if count})
+        self.unanswered.update({reason: count for reason, count in reasons.items() if count})
 
     def summary(self) -> str:
         """For a person, on stderr."""
@@ -119,5 +121,5 @@ class Tally:
                 f"replay: {self.missing_steps:,} missing steps filled in; {self.restarts:,} gaps too long, after which "
                 "the series started again, cold"
             )
-        lines += [f"replay: no forecast for {count:,}: {reason}" for reason, count in sorted(self.silent.items())]
+        lines += [f"replay: no forecast for {count:,}: {reason}" for reason, count in sorted(self.unanswered.items())]
         return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The arithmetic of event time, on whole columns: which reading comes next, how many steps are missing, which wave.
 
-Readings come sorted by series, and within a series in the order of their arrival.
+DecodedReadings come sorted by series, and within a series in the order of their arrival.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MAX_SERIES = 2**63 // _SPAN - 1  # how many series `newest_before` can hold apar
 
 
 @dataclass(slots=True)
-class Steps:
-    """Steps through the model in the order of their waves. A reading is its silent steps, then its own."""
+class WaveSteps:
+    """WaveSteps through the model in the order of their waves. A reading is its imputed steps, then its own."""
 
     records: Int64  # [steps] the record that each belongs to
     slots: Int64  # [steps]
     ts: Int64  # [steps] ms
-    silent: Mask  # [steps]
+    imputed: Mask  # [steps]
     restart: Mask  # [steps] from the initial state
     waves: Int64  # [waves + 1] bounds
 
@@ -53,7 +53,7 @@ def newest_before(slots: Int64, ts: Int64, last_ts: Int64, first: Mask) -> Int64
     Args:
         slots: [readings], sorted; a series' readings are in the order of their arrival.
         ts: [readings] ms.
-        last_ts: [readings] ms, the table's last ts of the reading's series, or NEVER.
+        last_ts: [readings] ms, the store's last ts of the reading's series, or NEVER.
         first: [readings], see `starts`.
 
     Returns:
@@ -78,38 +78,38 @@ def starts(slots: Int64) -> Mask:
     return first
 
 
-def in_waves(
+def arrange_in_waves(
     records: Int64,
     slots: Int64,
     ts: Int64,
     previous: Int64,
-    silent: Int64,
+    imputed: Int64,
     restart: Mask,
     step_ms: int,
     first: Mask,
-) -> Steps:
-    """Readings sorted by series and time, with `silent` steps due before each, as steps sorted by wave.
+) -> WaveSteps:
+    """DecodedReadings sorted by series and time, with `imputed` steps due before each, as steps sorted by wave.
 
     The first step of every series makes the first wave, the second the second, and so on. `first`: see `starts`.
     """
-    if np.count_nonzero(first) == len(slots) and not np.count_nonzero(silent):  # as are nearly all small batches
-        return Steps(records, slots, ts, silent > 0, restart, np.array([0, len(records)]))
-    runs = silent + 1
+    if np.count_nonzero(first) == len(slots) and not np.count_nonzero(imputed):  # as are nearly all small batches
+        return WaveSteps(records, slots, ts, imputed > 0, restart, np.array([0, len(records)]))
+    runs = imputed + 1
     of = np.repeat(np.arange(len(records)), runs)  # [steps] the reading that each belongs to
     begins = np.cumsum(runs) - runs  # [readings] its first step
     nth = np.arange(len(of)) - begins[of]  # [steps] 0, 1, … within the reading
-    is_silent = nth < silent[of]
+    is_imputed = nth < imputed[of]
     series = np.cumsum(first) - 1  # [readings]
     wave = np.arange(len(of)) - begins[first][series][of]  # [steps]
     order = stable_order(wave)
     bounds = np.concatenate(([0], np.cumsum(np.bincount(wave)))).astype(np.int64)
     of = of[order]
-    is_silent = is_silent[order]
-    return Steps(
+    is_imputed = is_imputed[order]
+    return WaveSteps(
         records=records[of],
         slots=slots[of],
-        ts=np.where(is_silent, previous[of] + (nth[order] + 1) * step_ms, ts[of]),
-        silent=is_silent,
+        ts=np.where(is_imputed, previous[of] + (nth[order] + 1) * step_ms, ts[of]),
+        imputed=is_imputed,
         restart=restart[of],
         waves=bounds,
     )

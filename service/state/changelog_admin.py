@@ -17,7 +17,7 @@ _POLL_S = 0.5
 _MAX_RECORDS = 10_000
 
 
-class Place(NamedTuple):
+class SeriesLocation(NamedTuple):
     """Where a series' state lies: its partition, which is its readings' too, and its key."""
 
     partition: int
@@ -29,10 +29,10 @@ class Place(NamedTuple):
         return self.key.decode("utf-8", "backslashreplace")
 
 
-class Entry(NamedTuple):
+class ChangelogEntry(NamedTuple):
     """One record to write; without a value it is a tombstone."""
 
-    place: Place
+    place: SeriesLocation
     value: bytes | None
 
 
@@ -53,9 +53,9 @@ def partitions_of(broker: Broker, settings: Settings) -> int:
     return count
 
 
-def latest(
+def read_latest(
     broker: Broker, settings: Settings, take: Callable[[bytes], T], *, only: Collection[bytes] | None = None
-) -> dict[Place, T]:
+) -> dict[SeriesLocation, T]:
     """What `take` makes of the last value of each series, without those whose last is a tombstone.
 
     Reads by position, from the beginning to the end offset of now; what a transaction did not commit is not seen.
@@ -67,7 +67,7 @@ def latest(
     """
     topic = settings.changelog_topic
     count = partitions_of(broker, settings)
-    found: dict[Place, tuple[int, T | ChangelogError]] = {}
+    found: dict[SeriesLocation, tuple[int, T | ChangelogError]] = {}
     consumer = broker.consumer()
     try:
         consumer.assign(topic, dict.fromkeys(range(count), -2))
@@ -87,9 +87,9 @@ def latest(
                 if offset >= ends[partition] or (only is not None and key not in only):
                     continue
                 if value is None:
-                    found.pop(Place(partition, key), None)
+                    found.pop(SeriesLocation(partition, key), None)
                 else:
-                    found[Place(partition, key)] = offset, _taken(take, value)
+                    found[SeriesLocation(partition, key)] = offset, _taken(take, value)
             # The position, not the last record: transaction markers and compacted records come after it.
             left -= {p for p, position in batch.next_offsets.items() if position >= ends[p]}
             if len(batch) or batch.next_offsets:
@@ -111,7 +111,7 @@ def _taken(take: Callable[[bytes], T], value: bytes) -> T | ChangelogError:
         return error
 
 
-def _good(topic: str, place: Place, offset: int, taken: T | ChangelogError) -> T:
+def _good(topic: str, place: SeriesLocation, offset: int, taken: T | ChangelogError) -> T:
     if not isinstance(taken, ChangelogError):
         return taken
     what = f"{topic}-{place.partition}, offset {offset}, series {place.series!r}: {taken.what}"
@@ -119,7 +119,7 @@ def _good(topic: str, place: Place, offset: int, taken: T | ChangelogError) -> T
     raise ChangelogError(what, got=taken.got, do=do, layout=taken.layout)
 
 
-def write(broker: Broker, settings: Settings, entries: Iterable[Entry]) -> None:
+def append(broker: Broker, settings: Settings, entries: Iterable[ChangelogEntry]) -> None:
     """Append the records in order, and wait until Kafka has them.
 
     Raises:
@@ -180,6 +180,6 @@ def input_ends(broker: Broker, settings: Settings) -> dict[int, int]:
         consumer.close()
 
 
-def place_of(key: bytes, partitions: int) -> Place:
+def location_of(key: bytes, partitions: int) -> SeriesLocation:
     """Where the state of a series belongs whose readings go by Kafka's default partitioner."""
-    return Place(partition_for(key, partitions), key)
+    return SeriesLocation(partition_for(key, partitions), key)

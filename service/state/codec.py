@@ -37,7 +37,7 @@ _SMALLEST = _STATE_AT + _CRC_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class RecordHeader:
     """What a record says without its model being known."""
 
     layout: bytes  # [8], see `layout_hash`
@@ -79,7 +79,7 @@ class Snapshots:
         return cls(times[0], times[1], times[2], times[3], one.state[np.newaxis])
 
 
-def read_header(value: bytes) -> Header:
+def read_header(value: bytes) -> RecordHeader:
     """All but the state, of a record of any model.
 
     Raises:
@@ -97,7 +97,7 @@ def read_header(value: bytes) -> Header:
     if zlib.crc32(body) != crc:
         raise ChangelogError("a changelog record is not as it was written: its checksum does not fit")
     layout, offset, last_ts, steps, seen_ms = _HEADER.unpack_from(value, 1)
-    return Header(layout, offset, last_ts, steps, seen_ms, state_size=size // 4)
+    return RecordHeader(layout, offset, last_ts, steps, seen_ms, state_size=size // 4)
 
 
 def layout_of(value: bytes) -> bytes:
@@ -110,7 +110,7 @@ def state_bytes(value: bytes) -> bytes:
     return value[_STATE_AT:-_CRC_BYTES]
 
 
-def write_record(header: Header, state: bytes) -> bytes:
+def write_record(header: RecordHeader, state: bytes) -> bytes:
     """One record of any model, of what `read_header` and `state_bytes` gave (`header.state_size` is not looked at)."""
     times = header.offset, header.last_ts, header.steps, header.seen_ms
     body = bytes([VERSION]) + _HEADER.pack(header.layout, *times) + state

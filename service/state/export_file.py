@@ -11,8 +11,8 @@ import numpy as np
 
 from tidecast.service.errors import ChangelogError, DataError
 from tidecast.service.model.compatibility import LAYOUT_BYTES
-from tidecast.service.state.changelog_admin import Entry, Place, place_of
-from tidecast.service.state.codec import Header, read_header, state_bytes, write_record
+from tidecast.service.state.changelog_admin import ChangelogEntry, SeriesLocation, location_of
+from tidecast.service.state.codec import RecordHeader, read_header, state_bytes, write_record
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Natural = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -32,7 +32,7 @@ class StateLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: bytes
 
 
-def to_line(place: Place, partitions: int, value: bytes) -> bytes:
+def to_line(place: SeriesLocation, partitions: int, value: bytes) -> bytes:
     """One line with its newline.
 
     Raises:
@@ -59,7 +59,7 @@ def to_line(place: Place, partitions: int, value: bytes) -> bytes:
 
 def read_states(
     path: Path | str, partitions: int, *, new_input: bool = False, ends: dict[int, int] | None = None
-) -> list[Entry]:
+) -> list[ChangelogEntry]:
     """The records that the file's lines stand for, in order.
 
     Args:
@@ -73,24 +73,24 @@ def read_states(
         DataError: the file cannot be read, a line is not a state, a series comes twice, or it does not fit the
             changelog or the input topic. The text names file and line.
     """
-    entries: list[Entry] = []
-    seen: dict[Place, int] = {}
+    entries: list[ChangelogEntry] = []
+    seen: dict[SeriesLocation, int] = {}
     for number, text in _lines(Path(path)):
         where = f"{path}, line {number}"
         line = _parse(text, where)
         if new_input:
-            place = place_of(line.series.encode(), partitions)
+            place = location_of(line.series.encode(), partitions)
         else:
-            place = Place(line.partition, line.series.encode())
+            place = SeriesLocation(line.partition, line.series.encode())
             _check_fits(line, where, partitions, ends or {})
         if place in seen:
             raise DataError(f"{where}: the series {line.series!r} comes twice, first in line {seen[place]}")
         seen[place] = number
         offset = -1 if new_input else line.offset
-        header = Header(
+        header = RecordHeader(
             bytes.fromhex(line.layout), offset, line.last_ts, line.steps, line.seen_ms, len(line.state) // 4
         )
-        entries.append(Entry(place, write_record(header, line.state)))
+        entries.append(ChangelogEntry(place, write_record(header, line.state)))
     return entries
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tidecast.service.broker.port import Headers, Outgoing
 from tidecast.service.state.codec import Codec
-from tidecast.service.state.store import SeriesTable
+from tidecast.service.state.store import SeriesStore
 
 _LOOK_AHEAD = 1 / 8  # of what is dirty: so much is put in order at a time
 _AT_ONCE = 5_000  # states encoded together: each is there four times meanwhile
@@ -25,11 +25,11 @@ GROUP_HEADER = "group"  # whose states these are: two groups on one changelog wo
 
 
 class RollingFlush:
-    """Chooses and encodes the changelog records of a table."""
+    """Chooses and encodes the changelog records of a store."""
 
     def __init__(
         self,
-        table: SeriesTable,
+        store: SeriesStore,
         codec: Codec,
         *,
         topic: str,
@@ -38,7 +38,7 @@ class RollingFlush:
         bytes_per_second: float,
         clock: Callable[[], float],
     ) -> None:
-        self._table, self._codec, self._topic = table, codec, topic
+        self._store, self._codec, self._topic = store, codec, topic
         self._seconds, self._bytes_per_second, self._clock = seconds, bytes_per_second, clock
         self._headers: Headers = [(GROUP_HEADER, group.encode())]
         self._flushed_at = clock()
@@ -50,12 +50,14 @@ class RollingFlush:
         Of the partitions `everything_of`, all that no flushed state holds: others take over without a replay. Of the
         partitions `without`, nothing: they are in the midst of a replay, and what is committed for them stays.
         """
-        table = self._table
+        store = self._store
         out = Outgoing(topic=self._topic)
-        for key, partition in table.buried:
+        for key, partition in store.pending_tombstones:
             if partition not in without:
                 out.append(key, None, partition=partition, headers=self._headers)
-        table.buried = [(key, partition) for key, partition in table.buried if partition in without]
+        store.pending_tombstones = [
+            (key, partition) for key, partition in store.pending_tombstones if partition in without
+        ]
         if len(out):
             yield out
         slots = self._slots(everything_of, without)
@@ -63,15 +65,15 @@ class RollingFlush:
             yield self._states(slots[at : at + _AT_ONCE])
 
     def _states(self, slots: NDArray[np.int64]) -> Outgoing:
-        table, n = self._table, len(slots)
+        store, n = self._store, len(slots)
         values = self._codec.encode(
-            table.offsets[slots], table.last_ts[slots], table.steps[slots], table.seen_ms[slots], table.states[slots]
+            store.offsets[slots], store.last_ts[slots], store.steps[slots], store.seen_ms[slots], store.states[slots]
         )
-        table.dirty_since[slots] = -1
+        store.dirty_since[slots] = -1
         return Outgoing(
             topic=self._topic,
-            partitions=table.partitions[slots].tolist(),
-            keys=[table.key_of(slot) for slot in slots.tolist()],
+            partitions=store.partitions[slots].tolist(),
+            keys=[store.key_of(slot) for slot in slots.tolist()],
             values=[*values],
             headers=[self._headers] * n,
             timestamps=[None] * n,
@@ -80,35 +82,39 @@ class RollingFlush:
     def worthwhile(self) -> bool:
         """True where enough is due by now, or has been for long enough, to be worth requests of its own."""
         passed = self._clock() - self._flushed_at
-        due = len(self._table) * self._codec.record_bytes * passed / self._seconds
-        return due >= _WORTH_BYTES or passed >= min(_WORTH_SECONDS, self._seconds / 10) or bool(self._table.buried)
+        due = len(self._store) * self._codec.record_bytes * passed / self._seconds
+        return (
+            due >= _WORTH_BYTES
+            or passed >= min(_WORTH_SECONDS, self._seconds / 10)
+            or bool(self._store.pending_tombstones)
+        )
 
     def anything_due(self, without: Collection[int] = ()) -> bool:
         """True where some series has moved on since its state was last written, in other partitions than these."""
-        return any(p not in without for _, p in self._table.buried) or bool(self._dirty(without).any())
+        return any(p not in without for _, p in self._store.pending_tombstones) or bool(self._dirty(without).any())
 
-    def snapshots(self, offsets: Mapping[int, int]) -> dict[int, int]:
+    def snapshot_offsets(self, offsets: Mapping[int, int]) -> dict[int, int]:
         """`partition -> offset` before which every reading is inside some flushed state, given where each goes on."""
-        table = self._table
-        since = table.dirty_since.view(np.uint64)  # so that clean, -1, comes after every offset
-        highest = max([*offsets, int(table.partitions.max(initial=-1))])
+        store = self._store
+        since = store.dirty_since.view(np.uint64)  # so that clean, -1, comes after every offset
+        highest = max([*offsets, int(store.partitions.max(initial=-1))])
         # [partition], the last is that of the free slots, -1
         oldest = np.full(highest + 2, np.iinfo(np.uint64).max, dtype=np.uint64)
-        np.minimum.at(oldest, table.partitions, since)
+        np.minimum.at(oldest, store.partitions, since)
         return {partition: min(offset, int(oldest[partition])) for partition, offset in offsets.items()}
 
     def _dirty(self, without: Collection[int]) -> NDArray[np.bool_]:
         """[capacity]"""
-        dirty = self._table.dirty_since >= 0
-        return dirty & ~np.isin(self._table.partitions, list(without)) if without else dirty
+        dirty = self._store.dirty_since >= 0
+        return dirty & ~np.isin(self._store.partitions, list(without)) if without else dirty
 
     def _slots(self, everything_of: Collection[int], without: Collection[int]) -> NDArray[np.int64]:
-        table, now = self._table, self._clock()
+        store, now = self._store, self._clock()
         passed, self._flushed_at = now - self._flushed_at, now
         dirty = self._dirty(without)
         whole, rest = np.empty(0, dtype=np.int64), dirty
         if everything_of:
-            leaving = np.isin(table.partitions, list(everything_of))
+            leaving = np.isin(store.partitions, list(everything_of))
             whole, rest = np.flatnonzero(dirty & leaving), dirty & ~leaving
         count = int(np.count_nonzero(rest))
         budget = max(1, int(self._bytes_per_second * min(passed, self._seconds) / self._codec.record_bytes))
@@ -125,7 +131,7 @@ class RollingFlush:
         Whoever takes any part of them from the front takes the like of each partition.
         """
         slots = np.flatnonzero(among)
-        owners, since = self._table.partitions[slots], self._table.dirty_since[slots]
+        owners, since = self._store.partitions[slots], self._store.dirty_since[slots]
         found, places = [], []
         for partition in np.flatnonzero(np.bincount(owners)):
             mine = np.flatnonzero(owners == partition)

@@ -19,8 +19,8 @@ _WORD = 8  # bytes
 _WIDEST = 64  # bytes of a row; a longer key is never guessed
 
 
-class Guesses:
-    """For the `slots` slots of a table, none of which it knows at first. What it finds is true to a key's last byte."""
+class KeyIndex:
+    """For the `slots` slots of a store, none of which it knows at first. What it finds is true to a key's last byte."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -63,7 +63,7 @@ class Guesses:
             self._learn(slots[known], rows[known], cells[known])
         return slots
 
-    def forget(self, slot: int) -> None:
+    def remove(self, slot: int) -> None:
         """The slot is no longer that of the key that it had."""
         self._rows[slot] = b""
 

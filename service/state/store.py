@@ -1,7 +1,7 @@
-"""SeriesTable: each series' state and its place in event time, as columns.
+"""SeriesStore: each series' state and its place in event time, as columns.
 
 A series has a slot, the same row of every array. `seen` numbers the slots in the order in which their series were last
-seen; who is to be forgotten first is only looked for when the table is full.
+seen; who is to be forgotten first is only looked for when the store is full.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tidecast.service.model.spec import StateSlice
 from tidecast.service.state.codec import Snapshot, Snapshots
-from tidecast.service.state.key_index import Guesses
+from tidecast.service.state.key_index import KeyIndex
 from tidecast.service.timestamps import NEVER
 
 _FREE: Any = object()  # in the place of a free slot's key: equal to nothing that a record may have as its key
@@ -26,7 +26,7 @@ _MANY_AT_ONCE = 32  # keys, likewise
 _LOOK_AHEAD = 1 / 16  # of all series: so many of the least recently seen are found at a time
 
 
-def named(state: NDArray[np.float32], slices: Iterable[StateSlice]) -> dict[str, Any]:
+def named_slices(state: NDArray[np.float32], slices: Iterable[StateSlice]) -> dict[str, Any]:
     """The state ([state]) as nested lists of numbers, by the names that the model gives its parts.
 
     By way of orjson, which gives a float32 as few digits as it has, half of a float64's; NaN becomes None.
@@ -38,7 +38,7 @@ def named(state: NDArray[np.float32], slices: Iterable[StateSlice]) -> dict[str,
     return found
 
 
-class SeriesTable:
+class SeriesStore:
     """The states of at most `max_series` series. One thread writes; `snapshot` may be called from another."""
 
     def __init__(self, initial_state: NDArray[np.float32], max_series: int, slices: Sequence[StateSlice] = ()) -> None:
@@ -55,12 +55,14 @@ class SeriesTable:
         self.seen_ms = np.zeros(capacity, dtype=np.int64)  # [capacity] record time of the last reading, applied or not
         # [capacity] offset of the first reading that no flushed state holds, -1 = the changelog has all
         self.dirty_since = np.full(capacity, -1, dtype=np.int64)
-        self.buried: list[tuple[bytes, int]] = []  # (key, partition) of series forgotten since the last flush
+        self.pending_tombstones: list[
+            tuple[bytes, int]
+        ] = []  # (key, partition) of series forgotten since the last flush
         self.seen = np.zeros(capacity, dtype=np.int64)  # [capacity] the higher, the later the series was last seen
         self._turn = 0  # the highest of these, and more
         self._going: list[tuple[int, int]] = []  # (slot, seen) of the least recently seen, these last, while they hold
         self._slots: dict[bytes, int] = {}
-        self._guesses: Guesses | None = None  # once there are many
+        self._index: KeyIndex | None = None  # once there are many
         self._keys: list[bytes] = [_FREE] * capacity  # slot -> key
         self._free: list[int] = list(range(capacity - 1, -1, -1))
 
@@ -87,25 +89,25 @@ class SeriesTable:
         """The slots of the series [keys], -1 where one is not known."""
         if len(self._slots) < _MANY or len(keys) < _MANY_AT_ONCE:
             return self._looked_up(keys)
-        if self._guesses is None or self._guesses.slots < len(self._keys):
-            self._guesses = Guesses(len(self._keys))
-        return self._guesses.find(keys, self._looked_up)
+        if self._index is None or self._index.slots < len(self._keys):
+            self._index = KeyIndex(len(self._keys))
+        return self._index.find(keys, self._looked_up)
 
     def _looked_up(self, keys: Sequence[bytes | None]) -> NDArray[np.int64]:
         return np.fromiter(map(self._slots.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))  # type: ignore[arg-type]
 
-    def touch(self, slots: NDArray[np.int64]) -> None:
+    def mark_seen(self, slots: NDArray[np.int64]) -> None:
         """These series [n] have just been seen, the last of them last."""
         self.seen[slots] = np.arange(self._turn, self._turn + len(slots))  # of a slot that comes twice, the last counts
         self._turn += len(slots)
 
-    def touch_one(self, slot: int) -> None:
+    def mark_seen_one(self, slot: int) -> None:
         """The series has just been seen; it becomes the last to be forgotten."""
         self.seen[slot] = self._turn
         self._turn += 1
 
-    def oldest(self) -> bytes:
-        """The least recently seen series. The table must not be empty."""
+    def least_recent(self) -> bytes:
+        """The least recently seen series. The store must not be empty."""
         while True:
             while self._going:
                 slot, seen = self._going[-1]
@@ -121,20 +123,20 @@ class SeriesTable:
             self._going = list(zip(slots.tolist(), self.seen[slots].tolist(), strict=True))
 
     def add(self, key: bytes, partition: int) -> int:
-        """A slot for a new series, in the initial state, seen just now. The table must not be full."""
+        """A slot for a new series, in the initial state, seen just now. The store must not be full."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
         self._slots[key], self._keys[slot] = slot, key
         self._begin(slot, partition)
-        self.touch_one(slot)
+        self.mark_seen_one(slot)
         return slot
 
     def add_all(self, keys: Sequence[bytes], partitions: Sequence[int]) -> NDArray[np.int64]:
         """As `add` of one after the other, each key once; there must be room for all. Returns their slots [keys]."""
         slots = self._occupy(keys)
         self._begin(slots, partitions)
-        self.touch(slots)
+        self.mark_seen(slots)
         return slots
 
     def _begin(self, slots: int | NDArray[np.int64], partitions: int | Sequence[int]) -> None:
@@ -169,11 +171,11 @@ class SeriesTable:
         keys = keys[rows]
         slots = self._looked_up(keys)
         known = slots >= 0
-        self.touch(slots[known])
+        self.mark_seen(slots[known])
         for _ in range(len(self._slots) + int(np.count_nonzero(~known)) - self.max_series):
-            self._drop(self.oldest())  # none of `keys`: these have just been touched
+            self._drop(self.least_recent())  # none of `keys`: these have just been marked
         slots[~known] = self._occupy([keys[i] for i in np.flatnonzero(~known).tolist()])
-        self.touch(slots)  # among each other they are in the order of `keys`
+        self.mark_seen(slots)  # among each other they are in the order of `keys`
         self.states[slots] = snapshots.states[rows]
         self.last_ts[slots], self.steps[slots] = snapshots.last_ts[rows], snapshots.steps[rows]
         self.offsets[slots], self.seen_ms[slots] = snapshots.offsets[rows], snapshots.seen_ms[rows]
@@ -183,17 +185,17 @@ class SeriesTable:
         """The key of an occupied slot."""
         return self._keys[slot]
 
-    def touched(self, slots: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+    def mark_dirty(self, slots: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
         """Readings at these offsets are applied to these slots [n], each the first of its series in a batch."""
         dirty = self.dirty_since[slots]
         self.dirty_since[slots] = np.where(dirty < 0, offsets, dirty)
 
-    def forget(self, key: bytes) -> bool:
+    def remove(self, key: bytes) -> bool:
         """Let go of the series, for good; False where it is not known."""
         slot = self._slots.get(key)
         if slot is None:
             return False
-        self.buried.append((key, int(self.partitions[slot])))
+        self.pending_tombstones.append((key, int(self.partitions[slot])))
         self._drop(key)
         return True
 
@@ -204,14 +206,14 @@ class SeriesTable:
 
     def _drop(self, key: bytes) -> None:
         slot = self._slots.pop(key)
-        if self._guesses is not None:
-            self._guesses.forget(slot)
+        if self._index is not None:
+            self._index.remove(slot)
         self.partitions[slot] = -1
         self.dirty_since[slot] = -1
         self._keys[slot] = _FREE
         self._free.append(slot)
 
-    def of_partition(self, partition: int) -> list[bytes]:
+    def keys_of_partition(self, partition: int) -> list[bytes]:
         """The keys of its series, least recently seen first."""
         return self._in_order(np.flatnonzero(self.partitions == partition))
 
@@ -219,19 +221,19 @@ class SeriesTable:
         """The keys of these slots, least recently seen first."""
         return [self._keys[slot] for slot in slots[np.argsort(self.seen[slots])].tolist()]
 
-    def forget_partitions(self, partitions: Collection[int]) -> int:
+    def revoke(self, partitions: Collection[int]) -> int:
         """Let go of every series of these partitions, which others have now; how many there were."""
-        self.buried = [(key, p) for key, p in self.buried if p not in partitions]
+        self.pending_tombstones = [(key, p) for key, p in self.pending_tombstones if p not in partitions]
         slots = np.flatnonzero(np.isin(self.partitions, list(partitions)) & (self.partitions >= 0))
         for slot in slots.tolist():
             self._drop(self._keys[slot])
         return len(slots)
 
-    def forget_idle(self, partition: int, before_ms: int) -> int:
+    def remove_idle(self, partition: int, before_ms: int) -> int:
         """Let go of the partition's series whose last reading's record is older than `before_ms`; how many."""
         slots = np.flatnonzero((self.partitions == partition) & (self.seen_ms < before_ms))
         for slot in slots.tolist():
-            self.forget(self._keys[slot])
+            self.remove(self._keys[slot])
         return len(slots)
 
     def snapshot(self, key: bytes) -> dict[str, object] | None:
@@ -247,7 +249,7 @@ class SeriesTable:
             "offset": int(self.offsets[slot]),
             "ts": None if last_ts == NEVER else last_ts,
             "steps": int(self.steps[slot]),
-            "state": named(state, self.slices),
+            "state": named_slices(state, self.slices),
         }
         # The writing thread may have given the slot to another series meanwhile.
         return found if self._slots.get(key) == slot else None
@@ -272,7 +274,7 @@ class SeriesTable:
 def _reserved(rows: int, fewer: int, columns: int) -> NDArray[np.float32]:
     """[rows, columns] zeros, or [fewer, columns].
 
-    They take no memory before they are written to. A table that grew by moving all its states would need room for them
+    They take no memory before they are written to. A store that grew by moving all its states would need room for them
     twice.
     """
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from tidecast.service.pipeline.dead_letters import Refused, check_key
+from tidecast.service.pipeline.dead_letters import RecordRejected, check_key
 from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, parse_time
 
 MAX_FIELDS = 64  # of one reading; more are not shown
@@ -102,7 +102,7 @@ def series_name(key: bytes | None) -> str | None:
     """The series that a record belongs to, None where its key names none."""
     try:
         check_key(key)
-    except Refused:
+    except RecordRejected:
         return None
     return key.decode() if key is not None else None
 

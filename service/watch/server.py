@@ -15,7 +15,7 @@ from tidecast import __version__
 from tidecast.service.broker.connect import connect_as_set
 from tidecast.service.config.rules import is_loopback
 from tidecast.service.config.settings import Settings
-from tidecast.service.observability.http import refused_address, url_of
+from tidecast.service.observability.http import listen_error, url_of
 from tidecast.service.stop_flag import StopFlag
 from tidecast.service.watch.app import Page
 from tidecast.service.watch.reader import Reader
@@ -125,4 +125,4 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=64)
     except OSError as error:
-        raise refused_address(error, host, port, "--watch") from None
+        raise listen_error(error, host, port, "--watch") from None

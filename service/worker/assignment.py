@@ -9,7 +9,7 @@ from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, Unanswered
 from tidecast.service.model.session import Model
-from tidecast.service.observability.liveness import Pulse
+from tidecast.service.observability.liveness import Liveness
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.worker.committer import Committer
 from tidecast.service.worker.model_swap import ModelSwap
@@ -42,7 +42,7 @@ class PartitionAssignment:
         models: ServedModels,
         commits: Committer,
         metrics: Metrics,
-        pulse: Pulse,
+        pulse: Liveness,
         clock: Callable[[], float],
     ) -> None:
         self._settings, self._broker, self._models, self._committer = settings, broker, models, commits
@@ -72,15 +72,15 @@ class PartitionAssignment:
         """They are ours from now on."""
         self.joined = True
         self.assigned |= partitions
-        self._pulse.heard()
-        self._pulse.turn()
+        self._pulse.note_answer()
+        self._pulse.note_turn()
         self._metrics.rebalances.inc()
         self._begin(partitions)
         log.info("partitions assigned", extra={"new": sorted(partitions), "all": sorted(self.assigned)})
 
     def on_revoked(self, partitions: set[int]) -> None:
         """What was emitted is committed, with their states, before they go."""
-        self._pulse.turn()
+        self._pulse.note_turn()
         if not self.leaving:
             self._committer.commit_last(self.consumer, partitions - self.restoring)
         self._forget(partitions)
@@ -129,7 +129,7 @@ class PartitionAssignment:
         """
         if not self.restoring:
             return
-        with self._pulse.patience(2 * self._settings.broker_timeout_seconds):
+        with self._pulse.allow(2 * self._settings.broker_timeout_seconds):
             done = self._restore.step(self.consumer, POLL_SECONDS)
             try:
                 for partition, restored in done.items():
@@ -208,7 +208,7 @@ class PartitionAssignment:
         if self._swap is None:
             return
         left = self._models.waiting(self.assigned)
-        with self._pulse.patience(self._settings.broker_timeout_seconds):
+        with self._pulse.allow(self._settings.broker_timeout_seconds):
             try:
                 partition = self._swap.step(
                     self._committer.answered_offsets, left - self.restoring - self._committer.replaying

@@ -13,7 +13,7 @@ from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, Fenced, PutOut, Replaced
 from tidecast.service.observability.liveness import SAY_SECONDS
 from tidecast.service.observability.metrics import Metrics
-from tidecast.service.pipeline.pipeline import Result
+from tidecast.service.pipeline.pipeline import BatchResult
 from tidecast.service.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from tidecast.service.worker.served_models import ServedModels
 
@@ -82,7 +82,7 @@ class Committer:
         """Let go of the producer without waiting."""
         self._delivery.close()
 
-    def emit(self, result: Result) -> None:
+    def emit(self, result: BatchResult) -> None:
         """Hand over forecasts, then dead letters; does not wait for Kafka unless a buffer is full.
 
         Raises:

@@ -1,4 +1,4 @@
-"""From the changelog back into the table: states as they were committed, and from where the input is replayed.
+"""From the changelog back into the store: states as they were committed, and from where the input is replayed.
 
 A partition is restored in small steps between two polls, while it is paused, so that the group never waits for it:
   1. ask: what the group has committed for it (an offset, and in its metadata the snapshot offset), and where its
@@ -32,7 +32,7 @@ from tidecast.service.worker.served_models import ServedModel, ServedModels
 
 log = logging.getLogger("tidecast.restore")
 
-_AT_ONCE = 1_000  # series decoded and put into the table together: what it takes besides stays small
+_AT_ONCE = 1_000  # series decoded and put into the store together: what it takes besides stays small
 _BATCH = 20_000  # records of one step: the more, the less each costs; at 264 numbers 20 MB
 
 
@@ -62,7 +62,7 @@ class RestoreProgress:
 
 
 class Restore:
-    """Restores partitions into the table of the model that is to answer them. For one thread, the worker's."""
+    """Restores partitions into the store of the model that is to answer them. For one thread, the worker's."""
 
     def __init__(self, broker: Broker, settings: Settings, models: ServedModels, clock: Callable[[], float]) -> None:
         self._broker, self._settings, self._models, self._clock = broker, settings, models, clock
@@ -194,7 +194,7 @@ class Restore:
             self._reader.pause(partitions)
 
     def _apply(self, batch: Batch) -> None:
-        """A batch's records into the table: of each series only the last, in the order in which these were written."""
+        """A batch's records into the store: of each series only the last, in the order in which these were written."""
         self._check_owners(batch)
         partitions = np.array(batch.partitions, dtype=np.int32)
         for partition, reading in self._reading.items():
@@ -212,8 +212,8 @@ class Restore:
     def _take(self, partition: int, records: Mapping[bytes, bytes | None]) -> None:
         """States, and tombstones (None), of one partition."""
         reading = self._reading[partition]
-        table, codec = reading.served.table, reading.served.codec
-        before = len(table)
+        store, codec = reading.served.store, reading.served.codec
+        before = len(store)
         states = {key: value for key, value in records.items() if value is not None}
         if reading.anew:
             others = set(states)
@@ -225,12 +225,12 @@ class Restore:
         reading.useless = reading.useless - records.keys() | others
         for key, value in records.items():
             if value is None or key in others:
-                table.discard(key)
+                store.discard(key)
         ours = {key: value for key, value in states.items() if key not in others}
         keys, values = [*ours], [*ours.values()]
         for some in (slice(at, at + _AT_ONCE) for at in range(0, len(keys), _AT_ONCE)):
-            table.restore_many(keys[some], partition, codec.decode_many(values[some]))
-        reading.series += len(table) - before
+            store.restore_many(keys[some], partition, codec.decode_many(values[some]))
+        reading.series += len(store) - before
 
     def _check_owners(self, batch: Batch) -> None:
         """Raises ChangelogError where a record says that it is another group's."""
@@ -253,7 +253,7 @@ class Restore:
         start = None if committed is None else self._replay_from(partition, reading, committed, consumer)
         self._models.restored(partition, reading.end > 0)
         with self._models.lock:
-            reading.served.table.buried += [(key, partition) for key in reading.useless]
+            reading.served.store.pending_tombstones += [(key, partition) for key in reading.useless]
         seconds = round(self._clock() - reading.started, 3)
         offset = committed.offset if committed is not None else None
         found = {"partition": partition, "series": reading.series, "records": reading.records, "seconds": seconds}
@@ -285,5 +285,5 @@ def _newest(partition: int, reading: RestoreProgress) -> int:
 
     Of the states that are left: one that was reset afterwards must not count.
     """
-    table = reading.served.table
-    return int(table.offsets[table.partitions == partition].max(initial=-1))
+    store = reading.served.store
+    return int(store.offsets[store.partitions == partition].max(initial=-1))

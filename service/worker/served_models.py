@@ -17,11 +17,11 @@ from tidecast.service.broker.port import Batch, Outgoing
 from tidecast.service.config.settings import Settings
 from tidecast.service.model.session import Model
 from tidecast.service.model.spec import ModelSpec
-from tidecast.service.pipeline.pipeline import Pipeline, Policy, Result
+from tidecast.service.pipeline.pipeline import BatchResult, Pipeline, Policy
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import RollingFlush
 from tidecast.service.state.offset_metadata import Committed
-from tidecast.service.state.store import SeriesTable
+from tidecast.service.state.store import SeriesStore
 
 
 class ServedModel:
@@ -37,7 +37,7 @@ class ServedModel:
             dead_letter_topic=settings.dead_letter_topic,
         )
         self.rolling = RollingFlush(
-            self.table,
+            self.store,
             self.codec,
             topic=settings.changelog_topic,
             group=settings.group,
@@ -52,9 +52,9 @@ class ServedModel:
         return self.model.spec
 
     @property
-    def table(self) -> SeriesTable:
+    def store(self) -> SeriesStore:
         """The states."""
-        return self.pipeline.table
+        return self.pipeline.store
 
 
 class ServedModels:
@@ -68,7 +68,7 @@ class ServedModels:
 
     def __init__(self, settings: Settings, model: Model, clock: Callable[[], float]) -> None:
         self._settings, self._clock = settings, clock
-        self.lock = threading.Lock()  # held while a table changes, or one of its states is copied
+        self.lock = threading.Lock()  # held while a store changes, or one of its states is copied
         self.current = ServedModel(settings, model, clock)
         self.next: ServedModel | None = None
         self._owners: dict[int, ServedModel] = {}  # during a swap; without one, all partitions are `current`'s
@@ -98,7 +98,7 @@ class ServedModels:
 
     # The path of a reading -----------------------------------------------------------------------------------
 
-    def process(self, batch: Batch) -> list[Result]:
+    def process(self, batch: Batch) -> list[BatchResult]:
         """What each model makes of its partitions' records.
 
         Raises:
@@ -151,7 +151,7 @@ class ServedModels:
         found: dict[int, Committed] = {}
         for served in self._all():
             mine = {p: offset for p, offset in offsets.items() if self.owner(p) is served}
-            for p, snapshot in served.rolling.snapshots(mine).items():
+            for p, snapshot in served.rolling.snapshot_offsets(mine).items():
                 found[p] = Committed(mine[p], snapshot, p in self._written, served.codec.layout, served.spec.id)
         return found
 
@@ -183,10 +183,10 @@ class ServedModels:
         with self.lock:
             carried = older.codec.layout == newer.codec.layout
             if carried:
-                move(older.table, newer.table, partition)
-            unmet = [] if carried else [k for k in older.table.of_partition(partition) if k not in newer.table]
-            newer.table.buried += [(key, p) for key, p in older.table.buried if p == partition]
-            newer.table.buried += [(key, partition) for key in unmet]
+                move(older.store, newer.store, partition)
+            unmet = [] if carried else [k for k in older.store.keys_of_partition(partition) if k not in newer.store]
+            newer.store.pending_tombstones += [(key, p) for key, p in older.store.pending_tombstones if p == partition]
+            newer.store.pending_tombstones += [(key, partition) for key in unmet]
             newer.pipeline.take_over(partition, older.pipeline)
             older.pipeline.revoke({partition})
         self._owners[partition] = newer
@@ -203,7 +203,7 @@ class ServedModels:
         """What is remembered of one series, None where it is not known here. For other threads too."""
         with self.lock:
             for served in self._all():
-                found = served.table.snapshot(key.encode())
+                found = served.store.snapshot(key.encode())
                 if found is not None and self.owner(found["partition"]) is served:  # type: ignore[arg-type]
                     found["warm"] = found["steps"] >= served.spec.warmup_steps  # type: ignore[operator]
                     found["model"] = served.spec.id
@@ -214,17 +214,17 @@ class ServedModels:
         """How many series each partition has; or only those whose state is newer than the changelog's."""
         counts: NDArray[np.int64] = np.zeros(max(partitions, default=-1) + 1, dtype=np.int64)
         for served in self._all():
-            table = served.table
-            held = table.partitions[(table.dirty_since if unwritten else table.partitions) >= 0]
+            store = served.store
+            held = store.partitions[(store.dirty_since if unwritten else store.partitions) >= 0]
             found = np.bincount(held, minlength=len(counts))[: len(counts)]
             mine = [p for p in partitions if self.owner(p) is served]
             counts[mine] = found[mine]
         return {p: int(counts[p]) for p in partitions}
 
 
-def move(source: SeriesTable, target: SeriesTable, partition: int) -> None:
-    """Give the partition's series to another table of the same layout, in the order in which they were last seen."""
-    keys = source.of_partition(partition)
+def move(source: SeriesStore, target: SeriesStore, partition: int) -> None:
+    """Give the partition's series to another store of the same layout, in the order in which they were last seen."""
+    keys = source.keys_of_partition(partition)
     here = np.array([source.find(key) for key in keys], dtype=np.int64)
     there = np.array([target.add(key, partition) for key in keys], dtype=np.int64)
     for name in ("states", "last_ts", "steps", "offsets", "seen_ms", "dirty_since"):

@@ -18,10 +18,10 @@ from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, DeadLetterFlood, TidecastError, Unanswered
 from tidecast.service.model.session import Model
 from tidecast.service.observability.histogram import Timing
-from tidecast.service.observability.liveness import Pulse
+from tidecast.service.observability.liveness import Liveness
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.observability.tracing import Tracing
-from tidecast.service.pipeline.pipeline import Result
+from tidecast.service.pipeline.pipeline import BatchResult
 from tidecast.service.stop_flag import StopFlag
 from tidecast.service.worker.assignment import POLL_SECONDS, PartitionAssignment
 from tidecast.service.worker.committer import Committer
@@ -68,10 +68,10 @@ class Worker:
             settings.dead_letter_limit, settings.dead_letter_window_seconds, clock
         )
         self._stopping = StopFlag()
-        self._pulse = Pulse(clock, metrics.note_answer)
+        self._pulse = Liveness(clock, metrics.note_answer)
         metrics.max_series.set(settings.max_series)
         self._models = ServedModels(settings, model, clock)
-        self._committer = Committer(settings, self._models, metrics, clock, self._pulse.patience)
+        self._committer = Committer(settings, self._models, metrics, clock, self._pulse.allow)
         self._assignment = PartitionAssignment(
             settings, broker, self._models, self._committer, metrics, self._pulse, clock
         )
@@ -89,9 +89,9 @@ class Worker:
         """
         if self._prepared:
             return
-        with self._pulse.patience(4 * self._settings.broker_timeout_seconds):
+        with self._pulse.allow(4 * self._settings.broker_timeout_seconds):
             self._answered(lambda: check_topics(self._broker, self._settings))
-            self._pulse.heard()
+            self._pulse.note_answer()
             self._answered(lambda: self._committer.connect(self._broker))
             self._assignment.consumer = self._answered(self._member)
         self._prepared = True
@@ -130,7 +130,7 @@ class Worker:
 
         def subscribe() -> None:
             try:
-                self._pulse.turn()
+                self._pulse.note_turn()
                 self._consumer.subscribe(
                     self._settings.input_topic, self._assignment.on_assigned, self._assignment.on_revoked
                 )
@@ -224,13 +224,13 @@ class Worker:
 
     def _poll(self) -> Batch:
         """1. Blocks up to 0.2 s, or until the next commit is due; longer inside a rebalance."""
-        self._pulse.turn()
+        self._pulse.note_turn()
         self._metrics.last_poll.set(self._wall())
         commits, wait = self._committer, POLL_SECONDS
         if commits.pending:
             wait = min(wait, max(commits.due - self._clock(), 0.0))
         wait = 0.0 if self._assignment.busy else wait
-        with self._stage("poll"), self._pulse.patience(self._settings.broker_timeout_seconds):
+        with self._stage("poll"), self._pulse.allow(self._settings.broker_timeout_seconds):
             try:
                 batch = self._consumer.poll(wait, self._settings.max_poll_records)
             except Unanswered as error:  # while it joins; for how long that may go on, `probe` says
@@ -238,12 +238,12 @@ class Worker:
                 self._stopping.wait(_AGAIN_SECONDS)
                 batch = Batch(self._settings.input_topic)
         if batch.offsets:
-            self._pulse.heard()
+            self._pulse.note_answer()
             if not commits.pending:
                 commits.due = self._clock() + self._settings.commit_interval_ms / 1_000
         return batch
 
-    def _process(self, batch: Batch) -> list[Result]:
+    def _process(self, batch: Batch) -> list[BatchResult]:
         """2. Nothing is skipped: what the pipeline cannot explain stops the worker, with the offsets to look at."""
         try:
             return self._models.process(batch)
@@ -261,7 +261,7 @@ class Worker:
         with self._stage("commit"):
             return self._committer.await_in_flight(self._consumer)
 
-    def _emit(self, batch: Batch, results: list[Result]) -> None:
+    def _emit(self, batch: Batch, results: list[BatchResult]) -> None:
         """3. Does not wait for Kafka unless the producer's buffer is full."""
         for result in results:  # one, except during a swap
             with self._stage("emit"):
@@ -278,7 +278,7 @@ class Worker:
         with self._stage("commit"), self._tracing.commit(len(self._committer.pending)):
             self._committer.due = self._clock() + self._settings.commit_interval_ms / 1_000
             if self._committer.commit(self._consumer, wait=False, overlapped=overlapped):
-                self._pulse.heard()
+                self._pulse.note_answer()
 
     def _swap(self) -> None:
         """6."""

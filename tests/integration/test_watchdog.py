@@ -19,7 +19,7 @@ def waits_for_ever(self, *what):
 
 TransactionalProducer.commit_transaction = waits_for_ever
 worker.STALLED_SECONDS = 1.0
-watchdog.LOOK_SECONDS = 0.1
+watchdog.CHECK_SECONDS = 0.1
 watchdog.Watchdog = functools.partial(watchdog.Watchdog, end_seconds=2.0)
 
 from tidecast.service.cli import main

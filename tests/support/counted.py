@@ -71,7 +71,9 @@ class Counted(Topics):
 
     def kept(self):
         """`key -> state`, as the changelog has it."""
-        found = changelog_admin.latest(self.broker, loader.load({"changelog_topic": self.states}, {}), CODEC.decode)
+        found = changelog_admin.read_latest(
+            self.broker, loader.load({"changelog_topic": self.states}, {}), CODEC.decode
+        )
         return {place.key: snapshot.state.tolist() for place, snapshot in found.items()}
 
     def check(self):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.models import POISON_FORECAST, POISON_STATE, QUANTILES, START_MS, STEP_MS, counting_model
 from tidecast.service.broker.port import Batch
 from tidecast.service.model.session import Model
-from tidecast.service.pipeline.pipeline import Result
+from tidecast.service.pipeline.pipeline import BatchResult
 
 WARMUP = 3
 
@@ -90,7 +90,7 @@ def cut(stream: list[Sent], sizes: list[int]) -> list[Batch]:
     return batches
 
 
-def fates(results: list[Result]) -> dict[int, tuple[str, object]]:
+def fates(results: list[BatchResult]) -> dict[int, tuple[str, object]]:
     """offset -> forecast or dead letter; fails where a record has two of them."""
     found: dict[int, tuple[str, object]] = {}
     for result in results:

@@ -110,7 +110,7 @@ def run(model, records, sizes):
         for key, value in zip(result.forecasts.keys, result.forecasts.values, strict=True):
             if key in told:
                 told[key].append(re.sub(rb'"source":"readings-0-\d+",', b"", value))
-    table = line.table
+    table = line.store
     return told, {key: table.states[table.find(key)].tobytes() for key in CALM}, dead
 
 

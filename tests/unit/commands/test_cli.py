@@ -164,7 +164,7 @@ def test_a_kafka_client_without_its_broker_does_not_bury_our_own_messages(stream
 
 def test_the_kafka_client_is_heard_again_after_a_while():
     now = [0.0]
-    repeats = logs.Repeats(30, clock=lambda: now[0])
+    repeats = logs.RepeatFilter(30, clock=lambda: now[0])
     record = logging.LogRecord("kafka.net", logging.ERROR, "net.py", 1, "lost", None, None)
     assert (repeats.filter(record), repeats.filter(record)) == (True, False)
     now[0] = 31
@@ -172,7 +172,7 @@ def test_the_kafka_client_is_heard_again_after_a_while():
 
 
 def test_a_lost_connection_is_one_line_of_the_kafka_client_not_one_for_each_of_its_layers():
-    repeats = logs.Repeats(30, clock=lambda: 0.0)
+    repeats = logs.RepeatFilter(30, clock=lambda: 0.0)
     places = ["net.transport", "net.connection", "net.manager", "cluster", "producer.sender", "coordinator.base"]
     records = [logging.LogRecord(f"kafka.{p}", logging.ERROR, f"{p}.py", 1, "lost", None, None) for p in places]
     assert [p for p, r in zip(places, records, strict=True) if repeats.filter(r)] == [

@@ -14,9 +14,9 @@ from tidecast.service.broker.port import Outgoing
 from tidecast.service.model.spec import Diagnostic, ModelSpec, SelfTest, TrainingData
 from tidecast.service.observability.histogram import BulkHistogram
 from tidecast.service.observability.metrics import Metrics
-from tidecast.service.observability.score_metrics import Scores
-from tidecast.service.pipeline.batch import Counts, Result
-from tidecast.service.pipeline.encode import Sources
+from tidecast.service.observability.score_metrics import ScoreMetrics
+from tidecast.service.pipeline.batch import BatchCounts, BatchResult
+from tidecast.service.pipeline.encode import RecordPositions
 
 DIAGNOSTICS = [
     Diagnostic("ae_t_1", "absolute_error", "t", 1),
@@ -238,13 +238,13 @@ def test_the_sums_of_scores_are_those_of_a_plain_sum_for_any_number_of_rows(metr
 
 def result(n, spec=SPEC):
     """What came of one batch of `n` readings of partition 1, each with an error of 1."""
-    return Result(
+    return BatchResult(
         forecasts=Outgoing("forecasts"),
         dead_letters=Outgoing("dead-letters"),
-        counts=Counts(readings=n, forecasts=n),
+        counts=BatchCounts(readings=n, forecasts=n),
         scores=np.ones((n, len(spec.diagnostics)), dtype=np.float32),
         event_times=np.full(n, 999_000),
-        sources=Sources("readings", np.ones(n, np.int32), np.arange(n)),
+        positions=RecordPositions("readings", np.ones(n, np.int32), np.arange(n)),
         spec=spec,
         partitions=np.ones(n, np.int32),
         timestamps=np.full(n, 990_000),
@@ -300,6 +300,6 @@ def test_scrapes_amid_of_counting_lose_and_double_nothing(metrics):
 
 def test_a_model_that_does_not_score_itself_can_be_served_in_large_batches():
     spec = msgspec.structs.replace(SPEC, diagnostics=[])
-    scores = Scores(spec)
+    scores = ScoreMetrics(spec)
     scores.add(np.empty((4_000, 0), dtype=np.float32), spec)
     assert not [sample for family in scores.collect() for sample in family.samples]

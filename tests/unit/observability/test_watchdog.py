@@ -32,7 +32,7 @@ class World:
     def pass_(self, seconds):
         for _ in range(seconds):
             self.now += 1
-            self.dog.look()
+            self.dog.check()
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_process_that_was_stopped_as_a_whole_gets_the_time_to_turn_again(said)
 
 
 def test_it_looks_by_itself_until_it_is_left_whatever_a_look_meets(monkeypatch, said):
-    monkeypatch.setattr("tidecast.service.observability.watchdog.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("tidecast.service.observability.watchdog.CHECK_SECONDS", 0.01)
     looked = threading.Semaphore(0)
 
     def stalled():

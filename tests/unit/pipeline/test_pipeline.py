@@ -21,7 +21,7 @@ from tests.support.models import (
 from tidecast.service.broker.port import Batch, Headers
 from tidecast.service.config.settings import Settings
 from tidecast.service.model.session import Model
-from tidecast.service.pipeline.pipeline import Pipeline, Policy, Result
+from tidecast.service.pipeline.pipeline import BatchResult, Pipeline, Policy
 
 Record = tuple[bytes | None, bytes | None]
 
@@ -56,7 +56,7 @@ def batch(records: Iterable[Record], *, timestamp: int = 0, partition: int = 0, 
     return made
 
 
-def forecasts(result: Result) -> list[tuple[bytes | None, list[list[float]], bool]]:
+def forecasts(result: BatchResult) -> list[tuple[bytes | None, list[list[float]], bool]]:
     """Key, [horizon][quantiles] and warm of every forecast."""
     found = []
     for key, value in zip(result.forecasts.keys, result.forecasts.values, strict=True):
@@ -67,7 +67,7 @@ def forecasts(result: Result) -> list[tuple[bytes | None, list[list[float]], boo
     return found
 
 
-def answers(result: Result) -> list[list[list[float]]]:
+def answers(result: BatchResult) -> list[list[list[float]]]:
     return [y for _, y, _ in forecasts(result)]
 
 
@@ -77,7 +77,7 @@ def expected(steps: Iterable[tuple[int, float, float]]) -> list[list[list[float]
     return [reference.step((value, wind), START_MS + step * STEP_MS) for step, value, wind in steps]
 
 
-def reasons(result: Result) -> list[str]:
+def reasons(result: BatchResult) -> list[str]:
     return [dict(headers)["tidecast.reason"].decode() for headers in result.dead_letters.headers]
 
 
@@ -110,7 +110,7 @@ def test_a_forecast_goes_to_its_reading_s_partition_and_says_where_it_comes_from
     assert out.forecasts.keys == [b"a", b"c"]
     assert [json.loads(value)["source"] for value in out.forecasts.values] == ["readings-4-70", "readings-4-72"]
     assert [list(headers) for headers in out.forecasts.headers] == [[], [trace[0]]]
-    assert out.sources.offsets.tolist() == [70, 72]
+    assert out.positions.offsets.tolist() == [70, 72]
     assert out.event_times.tolist() == [START_MS, START_MS]
     assert out.scores.shape == (2, 2)
 
@@ -159,7 +159,7 @@ def test_what_is_no_reading_is_a_dead_letter_and_makes_no_series(
     assert answers(result) == expected([(0, 1, 2)])
     assert {r: n for r, n in result.counts.dead_letters.items() if n} == {reason: 1}
     if reason != "non_finite_state":
-        assert list(line.table) == [b"other"]
+        assert list(line.store) == [b"other"]
 
 
 def test_a_reading_too_far_ahead_of_its_record_is_out_of_range(model: Model) -> None:
@@ -207,7 +207,7 @@ def test_a_gap_is_filled_with_silent_missing_steps(model: Model) -> None:
     want = expected([(0, 1, 2), (1, NAN, NAN), (2, NAN, NAN), (3, 1, 2)])
     assert answers(result) == [want[0], want[0], want[3]]
     assert result.counts.gaps == {"filled": 1, "restarted": 0}
-    assert result.counts.silent_steps == 2
+    assert result.counts.imputed_steps == 2
 
 
 def test_a_gap_over_the_limit_starts_the_series_again_cold(model: Model) -> None:
@@ -230,10 +230,10 @@ def test_silent_steps_count_towards_warm(model: Model) -> None:
 def test_a_reading_off_the_grid_is_the_next_step_and_never_two(model: Model) -> None:
     times = [0, 0.3, 1.4, 2.3, 3.79]
     result = pipeline(model).process(batch((b"a", reading(t)) for t in times))
-    assert result.counts.silent_steps == 0
+    assert result.counts.imputed_steps == 0
     assert len(result.forecasts) == 5
     off = pipeline(model).process(batch([(b"a", reading(0)), (b"a", reading(1.5))]))
-    assert off.counts.silent_steps == 1
+    assert off.counts.imputed_steps == 1
 
 
 def test_an_irregular_model_has_no_gaps(irregular: Model) -> None:
@@ -251,7 +251,7 @@ def test_missing_values_reach_the_graph_as_nan(model: Model) -> None:
 
 @pytest.mark.parametrize("poison", [POISON_STATE, POISON_FORECAST])
 def test_a_state_that_goes_non_finite_resets_that_series_alone(model: Model, poison: float) -> None:
-    def run(value: float) -> tuple[Pipeline, Result]:
+    def run(value: float) -> tuple[Pipeline, BatchResult]:
         line = pipeline(model)
         records = [(b"%d" % s, reading(i, value if (i, s) == (1, 2) else s)) for i in range(3) for s in range(5)]
         return line, line.process(batch(records))
@@ -262,8 +262,8 @@ def test_a_state_that_goes_non_finite_resets_that_series_alone(model: Model, poi
     others = [v for k, v in zip(good.forecasts.keys, good.forecasts.values, strict=True) if k != b"2"]
     assert [v for k, v in zip(bad.forecasts.keys, bad.forecasts.values, strict=True) if k != b"2"] == others
     for key in (b"0", b"1", b"3", b"4"):
-        slot = bad_line.table.find(key), good_line.table.find(key)
-        assert bad_line.table.states[slot[0]].tobytes() == good_line.table.states[slot[1]].tobytes()
+        slot = bad_line.store.find(key), good_line.store.find(key)
+        assert bad_line.store.states[slot[0]].tobytes() == good_line.store.states[slot[1]].tobytes()
     assert [(y, warm) for key, y, warm in forecasts(bad) if key == b"2"] == [
         (expected([(0, 2, 2)])[0], False),
         (expected([(2, 2, 2)])[0], False),
@@ -312,7 +312,7 @@ def test_a_tombstone_forgets_its_series_between_two_readings(model: Model) -> No
     assert result.counts.resets["tombstone"] == 1
     gone = line.process(batch([(b"a", None), (b"a", None), (b"never seen", None)]))
     assert (gone.counts.tombstones, gone.counts.resets["tombstone"], gone.counts.readings) == (3, 1, 0)
-    assert list(line.table) == [b"b"]
+    assert list(line.store) == [b"b"]
 
 
 def test_over_max_series_the_least_recently_seen_is_forgotten(model: Model) -> None:
@@ -322,7 +322,7 @@ def test_over_max_series_the_least_recently_seen_is_forgotten(model: Model) -> N
     a = expected([(0, 1, 2), (1, 1, 2), (2, 1, 2)])
     assert answers(result) == [expected([(0, 1, 2)])[0], a[2], expected([(1, 1, 2)])[0]]
     assert result.counts.resets["evicted"] == 2
-    assert sorted(line.table) == [b"a", b"b"]
+    assert sorted(line.store) == [b"a", b"b"]
 
 
 def test_one_slot_serves_many_series_one_after_the_other(model: Model) -> None:
@@ -333,7 +333,7 @@ def test_one_slot_serves_many_series_one_after_the_other(model: Model) -> None:
         *expected([(2, 1, 2), (3, 1, 2)]),
         *expected([(4, 1, 2)]),
     ]
-    assert len(line.table.states) == 1
+    assert len(line.store.states) == 1
 
 
 def test_a_series_idle_past_its_time_starts_again_and_its_slot_is_freed(model: Model) -> None:
@@ -343,7 +343,7 @@ def test_a_series_idle_past_its_time_starts_again_and_its_slot_is_freed(model: M
     assert answers(kept) == expected([(0, 1, 2), (1, 1, 2)])[1:]
     result = line.process(batch([(b"a", reading(0))], timestamp=START_MS + 20_001))
     assert answers(result) == expected([(0, 1, 2)])  # late, had it been remembered
-    assert list(line.table) == [b"a"]
+    assert list(line.store) == [b"a"]
     assert result.counts.resets["expired"] == 2
 
 
@@ -361,14 +361,14 @@ def test_a_revoked_partition_takes_its_series_along(model: Model) -> None:
     line.process(batch([(b"a", reading(0))], partition=0))
     line.process(batch([(b"b", reading(0))], partition=1))
     line.revoke({1})
-    assert list(line.table) == [b"a"]
+    assert list(line.store) == [b"a"]
     assert answers(line.process(batch([(b"b", reading(1))], partition=1))) == expected([(1, 1, 2)])
 
 
 def test_the_table_knows_where_each_series_is(model: Model) -> None:
     line = pipeline(model)
     line.process(batch([(b"a", reading(0)), (b"a", reading(2)), (b"a", reading(1))], partition=3, first=40))
-    found = line.table.snapshot(b"a") or {}
+    found = line.store.snapshot(b"a") or {}
     assert (found["partition"], found["offset"], found["steps"]) == (3, 41, 3)
     assert found["ts"] == START_MS + 2 * STEP_MS
     assert found["state"]["count"] == [3.0]

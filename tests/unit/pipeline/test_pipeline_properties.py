@@ -101,13 +101,13 @@ def test_any_stream_in_any_batches_is_answered_as_one_at_a_time(
         assert counts.forecasts == len(result.forecasts)
         assert dead == len(result.dead_letters)
     for key, known in plain.series.items():
-        slot = line.table.find(key)
+        slot = line.store.find(key)
         if policy.series_ttl_ms == 0:
             assert slot is not None
         if slot is not None:  # an idle one may be gone already
-            assert line.table.states[slot].tolist() == known.model.state
-            assert line.table.steps[slot] == known.steps
-    assert set(line.table) <= set(plain.series)
+            assert line.store.states[slot].tolist() == known.model.state
+            assert line.store.steps[slot] == known.steps
+    assert set(line.store) <= set(plain.series)
 
 
 class OneSeriesOneRow(Model):
@@ -153,7 +153,7 @@ def test_missing_values_and_poison_in_one_series_leave_the_others_equal_to_the_b
                     batch.values[i] = other % (stream[batch.offsets[i]].ts)
             result = line.process(batch)
             forecasts += [v for k, v in zip(result.forecasts.keys, result.forecasts.values, strict=True) if k != b"a"]
-        return forecasts, {key: line.table.states[line.table.find(key)].tobytes() for key in line.table if key != b"a"}
+        return forecasts, {key: line.store.states[line.store.find(key)].tobytes() for key in line.store if key != b"a"}
 
     calm = run(b'{"ts": %d, "value": 1, "wind": 1}')
     assert run(b'{"ts": %d, "value": NaN}') == calm

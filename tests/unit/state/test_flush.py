@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.models import counting_spec
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import RollingFlush
-from tidecast.service.state.store import SeriesTable
+from tidecast.service.state.store import SeriesStore
 
 SPEC = counting_spec()
 
@@ -20,14 +20,14 @@ class Flushed:
 
     def __init__(self, owners: list[int], seconds: float = 10.0, bytes_per_second: float = 1e9) -> None:
         self.now = 0.0
-        self.table = SeriesTable(np.zeros(4, dtype=np.float32), 20_000)
-        self.slots = [self.table.add(b"%d" % i, partition) for i, partition in enumerate(owners)]
-        self.flush = RollingFlush(self.table, Codec(SPEC), topic="states", group="g", seconds=seconds,
+        self.store = SeriesStore(np.zeros(4, dtype=np.float32), 20_000)
+        self.slots = [self.store.add(b"%d" % i, partition) for i, partition in enumerate(owners)]
+        self.flush = RollingFlush(self.store, Codec(SPEC), topic="states", group="g", seconds=seconds,
                                   bytes_per_second=bytes_per_second, clock=lambda: self.now)  # fmt: skip
 
     def read(self, series: list[int], offset: int) -> None:
         """The next reading of each, at `offset` and after."""
-        self.table.touched(np.array([self.slots[i] for i in series]), np.arange(offset, offset + len(series)))
+        self.store.mark_dirty(np.array([self.slots[i] for i in series]), np.arange(offset, offset + len(series)))
 
     def due(self, everything_of: tuple[int, ...] = ()) -> list[int]:
         return [int(key) for out in self.flush.due(everything_of) for key in out.keys if key is not None]
@@ -44,11 +44,11 @@ def test_a_replay_begins_at_the_first_reading_that_no_written_state_holds(
 ) -> None:
     world = Flushed(owners)
     for slot, owner, offset in zip(world.slots, owners, since, strict=False):
-        world.table.dirty_since[slot] = offset if owner >= 0 else -1
+        world.store.dirty_since[slot] = offset if owner >= 0 else -1
     expected = {
         p: min([30, *(o for owner, o in zip(owners, since, strict=False) if owner == p and o >= 0)]) for p in asked
     }
-    assert world.flush.snapshots(dict.fromkeys(asked, 30)) == expected
+    assert world.flush.snapshot_offsets(dict.fromkeys(asked, 30)) == expected
 
 
 @pytest.mark.parametrize("series", [1, 7, 100, 20_000])
@@ -106,9 +106,9 @@ def test_a_series_that_was_forgotten_while_it_waited_is_not_written() -> None:
     world.read(list(range(100)), 0)
     world.now += 0.1
     assert world.due() == [0]
-    assert world.table.forget(b"1")
-    world.slots[1] = world.table.add(b"1000", 0)
-    world.table.buried.clear()
+    assert world.store.remove(b"1")
+    world.slots[1] = world.store.add(b"1000", 0)
+    world.store.pending_tombstones.clear()
     world.now += 0.1
     assert world.due() == [2]
 
@@ -131,7 +131,7 @@ def test_few_states_wait_until_they_are_worth_requests_of_their_own_and_no_longe
     assert world.flush.worthwhile()
     world.due()
     assert not world.flush.worthwhile(), "some have just been written"
-    world.table.forget(b"0")
+    world.store.remove(b"0")
     assert world.flush.worthwhile(), "a series that is forgotten is forgotten for others too"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.models import START_MS, STEP_MS
 from tests.support.streams import Sent, cut, fates, model, streams
 from tidecast.service.broker.port import Batch
-from tidecast.service.pipeline.pipeline import Pipeline, Policy, Result
+from tidecast.service.pipeline.pipeline import BatchResult, Pipeline, Policy
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import RollingFlush
 
@@ -25,7 +25,7 @@ class Kafka:
         self.records = records
         self.changelog: dict[tuple[int, bytes], bytes] = {}
         self.committed: dict[int, tuple[int, int]] = {}
-        self.results: list[Result] = []
+        self.results: list[BatchResult] = []
 
 
 class Process:
@@ -35,11 +35,11 @@ class Process:
         self.kafka, self.now = kafka, 0.0
         self.line = Pipeline(model(), policy, output_topic="forecasts", dead_letter_topic="dead-letters")
         self.codec = Codec(model().spec)
-        self.flush = RollingFlush(self.line.table, self.codec, topic="states", group="g", seconds=seconds,
+        self.flush = RollingFlush(self.line.store, self.codec, topic="states", group="g", seconds=seconds,
                                   bytes_per_second=1e9, clock=lambda: self.now)  # fmt: skip
-        self.tentative: list[Result] = []
+        self.tentative: list[BatchResult] = []
         for (partition, key), value in kafka.changelog.items():
-            self.line.table.restore(key, partition, self.codec.decode(value))
+            self.line.store.restore(key, partition, self.codec.decode(value))
         for partition, (committed, snapshot) in kafka.committed.items():
             self.line.replay(partition, committed)
             for offset in range(snapshot, committed):
@@ -68,13 +68,13 @@ class Process:
                 else:
                     kafka.changelog[partition, key] = value
         offsets = dict.fromkeys(partitions, offset)
-        kafka.committed = {p: (offset, s) for p, s in self.flush.snapshots(offsets).items()}
+        kafka.committed = {p: (offset, s) for p, s in self.flush.snapshot_offsets(offsets).items()}
         kafka.results += self.tentative
         self.tentative = []
 
 
 def states(line: Pipeline) -> dict[bytes, tuple[list[float], int, int]]:
-    table = line.table
+    table = line.store
     found = {}
     for key in table:
         slot = table.find(key)
@@ -135,20 +135,20 @@ def test_a_process_that_dies_anywhere_leaves_no_trace(
 
 def test_what_is_flushed_for_good_needs_no_replay() -> None:
     line = Pipeline(model(), Policy(), output_topic="f", dead_letter_topic="d")
-    flush = RollingFlush(line.table, Codec(model().spec), topic="states", group="g", seconds=10.0,
+    flush = RollingFlush(line.store, Codec(model().spec), topic="states", group="g", seconds=10.0,
                          bytes_per_second=1e9, clock=lambda: 0.0)  # fmt: skip
     stream = [Sent(b"s%d" % i, b'{"ts": 1700000000000, "value": 1}', 0, (1.0, 1.0), 0) for i in range(20)]
     line.process(cut(stream, [])[0])
-    assert flush.snapshots({0: 20}) == {0: 0}
+    assert flush.snapshot_offsets({0: 20}) == {0: 0}
     assert sum(map(len, flush.due([0]))) == 20
-    assert flush.snapshots({0: 20}) == {0: 20}
-    assert np.all(line.table.dirty_since == -1)
+    assert flush.snapshot_offsets({0: 20}) == {0: 20}
+    assert np.all(line.store.dirty_since == -1)
 
 
 def test_a_flush_costs_by_the_number_of_series_not_of_readings() -> None:
     now = [0.0]
     line = Pipeline(model(), Policy(), output_topic="f", dead_letter_topic="d")
-    flush = RollingFlush(line.table, Codec(model().spec), topic="states", group="g", seconds=10.0,
+    flush = RollingFlush(line.store, Codec(model().spec), topic="states", group="g", seconds=10.0,
                          bytes_per_second=1e9, clock=lambda: now[0])  # fmt: skip
     written, offset = 0, 0
     for turn in range(200):  # 100 series, each read 200 times in 20 s
@@ -159,5 +159,7 @@ def test_a_flush_costs_by_the_number_of_series_not_of_readings() -> None:
         line.process(batch)
         now[0] += 0.1
         written += sum(map(len, flush.due()))
-        assert offset - flush.snapshots({0: offset})[0] <= 100 * 101, "a series waited longer than the flush may take"
+        assert offset - flush.snapshot_offsets({0: offset})[0] <= 100 * 101, (
+            "a series waited longer than the flush may take"
+        )
     assert written <= 2.1 * 100 + 200, "more than each series once in 10 s"

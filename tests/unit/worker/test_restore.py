@@ -15,7 +15,7 @@ from tidecast.service.broker.port import Outgoing
 from tidecast.service.config.settings import Settings
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import GROUP_HEADER
-from tidecast.service.state.store import SeriesTable
+from tidecast.service.state.store import SeriesStore
 from tidecast.service.worker import restore
 from tidecast.service.worker.served_models import ServedModels
 
@@ -28,7 +28,7 @@ def record(number: int) -> bytes:
     return CODEC.encode(column, column, column, column, np.full((1, 4), number, dtype=np.float32))[0]
 
 
-def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_series: int) -> tuple[SeriesTable, int]:
+def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_series: int) -> tuple[SeriesStore, int]:
     """The table after a restore of these (partition, key, number), in batches of that size, and how many it counted."""
     broker = MemoryBroker()
     for topic in ("readings", "tidecast-state"):
@@ -52,7 +52,7 @@ def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_ser
             done |= doing.step(consumer, 0.0)
     doing.close()
     assert set(done) == set(range(PARTITIONS))
-    return models.current.table, sum(r.series for r in done.values())
+    return models.current.store, sum(r.series for r in done.values())
 
 
 @settings(deadline=None)

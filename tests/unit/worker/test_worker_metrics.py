@@ -6,7 +6,7 @@ from tests.support.models import counting_model
 from tests.support.world import SERIES, Fault, Killed, World
 from tidecast.service.errors import BrokerError
 from tidecast.service.model.session import Model
-from tidecast.service.observability.liveness import Pulse
+from tidecast.service.observability.liveness import Liveness
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_when_kafka_last_answered_and_last_took_a_commit_is_told(model):
 
 def test_an_idle_worker_tells_of_each_answer_and_of_none_that_did_not_come():
     now, heard = [0.0], []
-    pulse = Pulse(lambda: now[0], lambda: heard.append(now[0]))
+    pulse = Liveness(lambda: now[0], lambda: heard.append(now[0]))
 
     def away():
         raise BrokerError("nobody answers")

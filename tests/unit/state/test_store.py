@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from tidecast.service.model.spec import StateSlice
 from tidecast.service.pipeline.waves import MAX_SERIES, newest_before, starts
 from tidecast.service.state.codec import Snapshot, Snapshots
-from tidecast.service.state.key_index import Guesses
-from tidecast.service.state.store import SeriesTable
+from tidecast.service.state.key_index import KeyIndex
+from tidecast.service.state.store import SeriesStore
 from tidecast.service.timestamps import NEVER, missing_steps
 
 INITIAL = np.array([0.5, -1.0, 2.0], dtype=np.float32)
 
 
-def table(max_series: int = 1000) -> SeriesTable:
-    return SeriesTable(INITIAL, max_series, [StateSlice("level", 0, (1,)), StateSlice("cell", 1, (1, 2))])
+def table(max_series: int = 1000) -> SeriesStore:
+    return SeriesStore(INITIAL, max_series, [StateSlice("level", 0, (1,)), StateSlice("cell", 1, (1, 2))])
 
 
 @pytest.mark.parametrize("max_series", [1000, 10**15])
@@ -44,8 +44,8 @@ def test_a_reused_slot_starts_from_the_initial_state() -> None:
     series = table(1)
     slot = series.add(b"a", 3)
     series.states[slot], series.steps[slot], series.last_ts[slot], series.offsets[slot] = 9.0, 9, 9, 9
-    assert series.forget(b"a")
-    assert not series.forget(b"a")
+    assert series.remove(b"a")
+    assert not series.remove(b"a")
     assert series.add(b"b", 1) == slot
     assert series.states[slot].tolist() == INITIAL.tolist()
     assert (series.steps[slot], series.last_ts[slot], series.offsets[slot]) == (0, NEVER, -1)
@@ -56,8 +56,8 @@ def test_the_one_to_forget_is_the_least_recently_seen() -> None:
     series = table()
     for key in (b"a", b"b", b"c"):
         series.add(key, 0)
-    series.touch(series.find_all([b"a"]))
-    assert series.oldest() == b"b"
+    series.mark_seen(series.find_all([b"a"]))
+    assert series.least_recent() == b"b"
     assert list(series) == [b"b", b"c", b"a"]
 
 
@@ -86,7 +86,7 @@ def test_among_so_many_that_slots_are_guessed_each_key_finds_its_own_series(
                 if key and come and key not in series:
                     series.add(key, 0)
                 elif key and not come:
-                    series.forget(key)
+                    series.remove(key)
 
 
 def test_of_keys_that_were_found_before_few_are_looked_up_again() -> None:
@@ -96,9 +96,9 @@ def test_of_keys_that_were_found_before_few_are_looked_up_again() -> None:
         asked_for.append(len(some))
         return np.array([keys.index(key) for key in some if key], dtype=np.int64)
 
-    guesses = Guesses(1_000)
+    index = KeyIndex(1_000)
     for _ in range(4):
-        assert guesses.find(keys, look_up).tolist() == list(range(1_000))
+        assert index.find(keys, look_up).tolist() == list(range(1_000))
     assert asked_for[0] == 1_000
     assert sum(asked_for[1:]) < 300  # in the first round some took others' cells
     assert sum(asked_for[2:]) < 100
@@ -108,11 +108,11 @@ def test_many_are_forgotten_in_the_order_in_which_they_were_last_seen() -> None:
     series, numbers = table(200), np.random.default_rng(0).permutation(200).tolist()
     for number in range(200):
         series.add(b"%d" % number, 0)
-    series.touch(series.find_all([b"%d" % number for number in numbers]))
+    series.mark_seen(series.find_all([b"%d" % number for number in numbers]))
     gone = []
     for _ in range(200):
-        gone.append(series.oldest())
-        series.forget(gone[-1])
+        gone.append(series.least_recent())
+        series.remove(gone[-1])
         series.add(b"new %d" % len(gone), 0)
     assert gone == [b"%d" % number for number in numbers]
 
@@ -122,24 +122,24 @@ def test_whoever_comes_the_least_recently_seen_go_first(max_series: int, seen: l
     series, expected = table(max_series), dict[bytes, None]()
     for numbers in seen:
         known = [key for key in (b"%d" % number for number in numbers) if key in expected]
-        series.touch(series.find_all(known))
+        series.mark_seen(series.find_all(known))
         for key in known:  # all at once, as a batch of readings of series that are known
             expected[key] = expected.pop(key)
         for key in (b"%d" % number for number in numbers):  # and one by one, where others have to go
             if key in expected:
-                series.touch_one(series.find(key) or 0)
+                series.mark_seen_one(series.find(key) or 0)
                 expected.pop(key)
             elif len(expected) == max_series:
                 assert series.full
-                assert series.oldest() == next(iter(expected))
+                assert series.least_recent() == next(iter(expected))
                 expected.pop(next(iter(expected)))
-                series.forget(series.oldest())
+                series.remove(series.least_recent())
                 series.add(key, 0)
             else:
                 series.add(key, 0)
             expected[key] = None
     assert list(series) == list(expected)
-    assert series.of_partition(0) == list(expected)
+    assert series.keys_of_partition(0) == list(expected)
 
 
 class Model:
@@ -188,8 +188,8 @@ def test_leaving_partitions_take_only_their_own_series() -> None:
     series = table()
     for i in range(200):
         series.add(b"%d" % i, i % 4)
-    assert series.forget_partitions({1, 3, 77}) == 100
-    assert series.forget_partitions({1}) == 0
+    assert series.revoke({1, 3, 77}) == 100
+    assert series.revoke({1}) == 0
     assert {int(key) % 4 for key in series} == {0, 2}
     assert np.count_nonzero(series.partitions >= 0) == 100
 
@@ -198,7 +198,7 @@ def test_idle_series_of_one_partition_are_forgotten() -> None:
     series = table()
     for i in range(4):
         series.seen_ms[series.add(b"%d" % i, i % 2)] = i
-    assert series.forget_idle(0, 2) == 1
+    assert series.remove_idle(0, 2) == 1
     assert sorted(series) == [b"1", b"2", b"3"]
 
 

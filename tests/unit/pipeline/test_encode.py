@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.models import counting_spec
-from tidecast.service.pipeline.encode import ForecastEncoder, Sources
+from tidecast.service.pipeline.encode import ForecastEncoder, RecordPositions
 
 TS = 1_700_000_000_000
 
 
-def sources(*offsets: int, topic: str = "readings", partition: int = 4) -> Sources:
-    return Sources(topic, np.full(len(offsets), partition, dtype=np.int32), np.array(offsets, dtype=np.int64))
+def positions(*offsets: int, topic: str = "readings", partition: int = 4) -> RecordPositions:
+    return RecordPositions(topic, np.full(len(offsets), partition, dtype=np.int32), np.array(offsets, dtype=np.int64))
 
 
 def encode(score: list[float], warm: bool = True, **changes: object) -> dict[str, object]:
     y = np.arange(6, dtype=np.float32).reshape(1, 2, 1, 3) + np.float32(0.1)
     encoder = ForecastEncoder(counting_spec(hash="ab" * 32, **changes))
     ts = np.array([TS])
-    (value,) = encoder.encode(sources(70), ts, np.array([warm]), y, np.array([score], dtype=np.float32))
+    (value,) = encoder.encode(positions(70), ts, np.array([warm]), y, np.array([score], dtype=np.float32))
     return json.loads(value)
 
 
@@ -53,14 +53,14 @@ def test_any_target_and_diagnostic_name_survives_the_json() -> None:
 def test_each_target_gets_its_own_forecast() -> None:
     encoder = ForecastEncoder(counting_spec(targets=["a", "b"], horizon=1, quantiles=[0.05, 0.975]))
     y = np.array([[[[1, 2], [3, 4]]]], dtype=np.float32)
-    (value,) = encoder.encode(sources(70), np.array([TS]), np.array([True]), y, np.zeros((1, 2), dtype=np.float32))
+    (value,) = encoder.encode(positions(70), np.array([TS]), np.array([True]), y, np.zeros((1, 2), dtype=np.float32))
     assert json.loads(value)["targets"] == {"a": {"p5": [1], "p97.5": [2]}, "b": {"p5": [3], "p97.5": [4]}}
 
 
 def test_a_classifier_answers_with_classes() -> None:
     encoder = ForecastEncoder(counting_spec(kind="classifier", classes=["sit", "walk"], diagnostics=[]))
     y = np.array([[0.25, 0.75]], dtype=np.float32)
-    (value,) = encoder.encode(sources(70), np.array([TS]), np.array([True]), y, np.zeros((1, 0), dtype=np.float32))
+    (value,) = encoder.encode(positions(70), np.array([TS]), np.array([True]), y, np.zeros((1, 0), dtype=np.float32))
     found = json.loads(value)
     assert found["classes"] == {"sit": 0.25, "walk": 0.75}
     assert found["score"] == {}
@@ -102,7 +102,7 @@ def test_forecasts_are_written_as_a_json_writer_would_one_by_one(
         forecast = {"ts": int(ts[i]), "step_ms": 60_000, "model": spec.id, "warm": warm[i]}
         forecast["source"] = f"a.b_c-1-{partition}-{offset + i}"
         expected.append(forecast | {"targets": targets, "score": kept})
-    theirs = sources(*range(offset, offset + n), topic="a.b_c-1", partition=partition)
+    theirs = positions(*range(offset, offset + n), topic="a.b_c-1", partition=partition)
     values = ForecastEncoder(spec).encode(theirs, ts, np.array(warm[:n], dtype=np.bool_), y, score)
     assert list(map(in_order, values)) == [in_order(msgspec.json.encode(each)) for each in expected]
 
@@ -122,7 +122,7 @@ def numbers_of(values: np.ndarray) -> list[str]:
     encoder = ForecastEncoder(counting_spec(horizon=1, quantiles=[0.5], diagnostics=[]))
     n = len(values)
     y, score, warm = values.reshape(n, 1, 1, 1), np.zeros((n, 0), dtype=np.float32), np.ones(n, dtype=np.bool_)
-    found = encoder.encode(sources(*range(n)), np.arange(n), warm, y, score)
+    found = encoder.encode(positions(*range(n)), np.arange(n), warm, y, score)
     return [value.split(b'"p50":[')[1].split(b"]")[0].decode() for value in found]
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidecast.service.pipeline.dead_letters import DeadLetterReason, Refused, check_key, forecast_headers
+from tidecast.service.pipeline.dead_letters import DeadLetterReason, RecordRejected, check_key, forecast_headers
 from tidecast.service.pipeline.decode import MAX_VALUE_BYTES, ReadingDecoder
 
 TS = 1_700_000_000_000
@@ -19,12 +19,12 @@ FEATURES = ("value", "wind")
 
 def row(value: bytes, features: tuple[str, ...] = FEATURES) -> tuple[int, list[float]]:
     readings = ReadingDecoder(features).decode([value])
-    assert not readings.refused
+    assert not readings.rejected
     return int(readings.ts[0]), readings.x[0].tolist()
 
 
-def refusal(value: bytes) -> Refused:
-    return ReadingDecoder(FEATURES).decode([value]).refused[0]
+def refusal(value: bytes) -> RecordRejected:
+    return ReadingDecoder(FEATURES).decode([value]).rejected[0]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_value_that_is_no_reading_is_refused_for_the_right_reason(value: bytes
 def test_one_bad_value_leaves_the_others_of_its_batch_alone() -> None:
     good = b'{"ts": 1700000000000, "value": 1, "wind": 2}'
     readings = ReadingDecoder(FEATURES).decode([good, b"?", None, good, b'{"ts": 1700000000000, "value": 1e39}'])
-    assert sorted(readings.refused) == [1, 4]
+    assert sorted(readings.rejected) == [1, 4]
     assert readings.x[[0, 3]].tolist() == [[1.0, 2.0]] * 2
     assert readings.ts.tolist() == [TS, 0, 0, TS, TS]
 
@@ -174,11 +174,11 @@ def test_no_value_changes_how_its_neighbours_are_read(values: list[bytes | None]
     assert together.ts.tolist() == [int(reading.ts[0]) for reading in alone]
     np.testing.assert_array_equal(together.x, np.array([reading.x[0] for reading in alone]).reshape(-1, 2))
     assert together.tombstones == [record for record, value in enumerate(values) if value is None]
-    found = {record: (refused.reason, refused.message) for record, refused in together.refused.items()}
+    found = {record: (refused.reason, refused.message) for record, refused in together.rejected.items()}
     assert found == {
-        record: (reading.refused[0].reason, reading.refused[0].message)
+        record: (reading.rejected[0].reason, reading.rejected[0].message)
         for record, reading in enumerate(alone)
-        if reading.refused
+        if reading.rejected
     }
 
 
@@ -199,7 +199,7 @@ def test_the_fast_and_the_lenient_reader_agree_on_any_object(found: dict[str, ob
     lenient = ReadingDecoder((*FEATURES, 'never "there"')).decode([value])  # such a name takes the slow way always
     assert fast.ts.tolist() == lenient.ts.tolist()
     np.testing.assert_array_equal(fast.x, lenient.x[:, :2])
-    assert [r.reason for r in fast.refused.values()] == [r.reason for r in lenient.refused.values()]
+    assert [r.reason for r in fast.rejected.values()] == [r.reason for r in lenient.rejected.values()]
 
 
 @pytest.mark.parametrize("key", [b"a", "Zürich".encode(), b" ", b"k" * 1024])
@@ -212,7 +212,7 @@ def test_usual_keys_are_names_of_series(key: bytes) -> None:
     [(None, "missing_key"), (b"", "bad_key"), (b"k" * 1025, "bad_key"), (b"\xff\xfe", "bad_key")],
 )
 def test_a_key_that_names_no_series_is_refused(key: bytes | None, reason: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RecordRejected) as caught:
         check_key(key)
     assert caught.value.reason == reason
 
