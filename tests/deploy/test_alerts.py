@@ -64,7 +64,7 @@ def test_each_alert_says_how_bad_it_is_and_leads_to_its_section_of_the_runbook(a
     assert anchor in sections, f"{page} has no section #{anchor}"
     section = sections[anchor]
     assert f"`{alert}`" in section
-    for part in ("**What it means.**", "**What is seen.**", "**How to look.**", "**What to do.**"):
+    for part in ("**What it means.**", "**Effect.**", "**How to look.**", "**What to do.**"):
         assert part in section, f"#{anchor} has no {part}"
 
 
