@@ -8,9 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A second package index: its `+cpu` builds sort above the plain release, and the pins accept them.
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
-# uv unpacks torch in a quarter of pip's time, and links it from its cache the next time. A mirror that pip is told of in
-# its environment holds for uv too; where uv fails, pip has its turn, as only pip reads pip.conf. uv trusts the
-# certificates that the system trusts: a company's proxy has its own there.
+# uv unpacks torch in a quarter of pip's time, and links it from its cache the next time. A mirror that is set for pip in the
+# environment is used by uv too. Where uv fails, pip is tried, since only pip reads pip.conf. uv trusts the certificates
+# that the system trusts, such as those of a company's proxy.
 export UV_SYSTEM_CERTS ?= 1
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 UV_ENV := $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT))
@@ -36,11 +36,11 @@ demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a 
 setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
 
 test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka
-	@# Three at a time, for they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
+	@# Three at a time, since they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
 	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
-chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, each verified to the last forecast; rubbish; a long run (STORMS=10 SEED=1)
+chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, every forecast verified; invalid records; a long run (STORMS=10 SEED=1)
 	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10)
 	@$(BIN)/python -m tests.chaos.fuzz --records 100000
 	@$(BIN)/python -m tests.chaos.long_run
@@ -76,18 +76,18 @@ pins: $(BIN)/python ## Bring requirements.txt up to date with pyproject.toml (UP
 	@echo "tidecast: requirements.txt is made again; run make test before you keep it"
 
 COMPOSE_CHECK := $(wildcard ../shared/compose-check/compose-check)
-compose-test: $(VENV)/.dev ## The compose file for real: up, forecasts, a scrape, three workers, one killed, down without a trace
+compose-test: $(VENV)/.dev ## The compose file on real containers: up, forecasts, a scrape, three workers, one killed, down
 	@# A docker command may be there without its engine, or without the compose plugin.
 	@$(BIN)/python -m tests.compose $(if $(shell docker compose ls >/dev/null 2>&1 && echo yes),,$(if $(COMPOSE_CHECK),--check $(COMPOSE_CHECK)))
 
-audit: $(VENV)/.audit ## Known weaknesses of all pinned packages, and an SBOM (CycloneDX) in build/sbom.json
+audit: $(VENV)/.audit ## Known vulnerabilities of all pinned packages, and an SBOM (CycloneDX) in build/sbom.json
 	@$(BIN)/python deploy/audit.py requirements.txt build/sbom.json
 
 clean: ## Remove .venv, caches and what was built; trained models stay
 	rm -rf $(VENV) build/lib build/bdist.* dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find service training tests -name __pycache__ -prune -exec rm -rf {} +
 
-# The marks below say which extras .venv holds. They grow old with the two files that say what to install.
+# The marks below say which extras .venv has. They are out of date when one of the two files changes that say what to install.
 
 $(VENV)/.demo: pyproject.toml requirements.txt | $(BIN)/python
 	@echo "tidecast: installing the trainer, the worker and a Java runtime for Kafka into $(VENV)"

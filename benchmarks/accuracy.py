@@ -1,11 +1,11 @@
-"""How good the trainer is on each set, beside published figures and cheap baselines: one frozen model for each seed.
+"""How good the trainer is on each set, compared with published figures and cheap baselines: one frozen model a seed.
 
     python benchmarks/accuracy.py --set taxi|taxi-full|ett1|ett24|ett96|m4|machine|all [--seeds 3] [--minutes 5]
     python benchmarks/accuracy.py --set all --markdown     # the table of docs/accuracy.md
     python benchmarks/accuracy.py --set ett24 --set-option fit.members=3 --set-option model.hidden=32
 
-Scalers and weights see training rows only, early stopping and calibration see validation rows too; each forecast is
-made by the exported graph before its truth is seen. Data: ../shared/data beside the project (`--data-dir`).
+Scalers and weights use training rows only, early stopping and calibration also validation rows. Each forecast is made
+by the exported graph before the actual value is known. Data: the folder of `--data-dir`.
 
 What is scored:
 - taxi: the first 10,000 rows; train to row 8,000, validate to 9,000; forecasts with a target in the rest.
@@ -248,7 +248,7 @@ def with_options(config: Config, options: list[str]) -> Config:
     try:
         changed = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
-        raise UsageError(f"--set-option: {error}", do="The names are in the README.") from None
+        raise UsageError(f"--set-option: {error}", do="The names are in docs/training.md.") from None
     check(changed)
     return changed
 

@@ -1,8 +1,7 @@
 """Who takes part in `benchmarks/end_to_end.py`: this project, each client by itself, and the peers that can run here.
 
-The peers are those of `../shared/bench-peers`, where that folder is there. As its README says, KSTREAMS_TARGET names
-the folder that Maven has built, and PY_QUIX the Python that has Quix Streams; a peer whose variable is not set is left
-out.
+The peers are those of a folder `bench-peers`, if there is one (`BENCH_PEERS`). KSTREAMS_TARGET names the folder that
+Maven has built, PY_QUIX the Python that has Quix Streams. A peer whose variable is not set is left out.
 """
 
 from __future__ import annotations

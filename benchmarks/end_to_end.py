@@ -3,7 +3,7 @@
     python benchmarks/end_to_end.py [--series 1000] [--readings 1000000] [--runs 3] [--client NAME] [--only NAME ...]
                                     [--json]
 
-The job of `../shared/bench-peers`: an LSTM of 64 units, 4 partitions, a real broker on the same machine. The contenders
+The job: an LSTM of 64 units, 4 partitions, a real broker on the same machine. The contenders
 take turns; each gets topics and a group of its own. The clock runs from the first record in the output topic, by the
 broker's time, to the last change of that topic's end as a reader of committed records sees it. Then the output is read:
 one forecast for each reading, in order within its series, and a few series as a linear run of the model has them.

@@ -5,8 +5,8 @@
 
 CPU time of this process (waiting for a core does not count). `--few` adds the catch-up case:
 a deep backlog of 1, 4 and 16 series, where little or nothing batches across series. `--profile` prints where Python
-spends the time of one model instead (cProfile: it makes Python calls look dearer than they are). With `--flame` that is
-sampled by pyinstrument (`pip install pyinstrument`), which costs little: a flame graph as HTML, or, in a .txt, a tree.
+spends the time of one model instead (cProfile: it makes Python calls look more expensive than they are). With `--flame`
+pyinstrument (`pip install pyinstrument`) samples instead, which costs little: a flame graph as HTML, or a tree as .txt.
 """
 
 from __future__ import annotations

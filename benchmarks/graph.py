@@ -1,9 +1,9 @@
-"""The exported graph alone: what a call of it costs, and which operators are the dearest.
+"""The exported graph alone: what a call costs, and which operators are the most expensive.
 
     python benchmarks/graph.py [--model DIR ...] [--rows 1 16 256 1024] [--runs 7] [--json]
 
 CPU time of this process, the least and the median of the runs, in which the models and batch sizes take turns. Without
-`--model`: the whole forecaster of the other benchmarks. With several, they are held against each other. The operators'
+`--model`: the whole forecaster of the other benchmarks. With several, they are compared. The operators'
 shares are onnxruntime's own profile at 1 and 1,024 rows, whose clock adds to each.
 """
 
@@ -26,7 +26,7 @@ import onnxruntime as ort
 
 from tidecast.service.model.session import MODEL_FILE, Float32, Int64, Model
 
-DEAREST = 10
+SHOWN = 10
 WARM = 60  # steps: past the warm-up, and every forecast is scored
 CALLS, READINGS = 1_000, 40_000  # at the most, in one run
 PROFILED = 200
@@ -59,7 +59,7 @@ def measure(models: dict[str, Model], sizes: list[int], runs: int) -> dict[tuple
 
 
 def operators(file: Path, model: Model, rows: int) -> list[tuple[str, int, float]]:
-    """(operator, how many, microseconds of a call), the dearest first, as onnxruntime's profile has it."""
+    """(operator, how many, microseconds of a call), the most expensive first, as onnxruntime's profile has it."""
     x, ts, state = inputs(model, rows)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -108,7 +108,7 @@ def main() -> None:
         for path, model in zip(args.model, models.values(), strict=True):
             for rows in (1, 1024):
                 print(f"\n{path.name}, {rows:,} rows\n\n| operator | how many | µs of a call |\n|---|---|---|")
-                for operator, count, us in operators(path / MODEL_FILE, model, rows)[:DEAREST]:
+                for operator, count, us in operators(path / MODEL_FILE, model, rows)[:SHOWN]:
                     print(f"| {operator} | {count} | {us:.1f} |")
     if args.json:
         print(json.dumps(medians))

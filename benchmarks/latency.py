@@ -4,7 +4,7 @@
 
 An open loop: reading i is due at an instant of its own, which waits for no answer, and its latency counts from that
 instant to when a reader has its forecast; so a worker that stalls is charged for all that should have been sent
-meanwhile. The job is that of `../shared/bench-peers` (LSTM-64, 4 partitions, a real broker on the same machine). Load
+meanwhile. The job: LSTM-64, 4 partitions, a real broker on the same machine. Load
 and reader are processes of their own, and take little (open_loop.py). The broker is warmed up first: until Java has
 compiled what is called here, that takes a core by itself. Of exactly-once the reader sees what is committed, every
 100 ms. "in Kafka" is counted from when Kafka had the reading, by its own clock: without what the load or Kafka lost

@@ -1,4 +1,4 @@
-"""The job of all systems in `../shared/bench-peers`: one value in, an LSTM of 64 units carried, one number out.
+"""The job of all contenders: one value in, an LSTM of 64 units that keeps its state, one number out.
 
 The weights are random, from a fixed seed: what a step costs does not depend on them.
 """

@@ -1,10 +1,10 @@
-"""What this machine is like just now: to read the absolute figures of the other benchmarks by.
+"""How fast this machine is at the moment, to judge the absolute figures of the other benchmarks.
 
     python benchmarks/machine.py [--runs 2] [--json]
 
 A loop in Python, a model in onnxruntime, and a byte to a process on another core and back, which is what a record meets
-at each hand-over between worker and broker. Where `../shared/bench-peers` is there, some of its contenders too, by its
-own scripts, beside what they gave when its table was measured.
+at each hand-over between worker and broker. Where there is a folder `bench-peers`,
+some of its contenders too, compared with what they gave when its table was measured.
 """
 
 from __future__ import annotations

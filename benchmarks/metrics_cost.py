@@ -1,4 +1,4 @@
-"""What counting costs: all that the loop does for metrics with one batch, beside what the pipeline does with it.
+"""What metrics cost: the time that the loop spends on them for one batch, compared with the pipeline's.
 
     python benchmarks/metrics_cost.py [--sizes 1 10 100 1000 5000] [--readings 100000] [--runs 5] [--json]
 

@@ -1,6 +1,6 @@
 """What kafka-python costs as its own documentation has it: one `send` for each record, with all that makes it fast.
 
-A process of `benchmarks/end_to_end.py` beside `pass_through.py`, which goes through the port of this project. A record
+A process of `benchmarks/end_to_end.py`; `pass_through.py` does the same through the port of this project. A record
 is sent to a partition that is given, in batches of 256 KiB; crc32c is installed. Ends at SIGTERM.
 """
 

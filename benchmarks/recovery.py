@@ -1,18 +1,18 @@
-"""How soon a worker that was killed with many series of state is ready again, and that it goes on correctly.
+"""How soon a killed worker with many series is ready again, and that it continues correctly.
 
     python benchmarks/recovery.py [--series 100000] [--state 264] [--runs 3] [--client kafka-python] [--model DIR]
                                   [--instance one] [--json]
 
 A real broker, a worker process, an LSTM with as many numbers of state as in memory.py (or another model). Each run:
-readings arrive, the worker is killed with kill -9 in the midst of them, and started again at once. Then every reading
+readings arrive, the worker is killed with kill -9 meanwhile, and started again at once. Then every reading
 must have exactly one forecast, in order, and those of some series are compared with a linear run of the model. A worker
 without a name of its own (--instance auto) gets its partitions when Kafka has given up the dead one,
 `session_timeout_seconds` later; so the default here has one.
 
 "restore" is the worker's own account: from the first fetch of the changelog until the last state is in the table and
-its partition goes on. A series may be there more than once, for the broker compacts now and then; "records" are those
-that were read. The broker is a server's, and one more run comes first and is not counted: until Java has
-compiled what is called here, that takes a core by itself.
+its partition is read again. A series may be there more than once, since the broker compacts only now and
+then; "records" are those that were read. The first run is not counted: until Java has compiled what is called here,
+the broker takes a core by itself.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--full] [--batches 60] [--models] [--json]
 
 CPU time of this process, the medians of batches that take turns. The series come in another order in each round, so
-that no state lies beside the one before, and no forecaster is past its warm-up, so that all write the same. `--full`: a
+that no state is next to the one before, and no forecaster is past its warm-up, so that all write the same. `--full`: a
 million series too (2 GB). `--models`: only the second table, the whole forecaster's sizes, one at a time.
 Linear is: twice the series at the same cost for each reading; twice the size at twice the cost.
 """

@@ -1,4 +1,4 @@
-"""What an epoch of `tidecast train` takes, beside one of the same network in a plain torch loop, on the same data.
+"""What an epoch of `tidecast train` costs, compared with the same network in a plain torch loop, on the same data.
 
     python benchmarks/training.py [CONFIG] [--epochs 5] [--runs 3] [--json]
     python benchmarks/training.py --profile
@@ -110,7 +110,7 @@ class PlainLoop:
         return (each * known).sum() / known.sum().clamp(min=1)
 
 
-class Beside:
+class Alternating:
     """Stands in for the fit's epoch and validation: times them, and has the plain loop do an epoch after each."""
 
     def __init__(self, threads: int) -> None:
@@ -199,11 +199,11 @@ def main() -> None:
         return show_profile(config, dataset)
     ours, plain = [], []
     for number in range(args.runs):
-        beside = Beside(config.fit.threads)
-        beside.fit(config, dataset)
-        ours += beside.ours[1:]  # the first of each warms caches up
-        plain += beside.plain[1:]
-        print(f"run {number + 1}: {len(beside.ours) - 1} epochs", file=sys.stderr, flush=True)
+        pair = Alternating(config.fit.threads)
+        pair.fit(config, dataset)
+        ours += pair.ours[1:]  # the first of each warms caches up
+        plain += pair.plain[1:]
+        print(f"run {number + 1}: {len(pair.ours) - 1} epochs", file=sys.stderr, flush=True)
     ratios = [a / b for a, b in zip(ours, plain, strict=True)]
     print(f"{args.config.name}: s of one epoch, min / median / max of {len(ours)}\n")
     print("| tidecast train | plain torch | ratio |\n|---|---|---|")

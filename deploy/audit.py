@@ -1,10 +1,10 @@
-"""What `make audit` does: python deploy/audit.py requirements.txt build/sbom.json
+"""What `make audit` runs: python deploy/audit.py requirements.txt build/sbom.json
 
-First the list of all pinned packages (SBOM, CycloneDX), which needs no network. Then the known weaknesses of each, by
-pip-audit, from the advisories of the package index. pip-audit is content with packages that nobody could tell it
-anything of; here they are counted, so that an audit of nothing does not look like a clean one.
+First it lists all pinned packages (SBOM, CycloneDX), without the network. Then pip-audit looks up their known
+vulnerabilities in the advisories of the package index. pip-audit accepts packages that it could not look up; here they
+are counted, so that a failed look-up is not reported as a clean audit.
 
-Exit codes: 0 nothing known, 1 a weakness is known, 2 some packages could not be looked up.
+Exit codes: 0 nothing known, 1 a vulnerability is known, 2 some packages could not be looked up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def report(found: list[dict]) -> int:
     known = [(each, weakness) for each in found for weakness in each.get("vulns", ())]
     for each, weakness in known:
         better = ", ".join(weakness["fix_versions"]) or "no version yet"
-        print(f"audit: {each['name']} {each['version']}: {weakness['id']}, mended in {better}")
+        print(f"audit: {each['name']} {each['version']}: {weakness['id']}, fixed in {better}")
     unknown = [each["name"] for each in found if "skip_reason" in each]
     print(f"audit: {len(found) - len(unknown)} packages looked up, {len(known)} weaknesses known")
     if unknown:

@@ -1,6 +1,6 @@
-"""The board *Forecast quality*: are the forecasts any good, still, and what was done to readings on the way?
+"""The board *Forecast quality*: are the forecasts still good, and what happened to the readings?
 
-All of it comes from the scores that the model gives its own earlier forecasts when their truth arrives.
+All of it comes from the scores that the model gives its own earlier forecasts when the actual value arrives.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def of_readings(metric: str, by: str = "") -> str:
 
 def build() -> dashboard.Dashboard:
     """The whole board."""
-    about = "Error against the naive forecast (the value of now stays), coverage, drift, and readings not used."
+    about = "Error compared with the naive forecast (the value stays as it is), coverage, drift, and readings not used."
     made = board("tidecast-quality", "tidecast: Forecast quality", about, "Operations", "now-6h")
     made.with_variable(choice("window", "Over", ["1m", "5m", "15m", "1h", "6h", "1d"], "15m"))
 
@@ -49,17 +49,17 @@ def build() -> dashboard.Dashboard:
         made, "At a glance",
         number("Worst skill", "The lowest among targets and leads. 1 is perfect, below 0 the naive forecast is better.",
                "percentunit", {"skill": f"min({skill()})"}, SIGNED, span=6),
-        number("Coverage furthest off", "How far a coverage is away from its level, at most; the alert is at 8 points.",
+        number("Coverage furthest off", "The largest distance of a coverage from its level; the alert is at 8 points.",
                "percentunit", {"off": f"max(abs({off()}))"}, [(None, GREEN), (0.05, YELLOW), (0.08, RED)], span=6),
-        number("Forecasts judged", "Forecasts whose truth has come, each second: what all else here rests on.", "cps",
-               {"judged": per_second("absolute_error_count", window=WINDOW)}, [(None, GREEN)], span=6),
+        number("Forecasts scored", "Forecasts whose actual value has arrived, each second. All other panels use these.",
+               "cps", {"judged": per_second("absolute_error_count", window=WINDOW)}, [(None, GREEN)], span=6),
         number("Dead letters", "Share of readings that could not be used; the alert is at 1 %.", "percentunit",
                {"share": of_readings("dead_letters_total")}, [(None, GREEN), (0.001, YELLOW), (0.01, RED)], span=6),
     )  # fmt: skip
 
     section(
         made, "Error against the naive forecast",
-        lines("Mean absolute error", "Of the forecasts' median, in the target's unit, beside that of the naive "
+        lines("Mean absolute error", "Of the forecasts' median, in the target's unit, compared with the naive "
               "forecast, by lead in steps.", "short",
               {f"{LEAD}: forecast": mean("absolute_error"), f"{LEAD}: naive": mean("naive_error")}, span=9),
         lines("Skill", "1 - error / naive error, by lead in steps. Below the line no model would be better.",
@@ -71,9 +71,9 @@ def build() -> dashboard.Dashboard:
     level = f"max by (target, horizon, level) (tidecast_interval_level{{{OURS}}})"
     section(
         made, "Intervals",
-        lines("Coverage", "Share of truths inside the interval, beside the level that it should have.", "percentunit",
+        lines("Coverage", "Share of actual values inside the interval, compared with its level.", "percentunit",
               {f"{LEVEL}: inside": mean("interval_coverage", by="target, horizon, level"),
-               f"{LEVEL}: to be": level}, span=9, low=None),
+               f"{LEVEL}: expected": level}, span=9, low=None),
         lines("Coverage above its level", "Below 0 intervals are too narrow, above too wide. The lines: the alert's.",
               "percentunit", {LEVEL: off()}, span=9, steps=OFF, low=None),
         bars("Coverage above its level, by lead", "Over the whole time shown.", "percentunit",
@@ -83,23 +83,23 @@ def build() -> dashboard.Dashboard:
     section(
         made, "Drift",
         lines("Error against the past day", "Error within the window over that of the past day, less 1: +100 % is "
-              "twice as large. The stream has changed, or is just hard.", "percentunit",
+              "twice as large. The stream has changed, or is hard to forecast at the moment.", "percentunit",
               {LEAD: f"({mean('absolute_error')}) / ({mean('absolute_error', '1d')}) - 1"}, low=None),
         lines("Skill against the past day", "Skill within the window, less that of the past day: below 0 the model has "
-              "become worse beside the naive forecast.", "percentunit", {LEAD: f"({skill()}) - ({skill('1d')})"},
+              "become worse compared with the naive forecast.", "percentunit", {LEAD: f"({skill()}) - ({skill('1d')})"},
               steps=[(None, RED), (-0.1, GREEN)], low=None),
-        lines("Clipped values", "Share of readings with a value beyond what the model was trained with, taken as the "
-              "limit itself.", "percentunit", {"{{target}}": of_readings("clipped_values_total", "target")}),
+        lines("Clipped values", "Share of readings with a value outside of the trained range, replaced by the "
+              "limit.", "percentunit", {"{{target}}": of_readings("clipped_values_total", "target")}),
     )  # fmt: skip
 
     section(
-        made, "Readings on the way",
-        lines("Dead letters, by reason", "Each is in the dead-letter topic as it came, with a sentence in its headers.",
+        made, "Readings",
+        lines("Dead letters, by reason", "Each is in the dead-letter topic, unchanged, with the reason in its headers.",
               "cps", {"{{reason}}": per_second("dead_letters_total", "reason", WINDOW)}, span=6),
         lines("Gaps", "Filled: the model made the missing steps by itself. Restarted: too many were missing.", "cps",
               {"{{action}}": per_second("gaps_total", "action", WINDOW),
                "steps made": per_second("silent_steps_total", window=WINDOW)}, span=6),
-        lines("Series that began again", "By reason: too long a gap, a tombstone, no room, unseen for too long, or a "
+        lines("Series that were reset", "By reason: too long a gap, a tombstone, eviction, idle for too long, or a "
               "state that was not finite.", "cps",
               {"{{reason}}": per_second("resets_total", "reason", WINDOW)}, span=6),
         lines("Late readings and duplicates", "Older than their series' last, or of the same time: no forecast.", "cps",

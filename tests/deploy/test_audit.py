@@ -15,7 +15,7 @@ SKIPPED = {"name": "torch", "skip_reason": "Dependency not found on PyPI and cou
 
 def test_a_weakness_is_named_with_the_version_that_mends_it(capsys):
     assert audit.report([CLEAN, WEAK]) == 1
-    assert "lib 1.0: CVE-2026-1, mended in 1.1" in capsys.readouterr().out
+    assert "lib 1.0: CVE-2026-1, fixed in 1.1" in capsys.readouterr().out
 
 
 def test_packages_that_could_not_be_looked_up_are_no_clean_audit(capsys):

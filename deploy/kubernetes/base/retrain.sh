@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains a candidate and publishes it if it is not worse than the model in force, on rows that are new to both.
+# Trains a candidate and publishes it if it is not worse than the model in service, on rows that are new to both.
 #   CONFIG, DATA   the training config, and the readings
 #   MODEL          where the workers look
 #   TEST_DAYS, VALIDATE_DAYS   rolling dates: the last so many days test, so many before them validate. Unset: the config's
