@@ -30,11 +30,11 @@ from tidecast.training.progress import Progress
 
 
 def linear_alone(model: Forecaster) -> None:
-    model.judge.share = lambda errors: torch.zeros(1, 1)  # type: ignore[method-assign]
+    model.calibration.share = lambda errors: torch.zeros(1, 1)  # type: ignore[method-assign]
 
 
 def recurrent_alone(model: Forecaster) -> None:
-    model.judge.share = lambda errors: torch.ones(1, 1)  # type: ignore[method-assign]
+    model.calibration.share = lambda errors: torch.ones(1, 1)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def errors(model: Forecaster, config: Config, dataset: Dataset) -> tuple[float, 
     for s in dataset.stretches:
         x, ts = (torch.from_numpy(part[s.ts < config.validate_until_ms])[None] for part in (s.x, s.ts))
         with torch.no_grad():
-            y = model.window(x, ts)[0, ..., model.judge.center].numpy()  # [steps, horizon, targets]
+            y = model.window(x, ts)[0, ..., model.calibration.center].numpy()  # [steps, horizon, targets]
         truth = x[0, :, : model.d].numpy().astype(np.float64)
         rows = ts[0].numpy() < config.train_until_ms
         deviation = np.nanstd(truth[rows], axis=0)

@@ -40,8 +40,8 @@ from tidecast.service.errors import UsageError
 from tidecast.service.timestamps import format_time
 from tidecast.training.config import Config, check
 from tidecast.training.data.dataset import Dataset, load_dataset
-from tidecast.training.evaluation.baselines import Errors, LinearAutoregression
-from tidecast.training.evaluation.evaluate import LINEAR, MODEL, Scores, Track, evaluate, measure, tracks
+from tidecast.training.evaluation.baselines import ErrorQuantiles, LinearAutoregression
+from tidecast.training.evaluation.evaluate import LINEAR, MODEL, MethodScores, Track, evaluate, measure, tracks
 from tidecast.training.evaluation.metrics import mean
 from tidecast.training.export.export import build_graph
 from tidecast.training.export.parity import check_parity, onnx_step
@@ -60,7 +60,7 @@ class Measure:
     """A row of the table: smaller is better."""
 
     name: str
-    of: Callable[[Scores], float]
+    of: Callable[[MethodScores], float]
     reach: float | None = None
     baseline: str = ""  # as the table that set the reach has it
     published: str = ""
@@ -81,19 +81,19 @@ class Task:
     season: int | None = None
 
 
-def average(name: str) -> Callable[[Scores], float]:
+def average(name: str) -> Callable[[MethodScores], float]:
     return lambda scores: float(mean(getattr(scores, name)))
 
 
-def last(name: str) -> Callable[[Scores], float]:
+def last(name: str) -> Callable[[MethodScores], float]:
     return lambda scores: getattr(scores, name)[-1]
 
 
-def mse(scores: Scores) -> float:
+def mse(scores: MethodScores) -> float:
     return float(np.mean(np.square(scores.rmse)))
 
 
-def covered(scores: Scores) -> float:
+def covered(scores: MethodScores) -> float:
     return float(mean(next(i for i in scores.intervals if abs(i.level - 0.9) < 1e-6).coverage))
 
 
@@ -253,7 +253,7 @@ def with_options(config: Config, options: list[str]) -> Config:
     return changed
 
 
-def over_targets(by_target: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
+def over_targets(by_target: dict[str, dict[str, MethodScores]]) -> dict[str, MethodScores]:
     """method -> means over the targets, lead by lead; of squares where a measure is a root."""
     out = {}
     for method in next(iter(by_target.values())):
@@ -270,11 +270,11 @@ def over_targets(by_target: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
                 for name in ("coverage", "width")
             )
             intervals.append(msgspec.structs.replace(interval, coverage=held, width=width))
-        out[method] = Scores(**means, intervals=intervals)
+        out[method] = MethodScores(**means, intervals=intervals)
     return out
 
 
-def scores_of(task: Task, found: list[Track], config: Config, dataset: Dataset, first: bool) -> dict[str, Scores]:
+def scores_of(task: Task, found: list[Track], config: Config, dataset: Dataset, first: bool) -> dict[str, MethodScores]:
     """method -> scores; the baselines only with the first seed, as they are the same for all."""
     by_target = evaluate(found, config, dataset, scaled=task.scaled, season=task.season, baselines=first).scores
     out = over_targets(by_target)
@@ -284,7 +284,7 @@ def scores_of(task: Task, found: list[Track], config: Config, dataset: Dataset, 
     if first and any(m.against == SLOTS for m in task.measures):
         slots = LinearAutoregression(config, dataset, slots=("week",))
         levels = config.model.quantiles
-        errors = Errors(slots.forecast, config, dataset, levels=levels, gaussian=True, skip=config.history)
+        errors = ErrorQuantiles(slots.forecast, config, dataset, levels=levels, gaussian=True, skip=config.history)
         points = [slots.forecast(t.stretch)[t.origins] for t in found]
         y = np.concatenate([errors.quantiles(p, t.series) for p, t in zip(points, found, strict=True)])
         truth, point = np.concatenate([t.truth for t in found]), np.concatenate(points)
@@ -292,10 +292,10 @@ def scores_of(task: Task, found: list[Track], config: Config, dataset: Dataset, 
     return out
 
 
-def run(task: Task, config: Config, path: Path, seeds: list[int]) -> tuple[dict[str, list[Scores]], list[float]]:
+def run(task: Task, config: Config, path: Path, seeds: list[int]) -> tuple[dict[str, list[MethodScores]], list[float]]:
     """({method: scores by seed}, seconds of training by seed)."""
     dataset = load_dataset(config, path)
-    results: dict[str, list[Scores]] = {}
+    results: dict[str, list[MethodScores]] = {}
     seconds = []
     for seed in seeds:
         mine = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, seed=seed))
@@ -336,7 +336,7 @@ class Line:
         return statistics.stdev(self.seeds) if len(self.seeds) > 1 else 0.0
 
 
-def lines_of(task: Task, results: dict[str, list[Scores]]) -> list[Line]:
+def lines_of(task: Task, results: dict[str, list[MethodScores]]) -> list[Line]:
     out = []
     for m in task.measures:
         values = [m.of(scores) for scores in results[MODEL]]

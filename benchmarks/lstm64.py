@@ -42,7 +42,9 @@ def number(i: int) -> float:
 
 def make(folder: Path, hidden: int = HIDDEN) -> Path:
     """The model, kept to the contract, in `folder`; returns it."""
-    from tidecast.training.export.export import seal  # with torch, which whoever only wants the readings does not need
+    from tidecast.training.export.export import (
+        write_model,  # with torch, which whoever only wants the readings does not need
+    )
 
     graph = _graph(hidden)
     x = [[number(i)] for i in range(8)]
@@ -69,7 +71,7 @@ def make(folder: Path, hidden: int = HIDDEN) -> Path:
         self_test=SelfTest(x=msgspec.convert(x, list[list[float | None]]), ts=ts, y=y.ravel().tolist()),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    seal(graph, spec, folder / "model.onnx")
+    write_model(graph, spec, folder / "model.onnx")
     return folder
 
 

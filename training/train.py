@@ -13,7 +13,7 @@ from tidecast.training.evaluation.evaluate import Evaluation, evaluate, tracks
 from tidecast.training.export.export import build_graph, write
 from tidecast.training.export.parity import check_parity, onnx_step
 from tidecast.training.fit.loop import fit
-from tidecast.training.fit.resolve_config import settle
+from tidecast.training.fit.resolve_config import resolve_config
 from tidecast.training.progress import Progress
 from tidecast.training.report.plots import save_plots
 from tidecast.training.report.tables import print_tables, write_card
@@ -30,7 +30,7 @@ def train(config: Config, data: Path, out: Path, *, quiet: bool = False) -> tupl
     with Progress(quiet=quiet) as progress:
         progress.stage(f"reading {data.name}")
         dataset = load_dataset(config, data)
-        config = settle(config, dataset)
+        config = resolve_config(config, dataset)
         model, history = fit(config, dataset, progress)
         if history.interrupted:
             progress.say("Interrupted: keeping the best so far.")

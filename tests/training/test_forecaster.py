@@ -12,10 +12,10 @@ from tidecast.service.errors import UsageError
 from tidecast.training.config import check
 from tidecast.training.export.parity import fold, torch_step
 from tidecast.training.fit.prepare import fit_linear_path, fit_scalers, prepare
-from tidecast.training.fit.resolve_config import choose_scale, settle
+from tidecast.training.fit.resolve_config import choose_scale, resolve_config
 from tidecast.training.model.calendar import Calendar, slot_of
+from tidecast.training.model.expert_mixture import ExpertMixture, error_of
 from tidecast.training.model.forecaster import Forecaster
-from tidecast.training.model.linear_experts import Experts, error_of
 
 SHAPES = [
     pytest.param(
@@ -33,7 +33,7 @@ SHAPES = [
 def _wild(config, dataset) -> Forecaster:
     """A model with a fitted linear path and random weights, so that every part of it matters."""
     check(config)
-    config = settle(config, dataset)
+    config = resolve_config(config, dataset)
     torch.manual_seed(0)
     model = Forecaster(config).eval()
     fit_scalers(model, dataset, config.train_until_ms)
@@ -42,7 +42,7 @@ def _wild(config, dataset) -> Forecaster:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
-        model.judge.calibration.copy_(0.5 + torch.rand_like(model.judge.calibration) * 2)
+        model.calibration.factors.copy_(0.5 + torch.rand_like(model.calibration.factors) * 2)
     return model
 
 
@@ -112,7 +112,7 @@ def test_the_score_is_the_error_of_what_was_forecast_then(changed, dataset):
         column = names.index(f"absolute_error_load_{h}")
         assert all(np.isnan(scores[t][column]) for t in range(h))
         for t in range(h, 30):
-            expected = abs(x[0, t, 0] - ys[t - h][h - 1, 0, forecaster.judge.center])
+            expected = abs(x[0, t, 0] - ys[t - h][h - 1, 0, forecaster.calibration.center])
             np.testing.assert_allclose(scores[t][column], expected, rtol=1e-3, atol=1e-3)
             inside = ys[t - h][h - 1, 0, 0] <= x[0, t, 0] <= ys[t - h][h - 1, 0, -1]
             assert scores[t][names.index(f"inside_load_{h}")] == inside
@@ -152,9 +152,13 @@ def test_a_series_on_which_the_recurrent_path_fails_is_forecast_by_the_linear_on
         forecaster.heads[0].last.bias.fill_(10.0)
     x, ts = _readings(dataset, 1, 300, missing=0)
     x = np.nan_to_num(x, nan=50.0)
-    y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :, 0, 0, forecaster.judge.center]
-    forecaster.judge.share = lambda errors: torch.ones(1, 1)
-    wrong = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :, 0, 0, forecaster.judge.center]
+    y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[
+        0, :, 0, 0, forecaster.calibration.center
+    ]
+    forecaster.calibration.share = lambda errors: torch.ones(1, 1)
+    wrong = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[
+        0, :, 0, 0, forecaster.calibration.center
+    ]
     error, unweighed = abs(y[:-1] - x[0, 1:, 0]), abs(wrong[:-1] - x[0, 1:, 0])
     assert error[100:].mean() < 0.5 * unweighed[100:].mean()
 
@@ -164,7 +168,7 @@ def test_intervals_widen_until_they_hold_what_they_say_when_the_noise_grows(chan
     with torch.no_grad():  # the linear path with its spread, as a fitted model would have it
         forecaster.heads[0].last.weight.zero_()
         forecaster.heads[0].last.bias.fill_(-0.5)
-        forecaster.judge.calibration.fill_(1.0)
+        forecaster.calibration.factors.fill_(1.0)
     generator = np.random.default_rng(3)
     steps = 1500
     hours = np.arange(steps)
@@ -173,7 +177,7 @@ def test_intervals_widen_until_they_hold_what_they_say_when_the_noise_grows(chan
     ts = (1_700_000_000_000 + hours * 3_600_000)[None]
     held = {}
     for adaptation in (0.0, 0.05):
-        forecaster.judge.adaptation = adaptation
+        forecaster.calibration.adaptation = adaptation
         y = fold(torch_step(forecaster), forecaster.initial_state().numpy(), x, ts)[0, :-1, 0, 0]  # [steps, quantiles]
         inside = (load[1:] >= y[:, 0]) & (load[1:] <= y[:, -1])
         held[adaptation] = inside[900:].mean()
@@ -222,7 +226,7 @@ def test_the_state_is_named_without_holes(changed):
 
 
 def test_a_linear_expert_that_turns_out_better_takes_over_in_the_series_that_needs_it(changed, dataset):
-    experts = Experts(3, horizon=2, targets=1, covariates=0, history=4, picks=[], calendar=Calendar([], 1000, 2))
+    experts = ExpertMixture(3, horizon=2, targets=1, covariates=0, history=4, picks=[], calendar=Calendar([], 1000, 2))
     age, errors = torch.full((1, 2), 10.0), experts.prior[..., None].expand(-1, -1, 2)
     said = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None].expand(-1, 2, 1, 2)
     truth = torch.tensor([2.0, 3.0]).expand(2, 1, 2)  # the second expert is right, then the third
@@ -244,4 +248,4 @@ def test_logarithms_of_what_is_not_above_zero_are_refused(changed, dataset):
     lower = [dataclasses.replace(s, x=s.x - 1000) for s in dataset.stretches]
     below = dataclasses.replace(dataset, stretches=lower)
     with pytest.raises(UsageError, match="above 0"):
-        settle(changed({"transform": "log"}), below)
+        resolve_config(changed({"transform": "log"}), below)

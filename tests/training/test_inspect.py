@@ -18,7 +18,7 @@ from tidecast.training.commands import inspect as command
 from tidecast.training.config import read_config
 from tidecast.training.data.dataset import load_dataset
 from tidecast.training.inspection.gap_plot import bins, gaps
-from tidecast.training.inspection.inspect import Wishes, inspect
+from tidecast.training.inspection.inspect import InspectOptions, inspect
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -58,7 +58,11 @@ def run(file, capsys, **given):
 
 def test_the_awkward_daily_file_is_described_as_it_was_made(tmp_path):
     found = inspect(write_daily(tmp_path))
-    assert (found.clock.name, found.frame.keys.column, found.frame.keys.names) == ("time", "sensor", ["a", "b"])
+    assert (found.time_column.name, found.readings.keys.column, found.readings.keys.names) == (
+        "time",
+        "sensor",
+        ["a", "b"],
+    )
     assert found.steps.step_ms == HOUR
     assert (found.steps.gaps, found.steps.missing, found.steps.long) == (2, 33, 1)
     assert (found.steps.longest[0].series, found.steps.longest[0].steps) == ("b", 30)
@@ -95,7 +99,7 @@ def test_noise_has_no_season_and_a_period_that_is_neither_day_nor_week_is_found(
     rng = np.random.default_rng(2)
     wave = 5 * np.sin(2 * np.pi * np.arange(2000) / 50) + rng.normal(0, 1, 2000)
     columns = {"time": hours(2000, 60_000), "noise": rng.normal(0, 1, 2000), "wave": wave}
-    found = inspect(table(tmp_path / "pump.csv", columns), Wishes(targets=["wave"]))
+    found = inspect(table(tmp_path / "pump.csv", columns), InspectOptions(targets=["wave"]))
     assert found.values["noise"].seasons.strongest is None
     assert found.values["wave"].seasons.strongest.steps == 50
     assert (found.proposal.config.model.lags, found.proposal.config.model.horizon) == (["50min"], 12)
@@ -171,7 +175,7 @@ def test_two_columns_that_only_together_are_the_key_are_named(tmp_path):
     rows = [(t, s, v) for t in hours(100) for s in "ab" for v in "xy"]
     time, site, kind = zip(*rows, strict=True)
     found = inspect(table(tmp_path / "long.csv", {"time": time, "site": site, "kind": kind, "v": load(400)}))
-    assert found.frame.keys.together == ("site", "kind")
+    assert found.readings.keys.together == ("site", "kind")
     assert any("'site' and 'kind' together" in note for note in found.notes)
 
 
@@ -190,8 +194,8 @@ def test_irregular_readings_are_proposed_without_step_and_lags_and_a_little_jitt
 def test_epochs_are_told_apart_by_their_size_and_those_that_the_trainer_refuses_are_named(tmp_path, unit, usable):
     time = [round((START + i * HOUR) / unit) for i in range(300)]
     found = inspect(table(tmp_path / "load.csv", {"timestamp": time, "load": load(300)}))
-    assert found.clock.usable is usable
-    assert found.frame.ts[0] == START and found.steps.step_ms == HOUR
+    assert found.time_column.usable is usable
+    assert found.readings.ts[0] == START and found.steps.step_ms == HOUR
     assert any("since 1970. The trainer refuses" in note for note in found.notes) is not usable
 
 
@@ -218,7 +222,7 @@ def test_parquet_and_gz_say_the_same_as_csv(tmp_path):
         assert other.steps == plain.steps and other.order == plain.order
         assert other.report()["values"] == plain.report()["values"]
         assert other.proposal.config.model == plain.proposal.config.model
-    assert parquet.frame.keys.names == ["a", "b"]
+    assert parquet.readings.keys.names == ["a", "b"]
 
 
 def test_units_in_brackets_reach_the_config(tmp_path):
@@ -236,10 +240,10 @@ def test_a_target_that_leaves_its_trained_range_is_told(tmp_path):
 # ------------------------------------------------------------------ what it cannot use
 
 
-def sentence(path, text, **wishes):
+def sentence(path, text, **options):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError) as error:
-        inspect(path, Wishes(**wishes))
+        inspect(path, InspectOptions(**options))
     return str(error.value)
 
 
@@ -281,7 +285,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
     assert "no column 'moment'. Its columns are time, v" in sentence(tmp_path / "bad.csv", text, time="moment")
     assert "no column 'sensor'" in sentence(tmp_path / "bad.csv", text, series="sensor")
     with pytest.raises(UsageError, match="cannot be forecast, got 'w'"):
-        inspect(tmp_path / "bad.csv", Wishes(targets=["w"]))
+        inspect(tmp_path / "bad.csv", InspectOptions(targets=["w"]))
 
 
 # ------------------------------------------------------------------ the command
@@ -337,7 +341,7 @@ def test_the_plots_are_pictures_of_some_size(tmp_path, capsys):
 def test_every_bin_of_the_picture_of_gaps_is_due_whole_steps_and_none_is_lost(tmp_path, steps):
     found = inspect(table(tmp_path / "load.csv", {"time": hours(steps), "load": load(steps)}))
     edges = bins(found, 240)
-    counts = np.histogram(found.frame.ts, edges)[0]
+    counts = np.histogram(found.readings.ts, edges)[0]
     assert counts.sum() == steps and len(counts) <= 240
     np.testing.assert_array_equal(counts, np.diff(edges) / HOUR)  # all came: each bin is full, and no bin is fuller
 

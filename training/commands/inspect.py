@@ -38,15 +38,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found on stdout; write what was asked for."""
-    from tidecast.training.inspection.inspect import Wishes, inspect
+    from tidecast.training.inspection.inspect import InspectOptions, inspect
     from tidecast.training.inspection.report import show
 
     target = Path(args.write_config) if args.write_config else None
     if target is not None and target.exists():
         raise UsageError("--write-config would overwrite a file", got=str(target), do="Name another, or remove it.")
     targets = [name.strip() for name in args.targets.split(",") if name.strip()] if args.targets else None
-    wishes = Wishes(time=args.time, series=args.series, targets=targets)
-    found = inspect(args.file, wishes, beside=target.parent if target is not None else None)
+    options = InspectOptions(time=args.time, series=args.series, targets=targets)
+    found = inspect(args.file, options, beside=target.parent if target is not None else None)
     if target is not None:
         folder(target.parent)
         target.write_text(found.proposal.text, encoding="utf-8")

@@ -18,7 +18,7 @@ from tidecast.service.errors import DataError
 from tidecast.service.timestamps import format_time, missing_steps
 from tidecast.training.config import Config
 from tidecast.training.data.outliers import treat
-from tidecast.training.data.quality import Account
+from tidecast.training.data.quality import DataQuality
 from tidecast.training.data.stretch import Stretch
 
 
@@ -34,7 +34,7 @@ class Dataset:
     restarts: int
     missing: dict[str, int]  # feature -> missing values
     outliers: dict[str, int]  # feature -> outliers in training rows
-    account: Account  # what else was found, and where
+    quality: DataQuality  # what else was found, and where
 
 
 def load_dataset(config: Config, path: Path) -> Dataset:
@@ -47,7 +47,7 @@ def load_dataset(config: Config, path: Path) -> Dataset:
     series = np.asarray(table.series)
     stretches: list[Stretch] = []
     duplicates = 0
-    account = Account()
+    quality = DataQuality()
     names = list(dict.fromkeys(table.series))
     for name in names:
         mine = np.flatnonzero(series == name)
@@ -57,14 +57,14 @@ def load_dataset(config: Config, path: Path) -> Dataset:
         first = np.ones(len(ts), dtype=bool)
         first[1:] = np.diff(ts) > 0
         duplicates += int((~first).sum())
-        account.take_order(ts, table.x[mine], first, unsorted)
-        account.take_steps(name, ts[first], config.step_ms, config.data.max_gap)
+        quality.count_order(ts, table.x[mine], first, unsorted)
+        quality.count_gaps(name, ts[first], config.step_ms, config.data.max_gap)
         stretches += cut(name, mine[first], table, config.step_ms, config.data.max_gap)
     counts = np.isnan(table.x).sum(axis=0)
-    account.take_missing(stretches, config.features)
-    outliers = _treat_outliers(stretches, config, account)
-    account.take_ranges(stretches, config.features, config.train_until_ms)
-    account.filled = _fill(stretches, config)
+    quality.measure_missing_runs(stretches, config.features)
+    outliers = _treat_outliers(stretches, config, quality)
+    quality.measure_ranges(stretches, config.features, config.train_until_ms)
+    quality.filled = _fill(stretches, config)
     dataset = Dataset(
         stretches=stretches,
         sha256=file_sha256(path),
@@ -74,7 +74,7 @@ def load_dataset(config: Config, path: Path) -> Dataset:
         restarts=len(stretches) - len(names),
         missing=dict(zip(config.features, counts.tolist(), strict=True)),
         outliers=outliers,
-        account=account,
+        quality=quality,
     )
     _need_rows(dataset, config, path)
     return dataset
@@ -107,7 +107,7 @@ def cut(series: str, rows: NDArray[np.int64], table: Table, step_ms: int, max_ga
     return stretches
 
 
-def _treat_outliers(stretches: list[Stretch], config: Config, account: Account) -> dict[str, int]:
+def _treat_outliers(stretches: list[Stretch], config: Config, quality: DataQuality) -> dict[str, int]:
     """Keep, clip or mask outliers, in place and before `train_until` only; how many there were of each feature."""
     counts = dict.fromkeys(config.features, 0)
     for stretch in stretches:
@@ -117,7 +117,7 @@ def _treat_outliers(stretches: list[Stretch], config: Config, account: Account) 
             kept, found = treat(column, config.data.outliers, threshold=config.data.outlier_threshold)
             stretch.x[:rows, f] = kept
             counts[name] += int(found.sum())
-            account.take_outliers(stretch.series, name, stretch.ts[:rows][found], column[found], kept[found])
+            quality.add_outliers(stretch.series, name, stretch.ts[:rows][found], column[found], kept[found])
     return counts
 
 

@@ -51,7 +51,7 @@ class Range:
 
 
 @dataclass(slots=True)
-class Account:
+class DataQuality:
     """Counted while the file becomes stretches. Outliers, fills and ranges are of training rows alone."""
 
     series: int = 0
@@ -66,7 +66,7 @@ class Account:
     ranges: dict[str, Range] = field(default_factory=dict)  # by feature
     of_series: dict[str, Range] = field(default_factory=dict)  # of the first feature, by series
 
-    def take_order(self, ts: Int64, x: Floats, kept: NDArray[np.bool_], unsorted: int) -> None:
+    def count_order(self, ts: Int64, x: Floats, kept: NDArray[np.bool_], unsorted: int) -> None:
         """One series, sorted: times [readings], values [readings, features], and which readings stay."""
         self.series += 1
         self.unsorted += unsorted
@@ -74,7 +74,7 @@ class Account:
         same = (x == x[stays]) | (np.isnan(x) & np.isnan(x[stays]))
         self.contradictions += int((~same.all(axis=1)).sum())
 
-    def take_steps(self, series: str, ts: Int64, step_ms: int, max_gap: int) -> None:
+    def count_gaps(self, series: str, ts: Int64, step_ms: int, max_gap: int) -> None:
         """The times of one series that stay [readings], ascending."""
         if step_ms == 0 or len(ts) < 2:
             return
@@ -87,18 +87,18 @@ class Account:
         if silent[worst] > (self.longest.steps if self.longest else 0):
             self.longest = Gap(int(silent[worst]), series, int(ts[worst]))
 
-    def take_outliers(self, series: str, feature: str, ts: Int64, before: Floats, after: Floats) -> None:
+    def add_outliers(self, series: str, feature: str, ts: Int64, before: Floats, after: Floats) -> None:
         """Outliers of one feature in a stretch, [outliers] each, as they were and as they are now."""
         new = [Outlier(series, *cells) for cells in zip(ts.tolist(), before.tolist(), after.tolist(), strict=True)]
         earliest = sorted([*self.outliers.get(feature, []), *new[:SHOWN]], key=lambda outlier: outlier.ts)
         self.outliers[feature] = earliest[:SHOWN]
 
-    def take_missing(self, stretches: list[Stretch], features: list[str]) -> None:
+    def measure_missing_runs(self, stretches: list[Stretch], features: list[str]) -> None:
         """Runs of missing values, in readings; before outliers are masked."""
         for f, name in enumerate(features):
             self.in_a_row[name] = max((_longest_run(np.isnan(s.x[s.rows >= 0, f])) for s in stretches), default=0)
 
-    def take_ranges(self, stretches: list[Stretch], features: list[str], until: int) -> None:
+    def measure_ranges(self, stretches: list[Stretch], features: list[str], until: int) -> None:
         """Ranges of training rows, those before `until` (ms)."""
         for f, name in enumerate(features):
             by_series: dict[str, list[Floats]] = {}

@@ -132,7 +132,7 @@ class LinearAutoregression:
         return shaped
 
 
-class Errors:
+class ErrorQuantiles:
     """What must be added to a method's point forecasts to have its quantiles: [horizon, targets, quantiles]."""
 
     def __init__(

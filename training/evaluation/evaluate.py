@@ -17,7 +17,7 @@ from tidecast.training.config import Config
 from tidecast.training.data.dataset import Dataset
 from tidecast.training.data.stretch import Stretch
 from tidecast.training.evaluation.baselines import (
-    Errors,
+    ErrorQuantiles,
     LinearAutoregression,
     Scales,
     choose_season,
@@ -51,7 +51,7 @@ Step = Callable[
 MODEL, LINEAR = "tidecast", "linear autoregression"
 
 
-class Interval(msgspec.Struct, frozen=True):
+class IntervalScores(msgspec.Struct, frozen=True):
     """One interval by lead: what share of the truths it held, and its mean width in the target's unit."""
 
     level: float
@@ -59,7 +59,7 @@ class Interval(msgspec.Struct, frozen=True):
     width: list[float]
 
 
-class Scores(msgspec.Struct, frozen=True):
+class MethodScores(msgspec.Struct, frozen=True):
     """One method on one target, by lead (index 0 is one step ahead); see `training.evaluation.metrics` for each."""
 
     mae: list[float]
@@ -70,15 +70,15 @@ class Scores(msgspec.Struct, frozen=True):
     nrmse: list[float]
     pinball: list[float]
     crps: list[float]
-    intervals: list[Interval]  # the widest first
+    intervals: list[IntervalScores]  # the widest first
 
 
 class Evaluation(msgspec.Struct, frozen=True):
     """What `metrics.json` holds."""
 
     rows: int  # test readings that a forecast was held against
-    scores: dict[str, dict[str, Scores]]  # target -> method -> scores
-    intervals: dict[str, Interval]  # target -> the model's widest
+    scores: dict[str, dict[str, MethodScores]]  # target -> method -> scores
+    intervals: dict[str, IntervalScores]  # target -> the model's widest
     season: str | None
     scaled: bool = False  # in units of the training rows' standard deviation, not in the targets' own
 
@@ -168,7 +168,7 @@ def evaluate(
     naive = _naive_scales(found, config, dataset, season)  # [rows, targets]
     if scaled:
         naive = naive / np.concatenate([np.repeat(scales[t.series][1][None], len(t.ts), axis=0) for t in found])
-    scores: dict[str, dict[str, Scores]] = {target: {} for target in config.targets}
+    scores: dict[str, dict[str, MethodScores]] = {target: {} for target in config.targets}
     for name, points, quantiles in _methods(found, config, dataset, season, scales, baselines):
         point = _stacked(points, found, scales, scaled)  # [rows, horizon, targets]
         y = _stacked(quantiles, found, scales, scaled)  # [rows, horizon, targets, quantiles]
@@ -179,14 +179,14 @@ def evaluate(
     return Evaluation(rows, scores, widest, season_name(config, season) if season else None, scaled)
 
 
-def measure(truth: Floats, point: Floats, y: Floats, levels: list[float], naive: Floats) -> Scores:
+def measure(truth: Floats, point: Floats, y: Floats, levels: list[float], naive: Floats) -> MethodScores:
     """All measures of one target: truth and point [rows, horizon], y [rows, horizon, quantiles], naive [rows]."""
     intervals = []
     for low, high in symmetric_pairs(levels):
         bounds = y[..., low], y[..., high]
         held, wide = coverage(truth, *bounds).tolist(), width(truth, *bounds).tolist()
-        intervals.append(Interval(round(levels[high] - levels[low], 6), held, wide))
-    return Scores(
+        intervals.append(IntervalScores(round(levels[high] - levels[low], 6), held, wide))
+    return MethodScores(
         mae=mae(truth, point).tolist(),
         rmse=rmse(truth, point).tolist(),
         mase=mase(truth, point, naive).tolist(),
@@ -217,7 +217,9 @@ def _methods(
     for name, (forecast, skip) in methods.items():
         if name == "seasonal naive" and not season:
             continue
-        errors = Errors(forecast, config, dataset, levels=levels, gaussian=forecast == linear.forecast, skip=skip)
+        errors = ErrorQuantiles(
+            forecast, config, dataset, levels=levels, gaussian=forecast == linear.forecast, skip=skip
+        )
         points = [forecast(t.stretch)[t.origins] for t in found]
         yield name, points, [errors.quantiles(p, t.series) for p, t in zip(points, found, strict=True)]
 

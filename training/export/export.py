@@ -38,10 +38,10 @@ def write(
     Raises:
         ModelError: the worker's own loader refuses the file; then nothing is written.
     """
-    return seal(proto, describe(model, config, dataset, metrics, content_hash(proto.SerializeToString())), path)
+    return write_model(proto, describe(model, config, dataset, metrics, content_hash(proto.SerializeToString())), path)
 
 
-def seal(proto: onnx.ModelProto, spec: ModelSpec, path: Path) -> ModelSpec:
+def write_model(proto: onnx.ModelProto, spec: ModelSpec, path: Path) -> ModelSpec:
     """Put the spec into the graph's metadata, and write the file.
 
     Raises:

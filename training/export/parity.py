@@ -113,12 +113,12 @@ def check_parity(model: Forecaster, graph: bytes, dataset: Dataset, seed: int = 
     scale = model.units.small().numpy()[:, None]
     runtime = onnx_step(graph)
     return [
-        hold_together(model, model.window, runtime, *sequences(model, dataset, batch, seed + batch), scale)
+        check_parity_of(model, model.window, runtime, *sequences(model, dataset, batch, seed + batch), scale)
         for batch in BATCHES
     ]
 
 
-def hold_together(
+def check_parity_of(
     model: Stateful, window: Callable[[Tensor, Tensor], Tensor], runtime: Step, x: Floats, ts: Times, scale: Floats
 ) -> Parity:
     """Compare the three ways over x [batch, steps, features], ts [batch, steps] ms; `scale` is a target's deviation.

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tidecast.training.config import Config
 from tidecast.training.linear.ridge import CHUNK_ROWS, Scaled, ahead, filled, windows
+from tidecast.training.model.expert_mixture import FORGETTING, PRIOR_STEPS, error_of
 from tidecast.training.model.forecaster import Forecaster
-from tidecast.training.model.linear_experts import FORGETTING, PRIOR_STEPS, error_of
 
 PRIOR_ROWS = 4_000  # that the prior is taken from
 REHEARSED_SERIES, REHEARSED_STEPS = 64, 512  # that the rate is chosen on; steps before the validation rows
 
 
-def set_trust(model: Forecaster, stretches: list[Scaled], config: Config) -> None:
+def set_expert_priors(model: Forecaster, stretches: list[Scaled], config: Config) -> None:
     """Set the experts' `prior` and `forgetting`."""
     model.experts.prior.copy_(_prior(model, stretches, config))
     model.experts.forgetting.fill_(_rate(model, stretches, config))
@@ -33,7 +33,7 @@ def _prior(model: Forecaster, stretches: list[Scaled], config: Config) -> Tensor
         at = np.flatnonzero((s.ts >= config.train_until_ms) & (s.ts < config.validate_until_ms))[::thin]
         if len(at) == 0:
             continue
-        said, truth = _said(model, s, at, config.validate_until_ms)
+        said, truth = _expert_forecasts(model, s, at, config.validate_until_ms)
         whole = torch.isfinite(truth).flatten(0, 1).all(dim=0)
         total, count = total + error_of(said[..., whole], truth[..., whole]).sum(dim=-1), count + int(whole.sum())
     return total / count if count else torch.ones_like(total)
@@ -49,7 +49,7 @@ def _rate(model: Forecaster, stretches: list[Scaled], config: Config) -> float:
         rows = np.arange(first, int((s.ts < config.validate_until_ms).sum()))
         if len(rows) <= experts.hindsight:
             continue
-        said, truth = _said(model, s, rows, config.validate_until_ms)
+        said, truth = _expert_forecasts(model, s, rows, config.validate_until_ms)
         errors = error_of(said[:, : experts.hindsight], truth[: experts.hindsight])  # [count, targets, rows]
         running = experts.prior[..., None].expand(-1, -1, len(rates))  # [count, targets, rates]
         for i, row in enumerate(rows):
@@ -62,7 +62,7 @@ def _rate(model: Forecaster, stretches: list[Scaled], config: Config) -> float:
     return FORGETTING[int(total.argmin())] if total.any() else FORGETTING[len(FORGETTING) // 2]
 
 
-def _said(model: Forecaster, s: Scaled, rows: NDArray[np.int64], until: int) -> tuple[Tensor, Tensor]:
+def _expert_forecasts(model: Forecaster, s: Scaled, rows: NDArray[np.int64], until: int) -> tuple[Tensor, Tensor]:
     """What all experts forecast at some rows [count, horizon, targets, rows], and what came before `until` (ms).
 
     Both in the series' units; a truth [horizon, targets, rows] that is missing is NaN.

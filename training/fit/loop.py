@@ -25,9 +25,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tidecast.training.config import Config
 from tidecast.training.data.dataset import Dataset
 from tidecast.training.fit.prepare import Prepared, fit_linear_path, fit_scalers, prepare
-from tidecast.training.fit.resolve_config import settle
+from tidecast.training.fit.resolve_config import resolve_config
+from tidecast.training.model.expert_mixture import WORST
 from tidecast.training.model.forecaster import Forecaster
-from tidecast.training.model.linear_experts import WORST
 from tidecast.training.progress import Progress
 
 WINDOWS_PER_LANE = 12  # fewer lanes on short data: each must hold some windows, or nothing is carried
@@ -51,7 +51,7 @@ def fit(config: Config, dataset: Dataset, progress: Progress) -> tuple[Forecaste
     started = time.monotonic()
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(config.fit.threads or os.cpu_count() or 1)
-    config = settle(config, dataset)
+    config = resolve_config(config, dataset)
     model = Forecaster(config)
     fit_scalers(model, dataset, config.train_until_ms)
     progress.stage("solving the linear path")
@@ -227,20 +227,20 @@ def calibrate(model: Forecaster, data: Prepared, config: Config) -> None:
     """
     calm = _factors(model, data, config, -(1 << 62), config.train_until_ms)
     recent = _factors(model, data, config, config.train_until_ms, config.validate_until_ms)
-    model.judge.calibration.copy_(torch.maximum(calm, recent).clamp(0.4, 3.0))
+    model.calibration.factors.copy_(torch.maximum(calm, recent).clamp(0.4, 3.0))
 
 
 def _factors(model: Forecaster, data: Prepared, config: Config, since: int, until: int) -> Tensor:
     """[horizon, targets, quantiles], 1 where too few rows say anything about a tail."""
     scaled, linear, truth = _ensemble(model, data, config, since, until)  # [rows, horizon, targets, quantiles]
     scaled = balanced(model, scaled, linear)
-    middle = scaled[..., model.judge.center]
-    factors = torch.ones_like(model.judge.calibration)
+    middle = scaled[..., model.calibration.center]
+    factors = torch.ones_like(model.calibration.factors)
     for k, level in enumerate(model.quantiles):
-        if k == model.judge.center:
+        if k == model.calibration.center:
             continue
         ratio = (truth - middle) / (scaled[..., k] - middle)
-        share = level if k > model.judge.center else 1 - level
+        share = level if k > model.calibration.center else 1 - level
         factor = torch.nanquantile(ratio, share, dim=0).nan_to_num(1.0)  # [horizon, targets]
         trusted = torch.isfinite(ratio).sum(dim=0) >= 50
         factors[..., k] = torch.where(trusted, factor, torch.ones(()))
@@ -249,16 +249,16 @@ def _factors(model: Forecaster, data: Prepared, config: Config, since: int, unti
 
 def balanced(model: Forecaster, out: Tensor, linear: Tensor) -> Tensor:
     """Quantiles [rows, horizon, targets, quantiles] as of a series that has said nothing yet: between the two paths."""
-    share = model.judge.share(model.judge.prior[..., None]).reshape(linear.shape[1:])
-    return out + ((1 - share) * (linear - out[..., model.judge.center]))[..., None]
+    share = model.calibration.share(model.calibration.prior[..., None]).reshape(linear.shape[1:])
+    return out + ((1 - share) * (linear - out[..., model.calibration.center]))[..., None]
 
 
 def weigh_paths(model: Forecaster, data: Prepared, config: Config) -> None:
     """Set how far a series that has said nothing yet trusts its two paths: their errors on validation rows."""
     scaled, linear, truth = _ensemble(model, data, config, config.train_until_ms, config.validate_until_ms)
-    paths = torch.stack([linear, scaled[..., model.judge.center]], dim=1)  # [rows, paths, horizon, targets]
+    paths = torch.stack([linear, scaled[..., model.calibration.center]], dim=1)  # [rows, paths, horizon, targets]
     errors = (paths - truth[:, None]).abs().clamp(max=WORST).nanmean(dim=0).nan_to_num(1.0)
-    model.judge.prior.copy_(errors[:, [h - 1 for h in model.judge.scored]].transpose(0, 1))
+    model.calibration.prior.copy_(errors[:, [h - 1 for h in model.calibration.scored]].transpose(0, 1))
 
 
 def _ensemble(

@@ -13,11 +13,11 @@ from torch import Tensor
 from tidecast.training.config import Config
 from tidecast.training.data.dataset import Dataset
 from tidecast.training.data.stretch import Stretch
-from tidecast.training.fit.expert_priors import set_trust
-from tidecast.training.linear.expert_bank import fit_bank
+from tidecast.training.fit.expert_priors import set_expert_priors
+from tidecast.training.linear.expert_bank import fit_expert_bank
 from tidecast.training.linear.ridge import CHUNK_ROWS, Scaled, filled, fit_ridge, windows
 from tidecast.training.model.calendar import PERIODS
-from tidecast.training.model.forecaster import Forecaster, Seen
+from tidecast.training.model.forecaster import Forecaster, StretchFeatures
 from tidecast.training.model.scaling import FAR_BELOW, LIMIT
 
 
@@ -100,7 +100,7 @@ def fit_linear_path(model: Forecaster, dataset: Dataset, config: Config) -> None
     for name, table in zip(model.calendar.count, ridge.slots, strict=True):
         linear.get_buffer(f"slots_{name}").copy_(torch.from_numpy(table))
     if linear.count > 1:
-        bank = fit_bank(
+        bank = fit_expert_bank(
             stretches,
             [s.series for s in dataset.stretches],
             history=model.history,
@@ -114,7 +114,7 @@ def fit_linear_path(model: Forecaster, dataset: Dataset, config: Config) -> None
         linear.bank_bias.copy_(torch.from_numpy(bank.bias.reshape(model.d, 1, -1)))
     linear.assemble()
     if linear.count > 1:
-        set_trust(model, stretches, config)
+        set_expert_priors(model, stretches, config)
 
 
 def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Callable[[float], None]) -> Prepared:
@@ -151,10 +151,10 @@ def prepare(model: Forecaster, dataset: Dataset, config: Config, progress: Calla
     return replace(out, inputs=model.normalise(out.inputs.T).T.contiguous())
 
 
-def _fold(model: Forecaster, stretches: list[Stretch], progress: Callable[[float], None]) -> list[Seen]:
+def _fold(model: Forecaster, stretches: list[Stretch], progress: Callable[[float], None]) -> list[StretchFeatures]:
     """`model.prepare` of each stretch; stretches of like length go together, so that padding stays small."""
     order = sorted(range(len(stretches)), key=lambda i: -len(stretches[i].ts))
-    out: dict[int, Seen] = {}
+    out: dict[int, StretchFeatures] = {}
     done, total = 0, sum(len(s.ts) for s in stretches)
     while order:
         longest = len(stretches[order[0]].ts)
@@ -169,7 +169,7 @@ def _fold(model: Forecaster, stretches: list[Stretch], progress: Callable[[float
         seen = model.prepare(x, ts)
         for row, i in enumerate(group):
             steps = len(stretches[i].ts)
-            out[i] = Seen(*(column[row, :steps] for column in seen))
+            out[i] = StretchFeatures(*(column[row, :steps] for column in seen))
             done += steps
         progress(done / total)
     return [out[i] for i in range(len(stretches))]

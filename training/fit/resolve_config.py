@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from tidecast.service.errors import UsageError
 from tidecast.training.config import Config
 from tidecast.training.data.dataset import Dataset
-from tidecast.training.linear.expert_bank import experts
+from tidecast.training.linear.expert_bank import expert_count
 
 ORDERS_APART = 100.0  # times; ETT's channels, which share a size for this purpose, are 10 apart
 
 
-def settle(config: Config, dataset: Dataset) -> Config:
+def resolve_config(config: Config, dataset: Dataset) -> Config:
     """The config with what the data decides: `model.scale` and `model.experts`.
 
     Raises:
@@ -26,7 +26,7 @@ def settle(config: Config, dataset: Dataset) -> Config:
     _need_values_for(config.model.transform, config, dataset)
     if config.model.experts is None:
         series = len({s.series for s in dataset.stretches})
-        count = 0 if config.step_ms == 0 else experts(series, config.lag_steps)
+        count = 0 if config.step_ms == 0 else expert_count(series, config.lag_steps)
         config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, experts=count))
     return config
 

@@ -25,7 +25,7 @@ ROUND_MS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class SortedReadings:
     """Readings by series, then time, without a second one for the same time (the first stays, as in the trainer)."""
 
     keys: Keys
@@ -50,7 +50,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class GapSummary:
     """A place where steps are missing."""
 
     series: str
@@ -60,7 +60,7 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class StepSummary:
     """The step and where it does not hold."""
 
     step_ms: int  # median difference over the series' medians, rounded to a usual step where it is within 2 %
@@ -70,11 +70,11 @@ class Steps:
     gaps: int
     missing: int  # steps missing in all gaps
     long: int  # gaps longer than LONG_GAP steps
-    longest: list[Gap]
+    longest: list[GapSummary]
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class Location:
     """One reading worth a look."""
 
     time: str
@@ -108,16 +108,16 @@ class Values:
     median: float
     high: float
     flat: int  # longest run of equal readings
-    flat_at: Spot | None
+    flat_at: Location | None
     outliers: int
-    first_outliers: list[Spot]
+    first_outliers: list[Location]
     shifts: list[Shift]
-    far: Spot | None = None  # an outlier that makes the range several times as wide as nearly all readings need
+    far: Location | None = None  # an outlier that makes the range several times as wide as nearly all readings need
     seasons: Seasons | None = None
-    outlier_rows: list[int] = field(default_factory=list)  # places in the frame, for the plots; at most 2,000
+    outlier_rows: list[int] = field(default_factory=list)  # places in the sorted readings, for the plots; at most 2,000
 
 
-def frame(ts: Int64, keys: Keys, columns: list[Floats]) -> tuple[Frame, Order]:
+def sort_readings(ts: Int64, keys: Keys, columns: list[Floats]) -> tuple[SortedReadings, Order]:
     """The readings in order, and how far they were from it.
 
     `columns`, each [rows] of values, say which duplicates disagree.
@@ -135,16 +135,16 @@ def frame(ts: Int64, keys: Keys, columns: list[Floats]) -> tuple[Frame, Order]:
         name = keys.names[int(keys.codes[at])]
         first = format_time(int(ts[at])) + (f" of {name}" if keys.column else "")
     bounds = np.searchsorted(codes[kept], np.arange(len(keys.names) + 1))
-    made = Frame(keys, order[kept], moments[kept], bounds)
+    readings = SortedReadings(keys, order[kept], moments[kept], bounds)
     stays = order[np.maximum.accumulate(np.where(kept, np.arange(len(ts)), 0))]  # the row that stays instead of each
     disagree = np.zeros(len(ts), dtype=bool)
     for x in columns:
         a, b = x[order], x[stays]
         disagree |= (a != b) & ~(np.isnan(a) & np.isnan(b))
-    return made, Order(int(repeated.sum()), int(disagree.sum()), first, int(back.sum()))
+    return readings, Order(int(repeated.sum()), int(disagree.sum()), first, int(back.sum()))
 
 
-def find_steps(of: Frame) -> Steps | None:
+def find_steps(of: SortedReadings) -> StepSummary | None:
     """The step; None where no series has two readings."""
     spans = {name: at for name, at in of.spans() if at.stop - at.start > 1}
     differences = {name: np.diff(of.ts[at]) for name, at in spans.items()}
@@ -170,17 +170,17 @@ def find_steps(of: Frame) -> Steps | None:
         worst = np.argsort(-absent, kind="stable")[:SHOWN]
         gaps += [(int(absent[i]), name, int(ts[i]), int(ts[i + 1])) for i in worst.tolist() if absent[i] > 0]
     gaps.sort(key=lambda gap: (-gap[0], gap[2]))
-    shown = [Gap(name, format_time(a), format_time(b), n) for n, name, a, b in gaps[:SHOWN]]
+    shown = [GapSummary(name, format_time(a), format_time(b), n) for n, name, a, b in gaps[:SHOWN]]
     others = {name: round(m) for name, m in medians.items() if abs(m - step) > OFF * step}
-    return Steps(step, others, irregular / total, jitter / total, count, missing, long, shown)
+    return StepSummary(step, others, irregular / total, jitter / total, count, missing, long, shown)
 
 
-def find_values(column: Column, of: Frame, step_ms: int) -> Values:
+def find_values(column: Column, of: SortedReadings, step_ms: int) -> Values:
     """One column of numbers. Outliers by `tidecast.training.data.outliers`, each series for itself."""
     assert column.numbers is not None
     x = column.numbers[of.rows]  # [readings]
     known = x[np.isfinite(x)]
-    spots: list[int] = []
+    outliers: list[int] = []
     usual = np.full(len(x), np.nan)
     longest_missing, flat, flat_at = 0, 1, -1
     shifts: list[tuple[float, Shift]] = []
@@ -190,7 +190,7 @@ def find_values(column: Column, of: Frame, step_ms: int) -> Values:
         usual[at] = limits.median
         with np.errstate(invalid="ignore"):
             found = np.abs(mine - limits.median) > limits.reach
-        spots += (np.flatnonzero(found) + at.start).tolist()
+        outliers += (np.flatnonzero(found) + at.start).tolist()
         longest_missing = max(longest_missing, _longest_run(np.isnan(mine))[0])
         seen = np.flatnonzero(np.isfinite(mine))
         same = np.zeros(len(seen), dtype=bool)
@@ -199,13 +199,13 @@ def find_values(column: Column, of: Frame, step_ms: int) -> Values:
         if run + 1 > flat:
             flat, flat_at = run + 1, at.start + int(seen[end - run])
         shifts += _shifts(of.ts[at], mine, name, step_ms)
-    spots.sort(key=lambda i: of.ts[i])
+    outliers.sort(key=lambda i: of.ts[i])
     series = np.repeat(np.arange(len(of.keys.names)), np.diff(of.bounds))
 
-    def spot(i: int) -> Spot:
-        return Spot(format_time(int(of.ts[i])), of.keys.names[int(series[i])], float(x[i]), float(usual[i]))
+    def located(i: int) -> Location:
+        return Location(format_time(int(of.ts[i])), of.keys.names[int(series[i])], float(x[i]), float(usual[i]))
 
-    far = _far(x, spots)
+    far = _far(x, outliers)
     stuck = flat >= FLAT and flat_at >= 0
     return Values(
         name=column.name,
@@ -219,21 +219,21 @@ def find_values(column: Column, of: Frame, step_ms: int) -> Values:
         median=float(np.median(known)),
         high=float(known.max()),
         flat=flat,
-        flat_at=spot(flat_at) if stuck else None,
-        outliers=len(spots),
-        first_outliers=[spot(i) for i in spots[:SHOWN]],
+        flat_at=located(flat_at) if stuck else None,
+        outliers=len(outliers),
+        first_outliers=[located(i) for i in outliers[:SHOWN]],
         shifts=[shift for _, shift in sorted(shifts, key=lambda s: -s[0])[:SHOWN]],
-        far=spot(far) if far is not None else None,
-        outlier_rows=spots[:2000],
+        far=located(far) if far is not None else None,
+        outlier_rows=outliers[:2000],
     )
 
 
-def _far(x: Floats, spots: list[int]) -> int | None:
-    rest = np.delete(x, spots)
+def _far(x: Floats, outliers: list[int]) -> int | None:
+    rest = np.delete(x, outliers)
     if not np.isfinite(rest).any():
         return None
     low, middle, high = np.nanpercentile(rest, [0.1, 50, 99.9])
-    beyond = [i for i in spots if x[i] > high + 3 * (high - low) or x[i] < low - 3 * (high - low)]
+    beyond = [i for i in outliers if x[i] > high + 3 * (high - low) or x[i] < low - 3 * (high - low)]
     return max(beyond, key=lambda i: abs(x[i] - middle), default=None)
 
 

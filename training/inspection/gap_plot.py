@@ -18,8 +18,8 @@ HEAT_ROWS, HEAT_BINS, IRREGULAR_BINS = 30, 240, 60
 
 def gaps(found: Inspection) -> Figure:
     """Which readings came and which values they hold, over time; and how far readings lie apart."""
-    shown, ts = spans(found)[::-1][:HEAT_ROWS], found.frame.ts  # those of fewest readings: they have the gaps
-    irregular, many = found.proposal.config.data.step == "0", len(found.frame.keys.names)
+    shown, ts = spans(found)[::-1][:HEAT_ROWS], found.readings.ts  # those of fewest readings: they have the gaps
+    irregular, many = found.proposal.config.data.step == "0", len(found.readings.keys.names)
     edges = bins(found, IRREGULAR_BINS if irregular else HEAT_BINS)
     counts = np.stack([np.histogram(ts[at], edges)[0] for _, at in shown]).astype(np.float64)
     columns = list(found.values)[:HEAT_ROWS]
@@ -61,7 +61,7 @@ def gaps(found: Inspection) -> Figure:
 
 def bins(found: Inspection, most: int) -> Int64:
     """[bins + 1] edges, ms. A bin is of whole steps, or bins would differ in how many readings are due."""
-    step, first, last = found.steps.step_ms, int(found.frame.ts.min()), int(found.frame.ts.max())
+    step, first, last = found.steps.step_ms, int(found.readings.ts.min()), int(found.readings.ts.max())
     steps = max(2, -(-(last - first) // step) + 1)
     each = -(-steps // most)
     edges = first - (step + 1) // 2 + np.arange(-(-steps // each) + 1, dtype=np.int64) * each * step
@@ -76,7 +76,7 @@ def _usual(counts: Floats) -> Floats:
 
 def _differences(axis: Axes, found: Inspection) -> None:
     """How far readings of one series lie apart, in steps."""
-    apart = np.concatenate([np.diff(found.frame.ts[at]) for _, at in found.frame.spans()]) / found.steps.step_ms
+    apart = np.concatenate([np.diff(found.readings.ts[at]) for _, at in found.readings.spans()]) / found.steps.step_ms
     top = max(2.0, float(apart.max()))
     whole = top <= 60 and found.steps.irregular < 0.05
     if top <= 60:

@@ -1,6 +1,6 @@
 """Look at a data file before anything is trained on it: what is in it, what is wrong with it, what config would fit.
 
-Needs no torch. The way of a file: columns as they are (`inspection.source`), the time column (`clock`), what the
+Needs no torch. The way of a file: columns as they are (`inspection.source`), the time column (`time_column`), what the
 others are for (`roles`), what is in them (`findings`, `seasons`), a config (`proposal`).
 """
 
@@ -13,23 +13,23 @@ import numpy as np
 
 from tidecast.service.errors import DataError
 from tidecast.service.timestamps import format_duration, format_time
-from tidecast.training.inspection.clock import Clock, find_clock
 from tidecast.training.inspection.columns import Column, read_columns
 from tidecast.training.inspection.findings import (
     LONG_GAP,
-    Frame,
+    Location,
     Order,
-    Spot,
-    Steps,
+    SortedReadings,
+    StepSummary,
     Values,
     find_steps,
     find_values,
-    frame,
+    sort_readings,
     value_names,
 )
 from tidecast.training.inspection.proposal import Proposal, propose, trained_range
 from tidecast.training.inspection.roles import Role, find_keys, find_roles
 from tidecast.training.inspection.seasons import Seasons, find_seasons, on_grid
+from tidecast.training.inspection.time_column import TimeColumn, find_time_column
 
 SEASON_SERIES = 20  # so many series are looked at for seasons; the others are like them
 LEAST_ROWS = 40
@@ -37,7 +37,7 @@ EARLY_1970_MS = 60 * 86_400_000  # seconds read as milliseconds lie before it, m
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class InspectOptions:
     """What a person has said about the file; the rest is found."""
 
     time: str | None = None
@@ -52,10 +52,10 @@ class Inspection:
     path: Path
     columns: list[Column]
     roles: list[Role]
-    clock: Clock
-    frame: Frame
+    time_column: TimeColumn
+    readings: SortedReadings
     order: Order
-    steps: Steps
+    steps: StepSummary
     values: dict[str, Values]
     proposal: Proposal
     notes: list[str] = field(default_factory=list)  # what to know or do before training, the gravest first
@@ -64,21 +64,21 @@ class Inspection:
         """The same without the data, for JSON."""
         return {
             "path": str(self.path),
-            "rows": len(self.clock.ts),
+            "rows": len(self.time_column.ts),
             "columns": self.roles,
             "time": {
-                "column": self.clock.name,
-                "form": self.clock.form,
-                "usable": self.clock.usable,
-                "first": format_time(int(self.frame.ts.min())),
-                "last": format_time(int(self.frame.ts.max())),
+                "column": self.time_column.name,
+                "form": self.time_column.form,
+                "usable": self.time_column.usable,
+                "first": format_time(int(self.readings.ts.min())),
+                "last": format_time(int(self.readings.ts.max())),
             },
             "series": {
-                "column": self.frame.keys.column,
-                "count": len(self.frame.keys.names),
-                "names": self.frame.keys.names[:20],
-                "shortest": int(np.diff(self.frame.bounds).min()),
-                "longest": int(np.diff(self.frame.bounds).max()),
+                "column": self.readings.keys.column,
+                "count": len(self.readings.keys.names),
+                "names": self.readings.keys.names[:20],
+                "shortest": int(np.diff(self.readings.bounds).min()),
+                "longest": int(np.diff(self.readings.bounds).max()),
             },
             "order": self.order,
             "step": format_duration(self.steps.step_ms),
@@ -90,21 +90,21 @@ class Inspection:
         }
 
 
-def inspect(path: Path | str, wishes: Wishes | None = None, *, beside: Path | None = None) -> Inspection:
+def inspect(path: Path | str, options: InspectOptions | None = None, *, beside: Path | None = None) -> Inspection:
     """Read the file and judge it; the config's path is relative to `beside` (default: here).
 
     Raises:
         DataError: the file cannot be read, or nothing in it can be forecast: no times, no numbers, too few rows.
         UsageError: a target was asked for that cannot be forecast.
     """
-    path, wishes = Path(path), wishes or Wishes()
+    path, options = Path(path), options or InspectOptions()
     columns = read_columns(path)
-    clock = find_clock(columns, str(path), wishes.time)
-    keys = find_keys(columns, clock, str(path), wishes.series)
-    roles = find_roles(columns, clock, keys)
+    time_column = find_time_column(columns, str(path), options.time)
+    keys = find_keys(columns, time_column, str(path), options.series)
+    roles = find_roles(columns, time_column, keys)
     values_of = [column.numbers for column in columns if column.numbers is not None]
-    made, order = frame(clock.ts, keys, values_of)
-    steps = _steps(path, made, order)
+    readings, order = sort_readings(time_column.ts, keys, values_of)
+    steps = _steps(path, readings, order)
     by_name = {column.name: column for column in columns}
     names = value_names(roles)
     if not names:
@@ -113,34 +113,40 @@ def inspect(path: Path | str, wishes: Wishes | None = None, *, beside: Path | No
             got="; ".join(f"{r.name}: {r.why or r.role}" for r in roles)[:300],
             do="Give a file with at least one column of readings that vary.",
         )
-    values = {name: find_values(by_name[name], made, steps.step_ms) for name in names}
+    values = {name: find_values(by_name[name], readings, steps.step_ms) for name in names}
     for name, found in values.items():
-        found.seasons = _seasons(by_name[name], made, steps.step_ms)
-    each_column = wishes.series == "columns"
-    proposal = propose(path, clock.name, made, steps, values, wishes.targets, each_column, beside=beside or Path.cwd())
-    found_all = Inspection(path, columns, roles, clock, made, order, steps, values, proposal)
+        found.seasons = _seasons(by_name[name], readings, steps.step_ms)
+    each_column = options.series == "columns"
+    proposal = propose(
+        path, time_column.name, readings, steps, values, options.targets, each_column, beside=beside or Path.cwd()
+    )
+    found_all = Inspection(path, columns, roles, time_column, readings, order, steps, values, proposal)
     found_all.notes.extend(_notes(found_all, by_name))
     return found_all
 
 
-def _steps(path: Path, made: Frame, order: Order) -> Steps:
-    steps = find_steps(made)
-    longest = int(np.diff(made.bounds).max())
+def _steps(path: Path, readings: SortedReadings, order: Order) -> StepSummary:
+    steps = find_steps(readings)
+    longest = int(np.diff(readings.bounds).max())
     if steps is None or longest < LEAST_ROWS:
         raise DataError(
             f"{path} has too few readings to learn from: its longest series has {longest}",
             do=f"Give at least {LEAST_ROWS} readings of one series; some hundreds are where a model begins to pay."
             + (f" {order.duplicates:,} of its rows repeat a time: is a key column missing?" if order.duplicates else "")
-            + (f" (Series are told apart by {made.keys.column!r}; --series changes it.)" if made.keys.column else ""),
+            + (
+                f" (Series are told apart by {readings.keys.column!r}; --series changes it.)"
+                if readings.keys.column
+                else ""
+            ),
         )
     return steps
 
 
-def _seasons(column: Column, made: Frame, step_ms: int) -> Seasons:
+def _seasons(column: Column, readings: SortedReadings, step_ms: int) -> Seasons:
     assert column.numbers is not None
-    x = column.numbers[made.rows]
-    spans = sorted((at for _, at in made.spans()), key=lambda at: at.start - at.stop)[:SEASON_SERIES]
-    return find_seasons([on_grid(made.ts[at], x[at], step_ms) for at in spans if at.stop - at.start > 2], step_ms)
+    x = column.numbers[readings.rows]
+    spans = sorted((at for _, at in readings.spans()), key=lambda at: at.start - at.stop)[:SEASON_SERIES]
+    return find_seasons([on_grid(readings.ts[at], x[at], step_ms) for at in spans if at.stop - at.start > 2], step_ms)
 
 
 def _without_rows(values: Values) -> dict[str, object]:
@@ -150,25 +156,25 @@ def _without_rows(values: Values) -> dict[str, object]:
 def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
     """Sentences for a person; each says what is so and what follows from it."""
     out = []
-    if not of.clock.usable:
+    if not of.time_column.usable:
         out.append(
-            f"Column {of.clock.name!r} counts {of.clock.form.split()[1]} since 1970. The trainer refuses that, as does "
-            "the producer: make it milliseconds or ISO 8601."
+            f"Column {of.time_column.name!r} counts {of.time_column.form.split()[1]} since 1970. The trainer and the "
+            "producer refuse that: make it milliseconds or ISO 8601."
         )
-    first, last = int(of.frame.ts.min()), int(of.frame.ts.max())
+    first, last = int(of.readings.ts.min()), int(of.readings.ts.max())
     if first >= 0 and last < EARLY_1970_MS:
         out.append(
             f"All times lie between {format_time(first)} and {format_time(last)}, as of an epoch that was read in the "
             "wrong unit on its way into this file."
         )
-    keys, order, steps = of.frame.keys, of.order, of.steps
+    keys, order, steps = of.readings.keys, of.order, of.steps
     if keys.together:
         out.append(
             f"Only {keys.together[0]!r} and {keys.together[1]!r} together tell the readings apart: join them into one "
             "column and name it with --series."
         )
     if order.duplicates:
-        hint = "" if keys.column or order.duplicates < 0.2 * len(of.clock.ts) else " Is a key column missing?"
+        hint = "" if keys.column or order.duplicates < 0.2 * len(of.time_column.ts) else " Is a key column missing?"
         out.append(
             f"{count(order.duplicates, 'reading')} for a time that the series already has, first at "
             f"{order.first_duplicate}, {order.contradictions:,} of them with other values: the trainer keeps the "
@@ -209,12 +215,12 @@ def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
         out.append(f"The same reading over and over, as of a sensor that hangs: {named}{more}.")
     config = of.proposal.config
     for name in config.data.targets:
-        outside, moved = trained_range(by_name[name], of.frame, config.data.train_until)
+        outside, moved = trained_range(by_name[name], of.readings, config.data.train_until)
         if outside > 0.01 or abs(moved) > 0.75:
             parts = [f"{100 * outside:.1f} % of it lies outside the range that training sees"] if outside > 0.01 else []
             parts += [f"its median is {moved:+.1f} interquartile ranges away"] if abs(moved) > 0.75 else []
             out.append(f"{name} after train_until is not as it was before: {', and '.join(parts)}.")
-    longest = np.diff(of.frame.bounds)
+    longest = np.diff(of.readings.bounds)
     lag = max(config.lag_steps, default=0)
     short = int((longest < 3 * max(lag, 24)).sum())
     if short:
@@ -247,8 +253,8 @@ def _alike(names: list[str]) -> bool:
     return len(names) >= 3 and len(stems) == 1 and stems != set(names)
 
 
-def _place(spot: Spot, one: bool) -> str:
-    return spot.time if one else f"{spot.time} of {spot.series}"
+def _place(location: Location, one: bool) -> str:
+    return location.time if one else f"{location.time} of {location.series}"
 
 
 def count(n: int, one: str, many: str | None = None) -> str:

@@ -10,15 +10,15 @@ INK, BAND, ACCENT, GREY = "#1f4e8c", "#7fa8d9", "#c8553d", "#8a8a8a"
 
 
 def column(found: Inspection, name: str) -> Floats:
-    """[readings] one column's numbers in the order of the frame."""
+    """[readings] one column's numbers in the order of the sorted readings."""
     numbers = next(column.numbers for column in found.columns if column.name == name)
     assert numbers is not None
-    return numbers[found.frame.rows]
+    return numbers[found.readings.rows]
 
 
 def spans(found: Inspection) -> list[tuple[str, slice]]:
     """Series, those of most readings first."""
-    return sorted(found.frame.spans(), key=lambda span: span[1].start - span[1].stop)
+    return sorted(found.readings.spans(), key=lambda span: span[1].start - span[1].stop)
 
 
 def label(found: Inspection, name: str) -> str:

@@ -50,10 +50,10 @@ def _series(found: Inspection) -> Figure:
     config = found.proposal.config
     figure = Figure(figsize=(12, 2.1 * len(panels) + 0.6), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    many = len(found.frame.keys.names) > 1
-    end = int(found.frame.ts.max())
+    many = len(found.readings.keys.names) > 1
+    end = int(found.readings.ts.max())
     for axis, (name, key, at) in zip(axes, panels, strict=True):
-        ts, x = found.frame.ts[at], column(found, name)[at]
+        ts, x = found.readings.ts[at], column(found, name)[at]
         _envelope(axis, ts, x)
         odd = [i - at.start for i in found.values[name].outlier_rows if at.start <= i < at.stop]
         if odd:
@@ -73,14 +73,14 @@ def _series(found: Inspection) -> Figure:
             axis.axvspan(*when(np.array([start, stop])), color="#000000", alpha=shade, lw=0, zorder=0)
         if odd:
             axis.legend(loc="upper right", bbox_to_anchor=(1, 1.22), frameon=False)
-    drawn, series = {name for name, _, _ in panels}, len(found.frame.keys.names)
+    drawn, series = {name for name, _, _ in panels}, len(found.readings.keys.names)
     hidden = [name for name in found.values if name not in drawn]
     notes = [f"not drawn: {', '.join(hidden[:8])}{', …' if len(hidden) > 8 else ''}"] if hidden else []
     if series > (shown := len({key for _, key, _ in panels})):
         notes.append(f"{shown} of {series:,} series are drawn, those of most readings")
     figure.supxlabel("; ".join(notes), x=0.01, ha="left", color=GREY, fontsize=8.5)
     top = axes[0]
-    for moment, text in ((found.frame.ts.min(), "training"), (config.train_until_ms, "validation"),
+    for moment, text in ((found.readings.ts.min(), "training"), (config.train_until_ms, "validation"),
                          (config.validate_until_ms, "test")):  # fmt: skip
         top.annotate(text, (when(np.array([moment]))[0], 0.02), xycoords=("data", "axes fraction"),
                      xytext=(3, 1), textcoords="offset points", color=GREY, fontsize=8.5)  # fmt: skip
@@ -127,10 +127,10 @@ def _seasons(found: Inspection) -> Figure:
     data = found.proposal.config.data
     names = data.targets[:3]
     key, at = spans(found)[0]
-    ts, step = found.frame.ts[at], found.steps.step_ms
+    ts, step = found.readings.ts[at], found.steps.step_ms
     figure = Figure(figsize=(13, 3.3 * len(names) + 0.3), layout="constrained")
     axes = figure.subplots(len(names), 3, squeeze=False, gridspec_kw={"width_ratios": [1.15, 1.6, 1.35]})
-    many = f", {key}" if len(found.frame.keys.names) > 1 else ""
+    many = f", {key}" if len(found.readings.keys.names) > 1 else ""
     for row, name in zip(axes, names, strict=True):
         x, about = _about_level(ts, column(found, name)[at], step)
         if step < DAY:

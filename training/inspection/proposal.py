@@ -16,7 +16,7 @@ from tidecast.service.errors import UsageError
 from tidecast.service.timestamps import format_duration, format_time, parse_time
 from tidecast.training.config import Config, DataConfig, FitConfig, ModelConfig, check
 from tidecast.training.inspection.columns import Column
-from tidecast.training.inspection.findings import Frame, Steps, Values
+from tidecast.training.inspection.findings import SortedReadings, StepSummary, Values
 from tidecast.training.inspection.seasons import DAY, LEAST_SHARE, WEEK, YEAR
 
 MAX_IRREGULAR = 0.25  # share of readings off their step from which a model takes each step's length as it comes
@@ -37,7 +37,7 @@ class Proposal:
 
 
 def propose(
-    path: Path, time: str, of: Frame, steps: Steps, values: dict[str, Values], targets: list[str] | None,
+    path: Path, time: str, of: SortedReadings, steps: StepSummary, values: dict[str, Values], targets: list[str] | None,
     each_column: bool, *, beside: Path,
 ) -> Proposal:  # fmt: skip
     """The config for this file, its path relative to the directory `beside`.
@@ -73,7 +73,7 @@ def propose(
     return Proposal(config, _text(config, why, far, steps, of, values), left_out)
 
 
-def trained_range(column: Column, of: Frame, until: str) -> tuple[float, float]:
+def trained_range(column: Column, of: SortedReadings, until: str) -> tuple[float, float]:
     """(share of the readings from `until` on that lie outside the range before it, how many IQRs the median moves)."""
     assert column.numbers is not None
     x, later = column.numbers[of.rows], of.ts >= parse_time(until)
@@ -119,7 +119,7 @@ def _covariates(values: dict[str, Values], targets: list[str], each_column: bool
     return kept, left_out
 
 
-def _seasons(v: Values, of: Frame, step: int) -> tuple[list[str], list[Calendar], str]:
+def _seasons(v: Values, of: SortedReadings, step: int) -> tuple[list[str], list[Calendar], str]:
     """(lags, calendar, why)."""
     found = v.seasons
     lags: list[str] = []
@@ -160,14 +160,14 @@ def _horizon(step: int) -> tuple[int, str]:
     return (steps, "one day") if 2 <= steps <= 48 else (12, "12 steps")
 
 
-def _moment(of: Frame, share: float) -> int:
+def _moment(of: SortedReadings, share: float) -> int:
     """A moment at this share of the period, on a whole hour or second where the period is long enough."""
     start, end = int(of.ts.min()), int(of.ts.max())
     unit = next((u for u in (DAY, 3_600_000, 60_000, 1_000) if (end - start) >= 100 * u), 1)
     return (start + int(share * (end - start))) // unit * unit
 
 
-def _text(config: Config, why: str, far: str, steps: Steps, of: Frame, values: dict[str, Values]) -> str:
+def _text(config: Config, why: str, far: str, steps: StepSummary, of: SortedReadings, values: dict[str, Values]) -> str:
     data, model = config.data, config.model
     exact = (
         "exact" if steps.irregular + steps.jitter == 0 else f"{100 * steps.irregular:.1f} % of the readings are off it"

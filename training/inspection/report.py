@@ -33,9 +33,9 @@ def show(found: Inspection, *, config_written: str | None = None, plots: list[st
     others = [r for r in found.roles if r.role not in ("value", "time", "key")]
     if others:
         console.print(_others(found))
-    spots = [(v, spot) for v in found.values.values() for spot in v.first_outliers]
+    outliers = [(v, location) for v in found.values.values() for location in v.first_outliers]
     shifts = [(v, shift) for v in found.values.values() for shift in v.shifts]
-    if spots or shifts or found.steps.longest:
+    if outliers or shifts or found.steps.longest:
         console.print(_places(found))
     if found.notes:
         console.print(Text("\nWorth knowing", style="bold"))
@@ -54,17 +54,17 @@ def show(found: Inspection, *, config_written: str | None = None, plots: list[st
 
 
 def _overview(found: Inspection) -> Table:
-    steps, order, keys = found.steps, found.order, found.frame.keys
+    steps, order, keys = found.steps, found.order, found.readings.keys
     table = _table(str(found.path), "", "")
     table.show_header = False
-    rows, first, last = len(found.clock.ts), int(found.frame.ts.min()), int(found.frame.ts.max())
+    rows, first, last = len(found.time_column.ts), int(found.readings.ts.min()), int(found.readings.ts.max())
     table.add_row("rows", f"{rows:,} of {len(found.columns)} columns")
-    table.add_row("time", f"{found.clock.name} ({found.clock.form})")
+    table.add_row("time", f"{found.time_column.name} ({found.time_column.form})")
     table.add_row("period", f"{format_time(first)} to {format_time(last)}, {_long(last - first)}")
     if keys.column is None:
         table.add_row("series", "one")
     else:
-        sizes = (found.frame.bounds[1:] - found.frame.bounds[:-1]).tolist()
+        sizes = (found.readings.bounds[1:] - found.readings.bounds[:-1]).tolist()
         named = ", ".join(keys.names[:5]) + (", …" if len(keys.names) > 5 else "")
         table.add_row("series", f"{len(keys.names):,} by {keys.column}: {named} ({_range(sizes)} readings each)")
     even = "regular, but for gaps" if steps.gaps else "always"
@@ -75,7 +75,7 @@ def _overview(found: Inspection) -> Table:
         table.add_row("step", f"irregular, in the median {format_duration(steps.step_ms)}{pause}")
     else:
         table.add_row("step", f"{format_duration(steps.step_ms)} ({regular}{jitter})")
-    due = len(found.frame.ts) + steps.missing
+    due = len(found.readings.ts) + steps.missing
     table.add_row("gaps", "without a step none is due" if _irregular(found) else "none" if not steps.gaps else (
         f"{steps.gaps:,}, {steps.missing:,} steps missing ({100 * steps.missing / due:.2g} % of those due), "
         f"the longest {steps.longest[0].steps:,}; {steps.long:,} of more than {LONG_GAP} steps"
@@ -129,19 +129,24 @@ def _others(found: Inspection) -> Table:
 
 
 def _places(found: Inspection) -> Table:
-    table = _table("Where to look", "what", "when", *(["series"] if found.frame.keys.column else []), "found")
+    table = _table("Where to look", "what", "when", *(["series"] if found.readings.keys.column else []), "found")
 
     def add(what: str, when: str, series: str, text: str) -> None:
-        table.add_row(*([what, when, series, text] if found.frame.keys.column else [what, when, text]))
+        table.add_row(*([what, when, series, text] if found.readings.keys.column else [what, when, text]))
 
     for gap in found.steps.longest:
         missing = f"about {gap.steps + 1:,} times the median" if _irregular(found) else f"{gap.steps:,} steps missing"
         add("pause" if _irregular(found) else "gap", gap.start, gap.series, f"{missing}, until {gap.end}")
     each = 1 if len(found.values) > 3 else None  # JSON has the others
     for v in found.values.values():
-        for spot in v.first_outliers[:each]:
-            more = f" (the first of {v.outliers:,})" if spot is v.first_outliers[0] and v.outliers > 1 else ""
-            add(f"{v.name} outlier", spot.time, spot.series, f"{number(spot.value)}, usual {number(spot.usual)}{more}")
+        for location in v.first_outliers[:each]:
+            more = f" (the first of {v.outliers:,})" if location is v.first_outliers[0] and v.outliers > 1 else ""
+            add(
+                f"{v.name} outlier",
+                location.time,
+                location.series,
+                f"{number(location.value)}, usual {number(location.usual)}{more}",
+            )
         for shift in v.shifts[:each]:
             add(
                 f"{v.name} level",

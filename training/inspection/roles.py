@@ -10,8 +10,8 @@ import numpy as np
 
 from tidecast.service.datafiles.cells import MISSING
 from tidecast.service.errors import DataError
-from tidecast.training.inspection.clock import Clock
 from tidecast.training.inspection.columns import Column, Floats, Int64
+from tidecast.training.inspection.time_column import TimeColumn
 
 KEY_WORDS = frozenset({
     "id", "key", "sensor", "device", "station", "series", "site", "machine", "unit", "origin", "name", "meter",
@@ -46,7 +46,7 @@ class Keys:
     together: tuple[str, str] | None = None  # two columns that only together tell readings apart
 
 
-def find_keys(columns: list[Column], clock: Clock, path: str, given: str | None = None) -> Keys:
+def find_keys(columns: list[Column], time_column: TimeColumn, path: str, given: str | None = None) -> Keys:
     """The key column: asked for, or the one that tells apart readings of the same time.
 
     `given` may be "none" (one series) or "columns" (each column a series), which here are both one series.
@@ -55,7 +55,7 @@ def find_keys(columns: list[Column], clock: Clock, path: str, given: str | None 
         DataError: no such column, or a reading without its key.
     """
     by_name = {column.name: column for column in columns}
-    rows = len(clock.ts)
+    rows = len(time_column.ts)
     alone = Keys(None, ["series"], np.zeros(rows, np.int64))
     if given in ("none", "columns"):
         return alone
@@ -63,15 +63,15 @@ def find_keys(columns: list[Column], clock: Clock, path: str, given: str | None 
         if given not in by_name:
             raise DataError(f"{path} has no column {given!r}", do=f"Its columns are {', '.join(by_name)}.")
         return _keys(by_name[given], path)
-    repeats = _repeats(clock.ts, alone.codes)
+    repeats = _repeats(time_column.ts, alone.codes)
     candidates: list[tuple[int, int, int, Keys]] = []
     for place, column in enumerate(columns):
-        if column.name == clock.name or not _may_be_key(column):
+        if column.name == time_column.name or not _may_be_key(column):
             continue
         keys = _keys(column, None)
         if not 1 <= len(keys.names) <= max(1, rows // 3):
             continue
-        left = _repeats(clock.ts, keys.codes)
+        left = _repeats(time_column.ts, keys.codes)
         named = _words(column.name) & KEY_WORDS
         splits = repeats > LEAST_REPEATS * rows and left < repeats
         if splits or (not repeats and named and column.texts is not None and "" not in keys.names):
@@ -82,7 +82,7 @@ def find_keys(columns: list[Column], clock: Clock, path: str, given: str | None 
     if best[0] > 0.01 * rows:
         for (_, _, _, a), (_, _, _, b) in itertools.combinations(candidates, 2):
             both = a.codes * len(b.names) + b.codes
-            if a.column and b.column and _repeats(clock.ts, both) < 0.1 * best[0]:
+            if a.column and b.column and _repeats(time_column.ts, both) < 0.1 * best[0]:
                 return Keys(best[3].column, best[3].names, best[3].codes, (a.column, b.column))
         if best[0] > 0.5 * repeats:
             return alone
@@ -91,19 +91,19 @@ def find_keys(columns: list[Column], clock: Clock, path: str, given: str | None 
     return best[3]
 
 
-def find_roles(columns: list[Column], clock: Clock, keys: Keys) -> list[Role]:
+def find_roles(columns: list[Column], time_column: TimeColumn, keys: Keys) -> list[Role]:
     """The role of every column, in the file's order."""
     roles = []
     kept: list[tuple[str, Floats]] = []
     for column in columns:
-        if column.name == clock.name:
+        if column.name == time_column.name:
             roles.append(Role(column.name, "time"))
         elif column.name == keys.column:
             roles.append(Role(column.name, "key"))
         elif column.numbers is None:
             roles.append(_role_of_text(column))
         else:
-            why = _why_not(column, clock) or _copy_of(column.numbers, kept)
+            why = _why_not(column, time_column) or _copy_of(column.numbers, kept)
             role = "calendar" if why.startswith("part of the calendar") else "set aside" if why else "value"
             roles.append(Role(column.name, role, why))
             if role == "value":
@@ -120,7 +120,7 @@ def _role_of_text(column: Column) -> Role:
     return Role(column.name, "text", f"text, {kinds:,} different, such as {example!r}")
 
 
-def _why_not(column: Column, clock: Clock) -> str:
+def _why_not(column: Column, time_column: TimeColumn) -> str:
     values = column.numbers
     assert values is not None
     known = values[np.isfinite(values)]
@@ -134,7 +134,7 @@ def _why_not(column: Column, clock: Clock) -> str:
     if missing > MOSTLY_MISSING:
         return f"mostly missing ({100 * missing:.0f} %)"
     whole = bool((known == np.floor(known)).all())
-    if whole and _in_calendar(column.name, values, clock):
+    if whole and _in_calendar(column.name, values, time_column):
         return "part of the calendar: the model makes it from the time"
     if whole and len(known) == len(values) and _counts_rows(values):
         return "counts the rows"
@@ -145,14 +145,14 @@ def _why_not(column: Column, clock: Clock) -> str:
     return ""
 
 
-def _in_calendar(name: str, values: Floats, clock: Clock) -> bool:
+def _in_calendar(name: str, values: Floats, time_column: TimeColumn) -> bool:
     joined = re.sub(r"[^a-z]", "", name.lower())
     known = values[np.isfinite(values)]
     if joined in CALENDAR and known.min() >= 0 and known.max() <= CALENDAR[joined]:
         return True
     if np.isnan(values).any():
         return False
-    seconds = clock.ts // 1000
+    seconds = time_column.ts // 1000
     for period in (3600, 86_400, 604_800):  # a whole number that the phase alone decides, and that it takes part in
         phase = seconds % period // 60
         kinds = len(np.unique(values))

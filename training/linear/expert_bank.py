@@ -24,7 +24,7 @@ STARTS, ROUNDS = 8, 20
 
 
 @dataclass(frozen=True, slots=True)
-class Bank:
+class ExpertBank:
     """Weights in scaled units on the own past of a target, the newest value last."""
 
     weights: Floats  # [targets, experts, horizon, history]
@@ -59,17 +59,17 @@ class Moments:
         return np.maximum(out, 0.0)
 
 
-def experts(series: int, lags: list[int]) -> int:
+def expert_count(series: int, lags: list[int]) -> int:
     """How many experts a bank has."""
-    return 2 + 2 * bool(lags) + clusters(series)
+    return 2 + 2 * bool(lags) + cluster_count(series)
 
 
-def clusters(series: int) -> int:
+def cluster_count(series: int) -> int:
     """How many clusters so many series are put into."""
     return 0 if series < FEWEST_SERIES else min(series // 2, MOST_CLUSTERS)
 
 
-def fit_bank(
+def fit_expert_bank(
     stretches: list[Scaled],
     names: list[str],
     *,
@@ -78,7 +78,7 @@ def fit_bank(
     lags: list[int],
     train_until: int,
     validate_until: int,
-) -> Bank:
+) -> ExpertBank:
     """Fit on rows before `train_until`, choose penalties on rows before `validate_until` (ms)."""
     used = taps(history, horizon, lags)
     training = _moments(stretches, names, used, history, horizon, -(1 << 62), train_until)
@@ -91,14 +91,14 @@ def fit_bank(
         units = sorted(unit for unit in training if unit[1] == d)
         fitted, checked = [training[u] for u in units], [validation.get(u, nothing) for u in units]
         found = [_ridge(sum(fitted, nothing), sum(checked, nothing), recent), pooled]
-        found += _clustered(fitted, checked, clusters(len(set(names))))
+        found += _clustered(fitted, checked, cluster_count(len(set(names))))
         bank = [_unfolded(w, used, history) for w in found]
         if lags:
             bank.append((_seasonal_mean(history, horizon, lags[0]), np.zeros(horizon)))
             bank.append((_seasonal_mean(history, horizon, lags[-1]), np.zeros(horizon)))
         weights.append(np.stack([w for w, _ in bank]))
         biases.append(np.stack([b for _, b in bank]))
-    return Bank(np.stack(weights), np.stack(biases))
+    return ExpertBank(np.stack(weights), np.stack(biases))
 
 
 def _moments(

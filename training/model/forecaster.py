@@ -5,7 +5,7 @@
 One step reads top to bottom: `observe` (scale, fill what is missing, lags, calendar, the linear forecast), the
 recurrent cell, `head` (quantiles that cannot cross), `conclude` (score the earlier forecasts, weigh the two paths,
 calibrate), `pack`. The
-linear forecast is a mixture of `training.model.linear_experts`, solved in closed form; the recurrent path learns what
+linear forecast is a mixture of `training.model.expert_mixture`, solved in closed form; the recurrent path learns what
 it leaves
 over. A missing value is replaced by the linear forecast that was made for it one step earlier, so that a window can be
 trained on in one pass (`window`) and still equal the folded step.
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from tidecast.service.model.spec import Diagnostic
 from tidecast.training.config import Config
 from tidecast.training.model.calendar import Calendar
-from tidecast.training.model.calibration import Due, Fan, Judge
-from tidecast.training.model.linear_experts import Experts, error_of
+from tidecast.training.model.expert_mixture import ExpertMixture, error_of
+from tidecast.training.model.online_calibration import Observed, OnlineCalibration, QuantileFan
 from tidecast.training.model.recurrent import Head, Recurrent
 from tidecast.training.model.scaling import Units
 from tidecast.training.model.state_layout import Parts, StateLayout
@@ -48,7 +48,7 @@ class Memory(NamedTuple):
     expert_errors: Tensor  # [experts * targets, batch] running mean error of each linear expert
 
 
-class View(NamedTuple):
+class StepFeatures(NamedTuple):
     """What `observe` hands on, [rows, batch] each; None = 0 and 1, where all series share one scale."""
 
     inputs: Tensor  # [inputs, batch] of the recurrent cell, not yet normalised
@@ -61,8 +61,8 @@ class View(NamedTuple):
     scale: Tensor | None  # [targets, batch]
 
 
-class Seen(NamedTuple):
-    """What `observe` saw of whole stretches, [n, steps, rows] each; the rows as in `View`."""
+class StretchFeatures(NamedTuple):
+    """What `observe` saw of whole stretches, [n, steps, rows] each; the rows as in `StepFeatures`."""
 
     inputs: Tensor
     linear: Tensor
@@ -89,15 +89,16 @@ class Forecaster(nn.Module):
         self.leads = sorted({1, *(max(1, round(self.h * f)) for f in (0.25, 0.5, 0.75)), self.h})
 
         self.units = Units(self.d, self.d + self.c, model.transform, local=model.scale == "local")
-        self.judge = Judge(config)
+        self.calibration = OnlineCalibration(config)
         experts = 1 + (model.experts or 0)
         self.calendar = Calendar(
             [name for name in ("day", "week", "year") if name in model.calendar],
             self.step_ms,
-            Experts.looks_back(experts, self.h),
+            ExpertMixture.looks_back(experts, self.h),
         )
-        picks = [1, *(lag - 1 for lag in self.lags), *self.judge.scored]  # the value before, lags, naive forecasts
-        self.experts = Experts(experts, self.h, self.d, self.c, self.history, picks, self.calendar)
+        # The value before, the lags, the naive forecasts.
+        picks = [1, *(lag - 1 for lag in self.lags), *self.calibration.scored]
+        self.experts = ExpertMixture(experts, self.h, self.d, self.c, self.history, picks, self.calendar)
         self.hindsight = self.experts.hindsight
         self.register_buffer("spread", torch.ones(self.h, self.d, 1))  # of what the linear path leaves over
         width = self.input_width
@@ -135,7 +136,7 @@ class Forecaster(nn.Module):
             ("age", (1,)),
             ("clock", (2 if self.step_ms == 0 else 0,)),
             ("expert_errors", (self.experts.count if self.hindsight else 0, self.d)),
-            *self.judge.layout,
+            *self.calibration.layout,
         ]
         queues = ["values", "covariates", *(name for name, _ in rest if name.startswith("pending_"))]
         return StateLayout(first, rest, queues)
@@ -143,12 +144,12 @@ class Forecaster(nn.Module):
     @property
     def diagnostics(self) -> list[Diagnostic]:
         """The columns of `score`, in order."""
-        return self.judge.diagnostics
+        return self.calibration.diagnostics
 
     def initial_state(self) -> Tensor:
         """[state]; nothing seen yet: zeros, but for what the linear experts and the two paths may be trusted with."""
         state = torch.zeros(self.state_size)
-        for name, prior in (("expert_errors", self.experts.prior), ("path_errors", self.judge.prior)):
+        for name, prior in (("expert_errors", self.experts.prior), ("path_errors", self.calibration.prior)):
             part = next(s for s in self.slices if s.name == name)
             if size := math.prod(part.shape):
                 state[part.start : part.start + size] = prior.flatten()
@@ -184,30 +185,30 @@ class Forecaster(nn.Module):
     def conclude(
         self,
         x: Tensor,
-        view: View,
+        view: StepFeatures,
         before: Memory,
         after: Memory,
         oldest: dict[str, Tensor],
         kept: dict[str, Tensor],
-        fan: Fan,
+        fan: QuantileFan,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """From the recurrent path's quantiles about the linear one to y: (y, the judge's slices after, score)."""
-        due = Due(x.T[: self.d], view.observed, view.clipped, view.now, view.scale, view.naive, before.age)
-        score, widening, errors = self.judge(self.units, due, oldest)
-        middle = view.linear + self.judge.share(errors) * fan.middle
-        said = self.judge.quantile_rows(Fan(middle, self.judge.stretched(fan.reach, widening)))
+        due = Observed(x.T[: self.d], view.observed, view.clipped, view.now, view.scale, view.naive, before.age)
+        score, widening, errors = self.calibration(self.units, due, oldest)
+        middle = view.linear + self.calibration.share(errors) * fan.middle
+        said = self.calibration.quantile_rows(QuantileFan(middle, self.calibration.stretched(fan.reach, widening)))
         linear, recurrent = view.linear, view.linear + fan.middle
         if view.center is not None and view.scale is not None:
             center, scale = view.center.repeat(self.h, 1), view.scale.repeat(self.h, 1)
             said, linear, recurrent = (part * scale + center for part in (said, linear, recurrent))
         raw = self.units.unscale(said)  # [quantiles, horizon * targets, batch]
-        fresh = self.judge.enqueued(raw, linear, recurrent)
-        queues = [part for h, new in zip(self.judge.scored, fresh, strict=True)
+        fresh = self.calibration.enqueued(raw, linear, recurrent)
+        queues = [part for h, new in zip(self.calibration.scored, fresh, strict=True)
                   for part in (kept.get(f"pending_{h}"), new) if part is not None]  # fmt: skip
-        y = self.judge.by_lead(raw).T.reshape(-1, self.h, self.d, self.q)
+        y = self.calibration.by_lead(raw).T.reshape(-1, self.h, self.d, self.q)
         return y, [widening, errors.flatten(0, 2), *queues], score
 
-    def observe(self, x: Tensor, ts: Tensor, memory: Memory) -> tuple[View, Memory]:
+    def observe(self, x: Tensor, ts: Tensor, memory: Memory) -> tuple[StepFeatures, Memory]:
         """Scale, fill, lags, calendar, linear forecast; nothing in it is trained by gradient.
 
         x [batch, features], ts [batch]; `memory` without the oldest entries of its queues.
@@ -225,7 +226,7 @@ class Forecaster(nn.Module):
         covariates = torch.cat([memory.covariates, z[d:]]) if self.hindsight else z[d:]
 
         past, back, center, scale = self._in_local_units(values)
-        scored = self.judge.scored
+        scored = self.calibration.scored
         products = self.experts(past, back)
         lags, naive = products.picked.split_with_sizes([(1 + len(self.lags)) * d, len(scored) * d])
 
@@ -264,7 +265,7 @@ class Forecaster(nn.Module):
             expert_errors=errors.flatten(0, 1) if self.hindsight else errors,
         )
         clipped, again = there[:d] ^ inside[:d], there[:d] ^ first
-        return View(torch.cat(parts), leads, naive, now, again, clipped, center, scale), after
+        return StepFeatures(torch.cat(parts), leads, naive, now, again, clipped, center, scale), after
 
     def _filled(self, values: Tensor, now: Tensor, first: Tensor) -> Tensor:
         """Past values [batch, steps * targets]; where now [targets, batch] is the first ever, the past is as this."""
@@ -304,22 +305,24 @@ class Forecaster(nn.Module):
         """
         return torch.clamp((inputs - self.input_mean[:, None]) / self.input_std[:, None], min=-8.0, max=8.0)
 
-    def head(self, head: nn.Module, top: Tensor, inputs: Tensor) -> Fan:
+    def head(self, head: nn.Module, top: Tensor, inputs: Tensor) -> QuantileFan:
         """Quantiles about the linear forecast, in local units, [rows, ...]; top [..., hidden], inputs [..., inputs]."""
         raw = head(torch.cat([self.dropout(top), inputs], dim=-1)).movedim(-1, 0)
         centre, raw = raw.split_with_sizes([self.h * self.d, (self.q - 1) * self.h * self.d])
         spread = self.spread.reshape(-1, *[1] * (raw.dim() - 1))
         widths = torch.log(1 + torch.exp(torch.clamp(raw, max=SOFTPLUS_FROM)))  # softplus, by fast functions
-        reach = self.judge.outwards(torch.unflatten(widths, 0, (self.q - 1, self.h * self.d)), torch.add) * spread
-        return Fan((centre + 0.5) * spread, reach)  # the bias starts at -0.5
+        reach = self.calibration.outwards(torch.unflatten(widths, 0, (self.q - 1, self.h * self.d)), torch.add) * spread
+        return QuantileFan((centre + 0.5) * spread, reach)  # the bias starts at -0.5
 
-    def average(self, fans: list[Fan]) -> Fan:
+    def average(self, fans: list[QuantileFan]) -> QuantileFan:
         """The members' quantiles, averaged level by level."""
-        return fans[0] if len(fans) == 1 else Fan(*(torch.stack(part).mean(dim=0) for part in zip(*fans, strict=True)))
+        if len(fans) == 1:
+            return fans[0]
+        return QuantileFan(*(torch.stack(part).mean(dim=0) for part in zip(*fans, strict=True)))
 
     # ------------------------------------------------------------------ the same, over windows
 
-    def prepare(self, x: Tensor, ts: Tensor) -> Seen:
+    def prepare(self, x: Tensor, ts: Tensor) -> StretchFeatures:
         """Fold `observe` over whole stretches, once: x [n, steps, features], ts [n, steps]."""
         memory = self.memory(*self.layout.unpack(self.initial_state().expand(x.shape[0], -1)))
         views = []
@@ -334,7 +337,7 @@ class Forecaster(nn.Module):
                 center = torch.zeros(self.d, x.shape[0]) if view.center is None else view.center
                 scale = torch.ones(self.d, x.shape[0]) if view.scale is None else view.scale
                 views.append((view.inputs, view.linear, center, scale))
-        return Seen(*(torch.stack(column).permute(2, 0, 1) for column in zip(*views, strict=True)))
+        return StretchFeatures(*(torch.stack(column).permute(2, 0, 1) for column in zip(*views, strict=True)))
 
     def roll(self, member: int, inputs: Tensor, linear: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One member over a window in one pass: normalised inputs [n, steps, inputs], hidden [n, *state_shape] or None.
@@ -343,10 +346,10 @@ class Forecaster(nn.Module):
         calibrated, and the hidden state after.
         """
         fan, hidden = self._rolled(member, inputs, hidden)
-        rows = self.judge.quantile_rows(fan._replace(middle=fan.middle + linear.movedim(-1, 0)))
+        rows = self.calibration.quantile_rows(fan._replace(middle=fan.middle + linear.movedim(-1, 0)))
         return torch.unflatten(rows.movedim((0, 1), (-1, -2)), -2, (self.h, self.d)), hidden
 
-    def _rolled(self, member: int, inputs: Tensor, hidden: Tensor | None = None) -> tuple[Fan, Tensor]:
+    def _rolled(self, member: int, inputs: Tensor, hidden: Tensor | None = None) -> tuple[QuantileFan, Tensor]:
         cell = self.cells[member]
         assert isinstance(cell, Recurrent)
         tops, hidden = cell.roll(inputs, hidden)
@@ -366,7 +369,7 @@ class Forecaster(nn.Module):
             oldest, kept = self.layout.unpack(state)
             before = self.memory(oldest, kept)
             view, after = self.observe(x[:, t], ts[:, t], before)
-            now = Fan(*(part[..., t] for part in fan))
+            now = QuantileFan(*(part[..., t] for part in fan))
             y, judged, _ = self.conclude(x[:, t], view, before, after, oldest, kept, now)
             state = self.pack(after, [oldest[f"hidden_{m}"] for m in range(self.members_count)], judged)
             ys.append(y)

@@ -12,7 +12,7 @@ from tidecast.service.errors import UsageError
 from tidecast.service.model.session import Model
 from tidecast.training.config import Config, read_config
 from tidecast.training.data.dataset import load_dataset
-from tidecast.training.evaluation.evaluate import MODEL, Evaluation, Scores, Track, evaluate, tracks
+from tidecast.training.evaluation.evaluate import MODEL, Evaluation, MethodScores, Track, evaluate, tracks
 from tidecast.training.evaluation.metrics import mean
 from tidecast.training.report.tables import grid, number, scores_head, scores_row, shown_leads, stdout_console, unit_of
 
@@ -102,9 +102,9 @@ def _ordered(found: list[Track]) -> list[Track]:
     return sorted(found, key=lambda t: (t.series, int(t.ts[0])))
 
 
-def methods_of(models: list[Measured]) -> dict[str, dict[str, Scores]]:
+def methods_of(models: list[Measured]) -> dict[str, dict[str, MethodScores]]:
     """target -> label -> scores: the models in the order given, then the first one's baselines."""
-    out: dict[str, dict[str, Scores]] = {}
+    out: dict[str, dict[str, MethodScores]] = {}
     for target, methods in models[0].evaluation.scores.items():
         out[target] = {m.label: m.evaluation.scores[target][MODEL] for m in models}
         out[target] |= {name: scores for name, scores in methods.items() if name != MODEL}
@@ -132,7 +132,7 @@ def print_comparison(models: list[Measured], leads: list[int] | None = None) -> 
         console.print(grid(title, head, body, f"{BEST} the best of its column"))
 
 
-def _row(scores: Scores, leads: list[int], level: float) -> list[float]:
+def _row(scores: MethodScores, leads: list[int], level: float) -> list[float]:
     """What is compared: smaller is better, so coverage counts by its distance from the level."""
     means = [float(mean(values)) for values in (scores.mae, scores.rmse, scores.crps)]
     return [*(scores.mae[h - 1] for h in leads), *means, abs(float(mean(scores.intervals[0].coverage)) - level)]

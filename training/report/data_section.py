@@ -9,7 +9,7 @@ from tidecast.service.timestamps import format_duration, format_time
 from tidecast.training.config import Config
 from tidecast.training.data.dataset import Dataset
 from tidecast.training.data.outliers import WINDOW
-from tidecast.training.data.quality import SHOWN, Account
+from tidecast.training.data.quality import SHOWN, DataQuality
 
 COLUMNS = 20  # series of which the range is told where each column is one
 
@@ -27,7 +27,7 @@ def card_lines(dataset: Dataset, config: Config, limits: NDArray[np.float64]) ->
     return [
         "## The data",
         "",
-        f"{dataset.readings:,} readings of {dataset.account.series:,} series with {step}. Lowest, median and highest "
+        f"{dataset.readings:,} readings of {dataset.quality.series:,} series with {step}. Lowest, median and highest "
         "are of training rows, as they were trained on; when it serves, the graph clips values to its limits.",
         "",
         *_table(*_features(dataset, config, limits)),
@@ -43,15 +43,15 @@ def _features(dataset: Dataset, config: Config, limits: NDArray[np.float64]) -> 
     fills = config.data.missing == "fill"
     body = []
     for f, name in enumerate(config.features):
-        of, missing, outliers = dataset.account.ranges[name], dataset.missing[name], dataset.outliers[name]
+        of, missing, outliers = dataset.quality.ranges[name], dataset.missing[name], dataset.outliers[name]
         body.append([
             name, "target" if name in config.targets else "covariate", config.data.units.get(name, ""),
             *(_number(value) for value in (of.low, of.median, of.high)),
             f"{_number(float(limits[f, 0]))} to {_number(float(limits[f, 1]))}",
             f"{missing:,} ({_share(missing, dataset.readings)})" if missing else "-",
-            f"{dataset.account.in_a_row[name]:,}" if missing else "-",
+            f"{dataset.quality.in_a_row[name]:,}" if missing else "-",
             f"{outliers:,}" if outliers else "-",
-            *([f"{dataset.account.filled[name]:,}"] if fills else []),
+            *([f"{dataset.quality.filled[name]:,}"] if fills else []),
         ])  # fmt: skip
     return [*head, "filled"] if fills else head, body
 
@@ -60,7 +60,7 @@ def _columns(dataset: Dataset, config: Config) -> list[str]:
     """Where each column is a series of one feature: the range of each."""
     if not config.each_column:
         return []
-    ranges = list(dataset.account.of_series.items())
+    ranges = list(dataset.quality.of_series.items())
     body = [[name, *(_number(value) for value in (r.low, r.median, r.high))] for name, r in ranges[:COLUMNS]]
     more = [f"and {len(ranges) - COLUMNS:,} more", "", "", ""]
     return ["", *_table(["series", "lowest", "median", "highest"], [*body, more] if len(ranges) > COLUMNS else body)]
@@ -68,7 +68,7 @@ def _columns(dataset: Dataset, config: Config) -> list[str]:
 
 def _findings(dataset: Dataset, config: Config) -> tuple[list[list[str]], list[str]]:
     """(rows of what, how many, what was done; what there is none of)."""
-    of, max_gap = dataset.account, config.data.max_gap
+    of, max_gap = dataset.quality, config.data.max_gap
     missing, outliers = sum(dataset.missing.values()), sum(dataset.outliers.values())
     masked = "masked: the graph takes its own forecast of a target, and a covariate's last value"
     if config.data.missing == "fill":
@@ -117,7 +117,7 @@ def _apart(dataset: Dataset) -> str:
     return f"{_number(shortest)} to {_number(longest)} s, median {_number(median)} s"
 
 
-def _constant(name: str, of: Account) -> str:
+def _constant(name: str, of: DataQuality) -> str:
     series = of.ranges[name].constant
     if len(series) == of.series:
         return name
@@ -127,7 +127,7 @@ def _constant(name: str, of: Account) -> str:
 
 
 def _outliers(dataset: Dataset, config: Config) -> list[str]:
-    of = dataset.account
+    of = dataset.quality
     body = [
         [feature, _place(o.series, o.ts, of), _number(o.value),
          "missing" if np.isnan(o.became) else "the same" if o.became == o.value else _number(o.became)]
@@ -146,7 +146,7 @@ def _outliers(dataset: Dataset, config: Config) -> list[str]:
     ]
 
 
-def _place(series: str, ts: int, of: Account) -> str:
+def _place(series: str, ts: int, of: DataQuality) -> str:
     return format_time(ts) + (f" of {series}" if of.series > 1 else "")
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tidecast.training.config import Config
-from tidecast.training.evaluation.evaluate import Evaluation, Scores, Track
+from tidecast.training.evaluation.evaluate import Evaluation, MethodScores, Track
 from tidecast.training.fit.loop import History
 from tidecast.training.report.tables import shown_leads
 
@@ -38,7 +38,7 @@ def save_plots(directory: Path, config: Config, found: list[Track], evaluation: 
 
 
 def save_measures(
-    directory: Path, config: Config, scores: dict[str, dict[str, Scores]], units: dict[str, str | None]
+    directory: Path, config: Config, scores: dict[str, dict[str, MethodScores]], units: dict[str, str | None]
 ) -> list[Path]:
     """Write `error_by_lead.png` and `coverage_by_lead.png` of every method; the first one is drawn as ours."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _forecast(config: Config, found: list[Track], evaluation: Evaluation) -> Fig
     return figure
 
 
-def _error_by_lead(config: Config, shown: dict[str, dict[str, Scores]], units: dict[str, str | None]) -> Figure:
+def _error_by_lead(config: Config, shown: dict[str, dict[str, MethodScores]], units: dict[str, str | None]) -> Figure:
     """A panel for each target, a line for each method."""
     figure = Figure(figsize=(6.4 * len(shown), 4), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -98,7 +98,7 @@ def _error_by_lead(config: Config, shown: dict[str, dict[str, Scores]], units: d
     return figure
 
 
-def _coverage_by_lead(config: Config, shown: dict[str, dict[str, Scores]]) -> Figure:
+def _coverage_by_lead(config: Config, shown: dict[str, dict[str, MethodScores]]) -> Figure:
     """What each interval held by lead, beside the thin line that it should hold; a column for each target."""
     levels = len(next(iter(next(iter(shown.values())).values())).intervals)
     figure = Figure(figsize=(6.4 * len(shown), 0.6 + 2.4 * levels), layout="constrained")
@@ -116,7 +116,7 @@ def _coverage_by_lead(config: Config, shown: dict[str, dict[str, Scores]]) -> Fi
     return figure
 
 
-def _styled(methods: dict[str, Scores]) -> Iterator[tuple[str, Scores, dict[str, Any]]]:
+def _styled(methods: dict[str, MethodScores]) -> Iterator[tuple[str, MethodScores, dict[str, Any]]]:
     """The first method is ours."""
     for i, (name, scores) in enumerate(methods.items()):
         style = (

@@ -14,7 +14,7 @@ from tidecast.service.terminal import fitted
 from tidecast.service.timestamps import format_duration, format_time
 from tidecast.training.config import Config
 from tidecast.training.data.dataset import Dataset
-from tidecast.training.evaluation.evaluate import LINEAR, MODEL, Evaluation, Scores
+from tidecast.training.evaluation.evaluate import LINEAR, MODEL, Evaluation, MethodScores
 from tidecast.training.evaluation.metrics import mean
 from tidecast.training.export.parity import Parity
 from tidecast.training.fit.loop import History
@@ -49,7 +49,7 @@ def scores_head(config: Config, leads: list[int]) -> list[str]:
     return [*(f"MAE +{_ahead(config, lead)}" for lead in leads), "MAE mean", "RMSE mean", "CRPS mean"]
 
 
-def scores_row(scores: Scores, leads: list[int]) -> list[str]:
+def scores_row(scores: MethodScores, leads: list[int]) -> list[str]:
     """One method's cells."""
     means = [float(mean(values)) for values in (scores.mae, scores.rmse, scores.crps)]
     return [number(value) for value in [*(scores.mae[lead - 1] for lead in leads), *means]]

@@ -20,14 +20,14 @@ from tidecast.service.model.session import Model
 from tidecast.service.model.spec import ModelSpec, SelfTest, TrainingData
 from tidecast.service.pipeline.pipeline import Pipeline
 from tidecast.service.pipeline.policy import Policy
-from tidecast.training.export.export import seal, trace
+from tidecast.training.export.export import trace, write_model
 from tidecast.training.export.parity import (
     TOLERANCE,
     Floats,
     Times,
+    check_parity_of,
     difference,
     fold,
-    hold_together,
     onnx_step,
     torch_step,
 )
@@ -81,9 +81,9 @@ def deliver(model: Step, names: Names, x: Floats, path: Path, *, warmup: int = 1
     parity = 0.0
     for batch in (1, 16):
         mixed, ts = _gate_readings(x, batch, gate_steps)
-        found = hold_together(model, model.window, onnx_step(data), mixed, ts, scale)
+        found = check_parity_of(model, model.window, onnx_step(data), mixed, ts, scale)
         parity = max(parity, found.window_to_fold, found.fold_to_onnx)
-    seal(graph, _describe(model, names, x, content_hash(data), warmup), path)
+    write_model(graph, _describe(model, names, x, content_hash(data), warmup), path)
 
     worker = Model.load(path)  # as the worker does
     y, warm = _through_pipeline(worker, names, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidecast.training.linear.expert_bank import FEWEST_SERIES, Bank, clusters, experts, fit_bank
+from tidecast.training.linear.expert_bank import FEWEST_SERIES, ExpertBank, cluster_count, expert_count, fit_expert_bank
 from tidecast.training.linear.ridge import Scaled
 
 STEPS, HISTORY = 400, 30
@@ -16,7 +16,7 @@ def _stretch(values: np.ndarray) -> Scaled:
 
 
 def _bank(series: dict[str, np.ndarray], horizon: int = 2, lags: tuple[int, ...] = (24,)):
-    return fit_bank(
+    return fit_expert_bank(
         [_stretch(v) for v in series.values()], list(series), history=HISTORY, horizon=horizon, lags=list(lags),
         train_until=300 * 3_600_000, validate_until=STEPS * 3_600_000,
     )  # fmt: skip
@@ -36,8 +36,8 @@ def test_there_are_as_many_experts_as_the_state_has_room_for():
     noise = np.random.default_rng(0).normal(size=(FEWEST_SERIES, STEPS)).cumsum(axis=1)
     for count in (1, FEWEST_SERIES):
         bank = _bank({f"s{i}": noise[i] for i in range(count)})
-        assert bank.weights.shape == (1, experts(count, [24]), 2, HISTORY)
-        assert bank.bias.shape == (1, experts(count, [24]), 2)
+        assert bank.weights.shape == (1, expert_count(count, [24]), 2, HISTORY)
+        assert bank.bias.shape == (1, expert_count(count, [24]), 2)
 
 
 def test_a_level_that_training_never_saw_is_forecast_as_well():
@@ -64,8 +64,8 @@ def test_series_of_two_kinds_find_an_expert_each():
             values[t] = (0.95 if i % 2 else -0.95) * values[t - 1] + noise[t]
         series[f"s{i}"] = values
     bank = _bank(series, horizon=1)
-    shared = Bank(bank.weights[:, :2], bank.bias[:, :2])  # without clusters
-    assert clusters(len(series)) > 1
+    shared = ExpertBank(bank.weights[:, :2], bank.bias[:, :2])  # without clusters
+    assert cluster_count(len(series)) > 1
     found, alone = ([_best(b, values) for values in series.values()] for b in (bank, shared))
     assert np.mean(found) < 0.9  # of the noise, 0.8 can't be known
     assert np.mean(alone) > 1.0

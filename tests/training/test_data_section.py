@@ -42,7 +42,7 @@ def awkward(daily_file: Path) -> Path:
 def test_what_is_wrong_with_a_file_is_counted_as_it_was_made(config, awkward):
     chosen = changed(config, covariates=["heat", "valve", "rate"], outliers="mask")
     dataset = load_dataset(chosen, awkward)
-    of = dataset.account
+    of = dataset.quality
     assert (of.series, of.unsorted, of.gaps, of.irregular) == (2, 1, 1, 2)
     assert (dataset.duplicates, of.contradictions) == (2, 1)
     assert (of.longest.steps, of.longest.series) == (30, "b")
@@ -97,7 +97,7 @@ def test_the_first_outliers_are_the_first_by_time_over_all_series(config, daily_
     path.write_text("\n".join([lines[0], *(",".join(row) for row in rows)]) + "\n")
     dataset = load_dataset(config, path)
     assert dataset.outliers["load"] == 6
-    assert [(o.series, o.ts) for o in dataset.account.outliers["load"]] == [("b", START + i * HOUR) for i in wild["b"]]
+    assert [(o.series, o.ts) for o in dataset.quality.outliers["load"]] == [("b", START + i * HOUR) for i in wild["b"]]
     assert "Outliers, the first 3 of each feature" in card(dataset, config)
 
 
@@ -105,7 +105,7 @@ def test_the_card_of_a_filled_training_says_how_many_were_filled(config, daily_f
     chosen = changed(config, missing="fill")
     dataset = load_dataset(chosen, daily_file)
     text = card(dataset, chosen)
-    filled = dataset.account.filled
+    filled = dataset.quality.filled
     assert f"at most 24 steps ({sum(filled.values())} values" in text
     assert text.splitlines()[4].endswith("| filled |") and text.splitlines()[6].endswith(f"| {filled['load']} |")
 

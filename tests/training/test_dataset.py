@@ -83,10 +83,10 @@ def test_fill_carries_values_forward_in_training_rows_and_nowhere_else(config, d
         expected = carried_forward(before.x[:, 0])
         np.testing.assert_array_equal(after.x[training, 0], expected[training])
         count += int(holes.sum())
-    assert filled.account.filled["load"] == count > 20
-    assert filled.account.filled["heat"] == 3  # the silent steps of the short gap
+    assert filled.quality.filled["load"] == count > 20
+    assert filled.quality.filled["heat"] == 3  # the silent steps of the short gap
     assert filled.missing == dataset.missing
-    assert dataset.account.filled == {"load": 0, "heat": 0}
+    assert dataset.quality.filled == {"load": 0, "heat": 0}
 
 
 def test_fill_does_not_draw_a_straight_line_where_a_sensor_was_long_away(config, daily_file):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tidecast.service.model.spec import Diagnostic
 from tidecast.training.config import Config
-from tidecast.training.model.linear_experts import NOTHING, PRIOR_STEPS, WORST, times
+from tidecast.training.model.expert_mixture import NOTHING, PRIOR_STEPS, WORST, times
 from tidecast.training.model.scaling import Units
 
 EDGE = 0.1  # of an interval's width, over which a hit becomes a miss
@@ -29,7 +29,7 @@ LINEAR, RECURRENT = 0, 1  # the paths
 QUEUED = 5  # rows of a queue: the median and the interval's ends, raw, and the medians of the two paths, scaled
 
 
-class Due(NamedTuple):
+class Observed(NamedTuple):
     """What has come true at this step."""
 
     x: Tensor  # [targets, batch] raw, NaN = missing
@@ -41,17 +41,17 @@ class Due(NamedTuple):
     age: Tensor  # [1, batch] steps before this one
 
 
-class Fan(NamedTuple):
+class QuantileFan(NamedTuple):
     """Quantiles of each lead and target as one and what lies on its two sides."""
 
     middle: Tensor  # [horizon * targets, ...] the quantile nearest to the median
-    reach: Tensor  # [quantiles - 1, horizon * targets, ...] distances from it, by `Judge.order`
+    reach: Tensor  # [quantiles - 1, horizon * targets, ...] distances from it, by `OnlineCalibration.order`
 
 
-class Judge(nn.Module):
+class OnlineCalibration(nn.Module):
     """Scores at `scored` leads; its part of the state is `widening`, `path_errors` and a queue for each lead."""
 
-    calibration: Tensor  # [horizon, targets, quantiles]
+    factors: Tensor  # [horizon, targets, quantiles]
     between: Tensor  # [horizon, scored] weights of the scored leads for each lead
     prior: Tensor  # [scored, 2, targets] the paths' running errors before anything is known
 
@@ -68,7 +68,7 @@ class Judge(nn.Module):
         self.rings = [ring for ring in rings if ring]
         self.level = round(self.quantiles[-1] - self.quantiles[0], 6)
         self.widest = WIDEST_LOG if config.model.transform == "log" else WIDEST
-        self.register_buffer("calibration", torch.ones(config.model.horizon, self.d, self.q))
+        self.register_buffer("factors", torch.ones(config.model.horizon, self.d, self.q))
         self.register_buffer("between", _between(self.scored, config.model.horizon))
         self.register_buffer("prior", torch.ones(len(self.scored), 2, self.d))
 
@@ -91,7 +91,7 @@ class Judge(nn.Module):
                 out.append(Diagnostic(f"surprise_{tail}", "surprise", t, h))
         return out + [Diagnostic(f"clipped_{t}", "clipped", t, 0) for t in self.targets]
 
-    def forward(self, units: Units, due: Due, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, units: Units, due: Observed, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """score [batch, columns]; after this step: widening [rows, batch], path errors [scored, 2, targets, batch].
 
         `parts`: the judge's slices of the state, [rows, batch] each; of the queues only the oldest forecasts.
@@ -150,7 +150,7 @@ class Judge(nn.Module):
         By what validation rows asked for, and by what the series itself has asked for since: `widening`
         [scored * targets, batch], in logarithms, given for some leads and interpolated between them.
         """
-        factor = self.calibration.permute(2, 0, 1).flatten(1)[self.order[1:], :, None]
+        factor = self.factors.permute(2, 0, 1).flatten(1)[self.order[1:], :, None]
         if widening is not None and self.adaptation > 0:
             factor = factor * torch.exp(self._interpolated(widening.reshape(len(self.scored), -1)))
         return self.outwards(factor * reach, torch.maximum)
@@ -173,7 +173,7 @@ class Judge(nn.Module):
             parts[i] = join(before, parts[i])
         return torch.cat(parts)
 
-    def quantile_rows(self, fan: Fan) -> Tensor:
+    def quantile_rows(self, fan: QuantileFan) -> Tensor:
         """The quantiles [quantiles, horizon * targets, ...], ascending; they cannot cross."""
         if self.q == 1:
             return fan.middle[None]

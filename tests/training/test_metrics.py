@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tidecast.training.data.stretch import Stretch
-from tidecast.training.evaluation.baselines import Errors, LinearAutoregression, Scales, persistence
+from tidecast.training.evaluation.baselines import ErrorQuantiles, LinearAutoregression, Scales, persistence
 from tidecast.training.evaluation.evaluate import LINEAR, MODEL, evaluate, tracks
 from tidecast.training.evaluation.metrics import (
     crps,
@@ -80,7 +80,7 @@ def noise(rows: int, columns: int, seed: int) -> np.ndarray:
 
 def test_gaussian_intervals_of_the_linear_autoregression_hold_what_they_say(config, dataset):
     linear = LinearAutoregression(config, dataset)
-    errors = Errors(linear.forecast, config, dataset, levels=LEVELS, gaussian=True)
+    errors = ErrorQuantiles(linear.forecast, config, dataset, levels=LEVELS, gaussian=True)
     stretch = dataset.stretches[0]
     points = linear.forecast(stretch)
     y = errors.quantiles(points, stretch.series)
@@ -99,7 +99,9 @@ def test_empirical_intervals_follow_skewed_errors(config, dataset):
     ts = config.train_until_ms - (steps + 1 - np.arange(steps)) * config.step_ms
     stretch = Stretch("up", ts, np.stack([values, values], axis=1).astype(np.float32), np.arange(steps))
     rising = dataclasses.replace(dataset, stretches=[stretch])
-    errors = Errors(lambda s: persistence(s.x[:, :1].astype(float), 3), config, rising, levels=LEVELS, gaussian=False)
+    errors = ErrorQuantiles(
+        lambda s: persistence(s.x[:, :1].astype(float), 3), config, rising, levels=LEVELS, gaussian=False
+    )
     offsets = errors.quantiles(np.zeros((1, 3, 1)), "up")[0, :, 0]
     assert (offsets[:, 0] >= 0).all()  # the naive value is never too high
     assert (np.diff(offsets, axis=-1) >= 0).all()

@@ -41,7 +41,7 @@ class Products(NamedTuple):
     since: Tensor  # [hindsight * targets, batch] what came after that
 
 
-class Experts(nn.Module):
+class ExpertMixture(nn.Module):
     """`count` linear forecasters of every lead of every target, in the units that their past comes in."""
 
     weight: Tensor  # [horizon * targets, history * targets + covariates]

@@ -5,7 +5,7 @@ import numpy as np
 from tidecast.training.config import read_config
 from tidecast.training.data.dataset import load_dataset
 from tidecast.training.fit.prepare import fit_linear_path, fit_scalers
-from tidecast.training.fit.resolve_config import settle
+from tidecast.training.fit.resolve_config import resolve_config
 from tidecast.training.model.forecaster import Forecaster
 
 HOURS = 3_000
@@ -33,7 +33,7 @@ def _rate(tmp_path, values) -> float:
     (tmp_path / "hours.toml").write_text(CONFIG)
     config = read_config(tmp_path / "hours.toml")
     dataset = load_dataset(config, path)
-    config = settle(config, dataset)
+    config = resolve_config(config, dataset)
     model = Forecaster(config)
     fit_scalers(model, dataset, config.train_until_ms)
     fit_linear_path(model, dataset, config)

@@ -25,7 +25,7 @@ OTHER_FORMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class TimeColumn:
     """The time column, read."""
 
     name: str
@@ -34,7 +34,7 @@ class Clock:
     usable: bool  # whether the trainer and the worker read it as it stands
 
 
-def find_clock(columns: list[Column], path: str, given: str | None = None) -> Clock:
+def find_time_column(columns: list[Column], path: str, given: str | None = None) -> TimeColumn:
     """The time column: the one that is asked for, or the likeliest by its cells and then by its name.
 
     Raises:
@@ -50,7 +50,7 @@ def find_clock(columns: list[Column], path: str, given: str | None = None) -> Cl
         ((form, column) for column in columns if (form := _form(column))),
         key=lambda found: (not _likely(found[1].name), found[0].startswith("epoch"), names.index(found[1].name)),
     )
-    # A number is a time only if its name says so too: a counter near 1.5 billion is no clock.
+    # A number is a time only if its name says so too: a counter near 1.5 billion is no time.
     ranked = [(form, column) for form, column in ranked if column.numbers is None or _likely(column.name)]
     if ranked:
         return _read(ranked[0][1], path, ranked[0][0])
@@ -97,9 +97,9 @@ def _epoch(column: Column) -> str | None:
     return None if unit is None else f"epoch {unit}"
 
 
-def _read(column: Column, path: str, form: str) -> Clock:
+def _read(column: Column, path: str, form: str) -> TimeColumn:
     if column.moments is not None:
-        return Clock(column.name, form, _within(column.moments, column.name, path), True)
+        return TimeColumn(column.name, form, _within(column.moments, column.name, path), True)
     if column.numbers is not None:
         if not form.startswith("epoch"):
             raise DataError(f"{path}: column {column.name!r} holds numbers that are no times since 1990",
@@ -108,18 +108,18 @@ def _read(column: Column, path: str, form: str) -> Clock:
             row = int(np.argmax(np.isnan(column.numbers))) + 1
             raise DataError(f"{path}: row {row} has no time in column {column.name!r}", do="Drop the row, or mend it.")
         ts = np.round(column.numbers * EPOCH_UNITS_MS[form.split()[1]]).astype(np.int64)
-        return Clock(column.name, form, ts, form == "epoch milliseconds")
+        return TimeColumn(column.name, form, ts, form == "epoch milliseconds")
     texts = column.texts or []
     ts = times_ms(texts, column.name, lambda i: f"{path}, row {i + 1}")
     zoned = [bool(re.search(r"(Z|z|[+-]\d\d:?\d\d)$", text.strip()[10:])) for text in texts]
     if any(zoned) and not all(zoned):
         odd = zoned.index(not zoned[0])
         raise DataError(
-            f"{path}: some times in column {column.name!r} have a zone and some have none; they cannot share a clock",
+            f"{path}: some times in column {column.name!r} have a zone and some have none",
             got=f"{texts[0]} and {texts[odd]}",
             do="Write all of them in UTC with a Z.",
         )
-    return Clock(column.name, form, ts, True)
+    return TimeColumn(column.name, form, ts, True)
 
 
 def _within(ts: Int64, name: str, path: str) -> Int64:

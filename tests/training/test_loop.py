@@ -89,12 +89,12 @@ def test_calibration_makes_validation_intervals_cover_what_they_say(changed, dat
     model, _ = _fit(config, dataset)
     data = prepare(model, dataset, config, lambda done: None)
     with torch.no_grad():
-        model.judge.calibration.fill_(0.1)
+        model.calibration.factors.fill_(0.1)
         calibrate(model, data, config)
         out, linear, truth = outputs(model, 0, data, config.train_until_ms, config.validate_until_ms)
         scaled = balanced(model, out, linear)
-        middle = scaled[..., model.judge.center : model.judge.center + 1]
-        scaled = middle + model.judge.calibration * (scaled - middle)
+        middle = scaled[..., model.calibration.center : model.calibration.center + 1]
+        scaled = middle + model.calibration.factors * (scaled - middle)
     known = torch.isfinite(truth)
     inside = ((truth >= scaled[..., 0]) & (truth <= scaled[..., -1]))[known].float().mean().item()
     assert inside == pytest.approx(0.9, abs=0.08) or inside > 0.9
