@@ -196,7 +196,7 @@ def test_epochs_are_told_apart_by_their_size_and_those_that_the_trainer_refuses_
     found = inspect(table(tmp_path / "load.csv", {"timestamp": time, "load": load(300)}))
     assert found.time_column.usable is usable
     assert found.readings.ts[0] == START and found.steps.step_ms == HOUR
-    assert any("since 1970. The trainer refuses" in note for note in found.notes) is not usable
+    assert any("since 1970. The trainer and the producer refuse" in note for note in found.notes) is not usable
 
 
 def test_times_that_lost_their_unit_on_the_way_into_the_file_are_doubted(tmp_path):
