@@ -1,4 +1,4 @@
-"""The input topic, read by the contract (design.md) alone: which record is a reading, and of which series the next.
+"""The input topic, read by its documented rules alone: which record is a reading, and of which series the next.
 
 The event-time rules are written down here once more, as simply as they can be. Gaps are refused rather than filled:
 the chaos tests send readings on the grid, without holes.

