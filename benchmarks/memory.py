@@ -50,7 +50,7 @@ def fill(path: Path, series: int) -> dict[str, int]:
     from tidecast.service.broker.connect import connect  # noqa: F401
     from tidecast.service.config.settings import Settings
     from tidecast.service.model.session import Model
-    from tidecast.service.worker.served_models import ServedModel
+    from tidecast.service.worker.served_model import ServedModel
 
     found = {"modules": memory("VmRSS")}
     engine = ServedModel(Settings(max_series=max(series, MOST_SERIES)), Model.load(path), time.monotonic)

@@ -38,6 +38,7 @@ from tidecast.service.model.session import Model
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.store import SeriesStore
+from tidecast.service.worker.partition import Partition
 from tidecast.service.worker.restore import Restore
 from tidecast.service.worker.served_models import ServedModels
 
@@ -101,15 +102,15 @@ def restoring(
     """What restores it all, and the table that it fills. `timed` is to call what it is given: it takes a batch in."""
     consumer = broker.consumer(group=settings.group)
     consumer.assign(settings.input_topic, dict.fromkeys(range(PARTITIONS), 0))
-    models = ServedModels(settings, model, time.monotonic)
-    restore = Restore(broker, settings, models, time.monotonic)
+    partitions = {number: Partition() for number in range(PARTITIONS)}
+    models = ServedModels(settings, model, partitions, time.monotonic)
+    restore = Restore(broker, settings, partitions, models, time.monotonic)
     apply = restore._apply
-    restore._apply = lambda batch: timed(partial(apply, batch))  # type: ignore[method-assign]
-    restore.begin(range(PARTITIONS))
+    restore._apply = lambda *given: timed(partial(apply, *given))  # type: ignore[method-assign]
 
     def run() -> None:
-        while restore.partitions:
-            restore.step(consumer, 0.2)
+        while any(partition.restoring for partition in partitions.values()):
+            restore.advance(consumer, 0.2)
 
     yield run, models.current.store
     restore.close()

@@ -31,7 +31,7 @@ from reading_batches import PARTITIONS, batches
 from tidecast.service.broker.port import Batch
 from tidecast.service.config.settings import Settings
 from tidecast.service.model.session import Model
-from tidecast.service.worker.served_models import ServedModel
+from tidecast.service.worker.served_model import ServedModel
 
 BATCH = 5_000
 FILL, ROUNDS = 2, 47  # of readings of every series: those that fill the table, and at the most

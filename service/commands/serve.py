@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         broker = connect_as_set(config)
         try:
             gc_pacer = GcPacer()
-            worker = Worker(config, model, broker, metrics, watch.take, gc_pacer.turn, tracing)
+            worker = Worker(config, model, broker, metrics, watch.take, gc_pacer.between_batches, tracing)
             http.status = worker
             log.info("looking for Kafka", extra={"bootstrap_servers": config.bootstrap_servers})
             worker.prepare()

@@ -1,9 +1,9 @@
-"""What is emitted and not yet committed, the commit itself, and what follows when it does not come about."""
+"""Commits what was emitted, and deals with commits that fail."""
 
 from __future__ import annotations
 
 import logging
-import uuid
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -14,19 +14,17 @@ from tidecast.service.errors import BrokerError, Fenced, PutOut, Replaced
 from tidecast.service.observability.liveness import SAY_SECONDS
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.pipeline.pipeline import BatchResult
-from tidecast.service.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
+from tidecast.service.worker.delivery import Delivery, delivery_as_set
+from tidecast.service.worker.fence_limit import FenceLimit
+from tidecast.service.worker.partition import Partition, Partitions
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.worker")
 
-_RETRY_SECONDS = 1.0  # between two tries to commit
-_IDLE_FLUSH_SECONDS = 1.0  # between two looks at what states are due while nothing arrives
+_RETRY_SECONDS = 1.0  # between two attempts to commit
+_IDLE_FLUSH_SECONDS = 1.0  # while nothing arrives, states due are written this often
 
-# So often fenced within so long, though the group knows us by our name: somebody outside of it has our transactional
-# id. A pause beyond the session fences once or twice, and so does a namesake, until it hears that we are the newer one.
-_DUEL, _DUEL_SECONDS = 5, 60.0
-
-Waiting = Callable[[float], AbstractContextManager[None]]
+AllowWait = Callable[[float], AbstractContextManager[None]]
 
 
 class Committer:
@@ -34,35 +32,34 @@ class Committer:
 
     Args:
         settings: what is in force.
+        partitions: those assigned.
         models: whose states are due.
         metrics: to count transactions.
         clock: seconds, monotonic.
-        waiting: a context in which the worker waits for Kafka, so long at the most, without being stalled.
+        allow_wait: a context in which the worker may wait for Kafka for so many seconds.
     """
 
     def __init__(
         self,
         settings: Settings,
+        partitions: Partitions,
         models: ServedModels,
         metrics: Metrics,
         clock: Callable[[], float],
-        waiting: Waiting,
+        allow_wait: AllowWait,
     ) -> None:
-        self._settings, self._models, self._metrics = settings, models, metrics
-        self._clock, self._waiting = clock, waiting
+        self._settings, self._partitions, self._models, self._metrics = settings, partitions, models, metrics
+        self._clock, self._allow_wait = clock, allow_wait
         self._delivery: Delivery
-        self.pending: dict[int, int] = {}  # partition -> offset to go on from, once committed
-        self.in_flight: dict[int, int] = {}  # likewise; Kafka was asked to commit it, and has not answered
-        self.committed: dict[int, int] = {}  # partition -> offset; what is read before it is a replay
-        self.replaying: set[int] = set()  # partitions that have not come to their committed offset yet
-        self.due = 0.0  # when what is pending should be committed
-        self.timeout_s = settings.broker_timeout_seconds
-        self.states_tainted = False  # True once a batch was left half applied: states must not be written any more
-        self._broken: BrokerError | None = None  # why the transaction in hand came to nothing
-        self.evicted = False  # the last commit was refused since the group has moved on without us
+        self._interval = settings.commit_interval_ms / 1_000
+        self._timeout_s = settings.broker_timeout_seconds
+        self._due = 0.0  # when what is pending should be committed
+        self._states_tainted = False
+        self._broken: BrokerError | None = None  # why the open transaction failed
+        self._evicted = False
         self._failing_since: float | None = None
-        self._fenced: list[float] = []  # when, of late
-        self._flushed_idle = clock()
+        self._fence_limit = FenceLimit(settings.instance, clock)
+        self._idle_flush_at = clock()
 
     def connect(self, broker: Broker) -> None:
         """Make the producer.
@@ -70,264 +67,288 @@ class Committer:
         Raises:
             BrokerError: no broker answers.
         """
-        s = self._settings
-        if s.delivery == "exactly-once":
-            name = f"{s.group}-{uuid.uuid4().hex[:12] if s.instance == 'auto' else s.instance}"
-            make = partial(broker.producer, transactional_id=name)
-            self._delivery = ExactlyOnce(make, s.input_topic, s.broker_timeout_seconds)
-        else:
-            self._delivery = AtLeastOnce(broker, s.broker_timeout_seconds)
+        self._delivery = delivery_as_set(self._settings, broker)
 
     def close(self) -> None:
-        """Let go of the producer without waiting."""
+        """Release the producer without waiting."""
         self._delivery.close()
 
-    def emit(self, result: BatchResult) -> None:
-        """Hand over forecasts, then dead letters; does not wait for Kafka unless a buffer is full.
-
-        Raises:
-            BrokerError: an earlier record could not be delivered, and there is no transaction to give up.
-        """
-        try:
-            self._delivery.emit(result.forecasts)
-            self._delivery.emit(result.dead_letters)
-        except BrokerError as error:
-            self._give_up(error)
-
-    def note(self, next_offsets: Mapping[int, int], restoring: Collection[int]) -> None:
-        """What the next commit has to say; nothing of what is only replayed."""
-        for partition, offset in next_offsets.items():
-            if partition in restoring:
-                continue
-            committed = self.committed.get(partition, -1)
-            if offset >= committed:
-                self.replaying.discard(partition)
-            if offset > max(committed, self.in_flight.get(partition, -1)):
-                self.pending[partition] = offset
-
-    def restored(self, partition: int, replay_from: int, committed: int) -> None:
-        """The partition is read from `replay_from` on; up to `committed` it was answered before."""
-        self.committed[partition] = committed
-        if replay_from < committed:
-            self.replaying.add(partition)
+    # What is to be committed ---------------------------------------------------------------------------------
 
     @property
-    def answered_offsets(self) -> dict[int, int]:
-        """`partition -> offset` up to which all is answered."""
-        return self.committed | self.in_flight | self.pending
+    def pending(self) -> dict[int, int]:
+        """`partition -> next offset` that the next commit contains."""
+        return {number: p.pending for number, p in self._partitions.items() if p.pending is not None}
 
-    def forget(self, partitions: Collection[int]) -> None:
-        """These are others' now, or are to be restored."""
-        self.replaying -= set(partitions)
-        for known in (self.pending, self.in_flight, self.committed):
-            for partition in partitions:
-                known.pop(partition, None)
-        if not (self.pending or self.in_flight) and self._broken is None:
-            self._failing_since = None  # what could not be committed is another member's now
-
-    def poll_in_flight(self, consumer: Consumer) -> bool:
-        """See what came of a commit that was not waited for; False where Kafka refused it, and it is pending again.
-
-        With transactions, blocks until that is known, up to `timeout_s`.
-
-        Raises:
-            BrokerError: commits have failed for `broker_timeout_seconds`.
-        """
-        if not self.in_flight:
-            return True
-        try:
-            with self._waiting(2 * self.timeout_s):
-                answered = self._delivery.answered(consumer)
-        except BrokerError as error:
-            self._ask_again()
-            self._metrics.transactions.labels("failed").inc()
-            self._try_again(error)
-            return False
-        if answered:
-            asked, self.in_flight = self.in_flight, {}
-            self._note_committed(asked)
-        return True
-
-    def await_in_flight(self, consumer: Consumer) -> bool:
-        """True where more may be emitted; False where the commit under way came to nothing: see `start_over`."""
-        return not self._delivery.blocks_emit or self.poll_in_flight(consumer)
-
-    def _ask_again(self) -> None:
-        self.pending, self.in_flight = self.in_flight | self.pending, {}
-
-    def commit(
-        self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True, overlapped: bool = False
-    ) -> bool:
-        """Commit what is pending; True = Kafka has it, or will be asked by `poll_in_flight`.
-        Blocks at most twice `timeout_s`.
-
-        Not to `wait` is possible at any time without transactions, and with them if `overlapped`: the caller
-        does nothing with Kafka until it knows by `await_in_flight` what came of it.
-
-        Of the partitions `everything_of` all states go along. Without transactions, a commit that Kafka refuses is
-        tried again with the next one; polling goes on, for that is what mends it when the group has moved on without
-        us. A transaction that fails is given up: see `start_over`.
-
-        Raises:
-            BrokerError: it has failed for `broker_timeout_seconds`, or a record was refused.
-        """
-        if self._broken is not None or not self.poll_in_flight(consumer):
-            return False
-        if self.in_flight:  # no answer in all that time: now it is waited for
-            self._ask_again()
-            wait = True
-        wait = wait or (self._delivery.blocks_emit and not overlapped)
-        offsets = dict(self.pending)
-        texts = partial(self._texts, offsets)
-        done: list[bool] = []
-        steps: list[tuple[Callable[[], None], Callable[[BrokerError], None]]] = [(self._flush, self._give_up)]
-        if everything_of or not self._delivery.stores_apart or self._models.worthwhile():
-            wait = wait or self._delivery.stores_apart
-            steps += [
-                (lambda: self._delivery.verify_ownership(texts, consumer), self._try_again),
-                (lambda: self._store(everything_of), self._give_up),
-            ]
-        steps.append((lambda: done.append(self._delivery.commit(texts(), consumer, wait=wait)), self._try_again))
-        with self._waiting(2 * self.timeout_s):
-            for step, deal_with in steps:
-                try:
-                    step()
-                except BrokerError as error:
-                    self._metrics.transactions.labels("failed").inc()
-                    deal_with(error)
-                    return False
-        self.pending.clear()
-        self._flushed_idle = self._clock()
-        if done[0]:
-            self._note_committed(offsets)
-        else:
-            self.in_flight = offsets
-        return True
-
-    def _note_committed(self, offsets: Mapping[int, int]) -> None:
-        self._metrics.transactions.labels("committed").inc()
-        self._metrics.note_commit()
-        self.committed |= offsets
-        self._failing_since = None
-
-    def _texts(self, offsets: Mapping[int, int]) -> dict[int, tuple[int, str]]:
-        """What is committed, `partition -> (offset, metadata)`, given where each goes on."""
-        return {p: (found.offset, found.text) for p, found in self._models.offsets_to_commit(offsets).items()}
-
-    def _store(self, everything_of: Collection[int]) -> None:
-        if not self.states_tainted:
-            for states in self._models.due(everything_of, self.replaying):
-                self._delivery.store(states)
-                self._metrics.changelog_records.inc(len(states))
-
-    def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
-        """Commit what is pending with all states of these partitions, before they go; True = nothing is left to."""
-        if not (self.pending or self.in_flight) and (self.states_tainted or not self._models.anything_due()):
-            return True
-        return self.commit_all(consumer, partitions)
-
-    def commit_all(self, consumer: Consumer, partitions: Collection[int]) -> bool:
-        """Commit these partitions with all their states, whether they have moved on or not; True = Kafka has it."""
-        self.poll_in_flight(consumer)  # what was refused is asked for again, here and now
-        self._ask_again()
-        self._repeat(partitions)
-        return not self.pending or self.commit(consumer, everything_of=partitions)
-
-    def flush_idle(self, consumer: Consumer, partitions: Collection[int]) -> None:
-        """With nothing arriving, states still go to the changelog in their turn, so that a restart has no replay."""
-        now = self._clock()
-        self.poll_in_flight(consumer)
-        if (
-            self.pending
-            or self.in_flight
-            or now - self._flushed_idle < _IDLE_FLUSH_SECONDS
-            or not self._models.anything_due()
-        ):
-            return
-        self._flushed_idle = now
-        self._repeat(partitions)
-        if self.pending:
-            self.commit(consumer)
+    @property
+    def _in_flight(self) -> list[Partition]:
+        return [p for p in self._partitions.values() if p.in_flight is not None]
 
     @property
     def broken(self) -> bool:
         """True where memory is ahead of what can still be committed: `start_over`, and restore."""
         return self._broken is not None
 
-    def start_over(self, consumer: Consumer) -> None:
-        """After a transaction that came to nothing, or whose end is not known. Blocks for a new producer.
+    @property
+    def evicted(self) -> bool:
+        """True where the last commit was refused because the group no longer counts this worker as a member."""
+        return self._evicted
 
-        A new producer takes the transactional id from whoever has it. So a named instance asks its group first whether
-        the name is still its own: of two processes with one name, the one that joined later goes on.
+    def taint_states(self) -> None:
+        """A batch failed midway: no state is written any more."""
+        self._states_tainted = True
+
+    def shorten_timeout(self, seconds: float) -> None:
+        """Wait at most so long for Kafka from now on."""
+        self._timeout_s = min(self._timeout_s, seconds)
+
+    def note_arrival(self) -> None:
+        """Readings have arrived: if nothing is pending, the interval until the next commit begins now."""
+        if not self.pending:
+            self._due = self._clock() + self._interval
+
+    def seconds_until_due(self) -> float:
+        """Until the next commit; infinity while nothing is pending."""
+        return max(self._due - self._clock(), 0.0) if self.pending else math.inf
+
+    def emit(self, result: BatchResult) -> None:
+        """Hand over forecasts, then dead letters; waits for Kafka only if a buffer is full.
 
         Raises:
-            Replaced: it is not.
-            Fenced: a named instance was, again and again: somebody outside of the group has its transactional id.
+            BrokerError: an earlier record could not be delivered, and there is no transaction to abort.
+        """
+        try:
+            self._delivery.emit(result.forecasts)
+            self._delivery.emit(result.dead_letters)
+        except BrokerError as error:
+            self._record_failed(error)
+
+    def note(self, next_offsets: Mapping[int, int]) -> None:
+        """All before these offsets is answered. What was only replayed is not committed again."""
+        if not self.broken and not self.pending and not self._in_flight:
+            self._failing_since = None  # what could not be committed belongs to another member now
+        for number, offset in next_offsets.items():
+            partition = self._partitions.get(number)
+            if partition is None or partition.restoring:
+                continue
+            committed = -1 if partition.committed is None else partition.committed
+            if offset >= committed:
+                partition.replaying = False
+            if offset > max(committed, -1 if partition.in_flight is None else partition.in_flight):
+                partition.pending = offset
+
+    def restored(self, partition: Partition, replay_from: int, committed: int) -> None:
+        """The partition is read from `replay_from` on; what lies before `committed` was answered earlier."""
+        partition.committed, partition.replaying = committed, replay_from < committed
+
+    def start_at(self, partition: Partition, offset: int) -> None:
+        """Commit `offset` for a partition of which nothing is committed yet."""
+        partition.pending = offset
+
+    # A commit that is in flight ------------------------------------------------------------------------------
+
+    def poll_in_flight(self, consumer: Consumer) -> bool:
+        """Find out the result of a commit in flight; False where it failed, and its offsets are pending again.
+
+        With transactions, blocks until the result is known, up to the timeout.
+
+        Raises:
+            BrokerError: commits have failed for `broker_timeout_seconds`.
+        """
+        if not self._in_flight:
+            return True
+        try:
+            with self._allow_wait(2 * self._timeout_s):
+                done = self._delivery.acknowledged(consumer)
+        except BrokerError as error:
+            self._withdraw_in_flight()
+            return self._commit_failed(error)
+        if done:
+            self._note_committed({p: p.in_flight for p in self._in_flight if p.in_flight is not None})
+        return True
+
+    def await_in_flight(self, consumer: Consumer) -> bool:
+        """True where more may be emitted; False where the commit in flight failed: see `start_over`."""
+        return not self._delivery.blocks_emit or self.poll_in_flight(consumer)
+
+    def _withdraw_in_flight(self) -> None:
+        for partition in self._in_flight:
+            if partition.pending is None:
+                partition.pending = partition.in_flight
+            partition.in_flight = None
+
+    def _note_committed(self, offsets: Mapping[Partition, int]) -> None:
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.note_commit()
+        for partition, offset in offsets.items():
+            partition.committed, partition.in_flight = offset, None
+        self._failing_since = None
+
+    # The commit ----------------------------------------------------------------------------------------------
+
+    def commit(
+        self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True, overlapped: bool = False
+    ) -> bool:
+        """Commit what is pending; True = Kafka has it, or `poll_in_flight` will tell.
+
+        Blocks at most twice the timeout. Without transactions it never has to `wait`. With transactions it does not
+        have to if it is `overlapped`: the caller does nothing with Kafka until it has called `await_in_flight`.
+
+        Of the partitions `everything_of`, all states are written. Without transactions, a commit that Kafka refuses is
+        tried again with the next one; the caller must continue to poll, since that is how a worker rejoins a group that
+        has evicted it. A transaction that fails is aborted: see `start_over`.
+
+        Raises:
+            BrokerError: it has failed for `broker_timeout_seconds`, or a record was refused.
+        """
+        if self.broken or not self.poll_in_flight(consumer):
+            return False
+        if self._in_flight:  # no answer until now: wait for it this time
+            self._withdraw_in_flight()
+            wait = True
+        delivery, offsets = self._delivery, self.pending
+        with_states = bool(everything_of) or not delivery.stores_separately or self._models.worthwhile()
+        wait = wait or (delivery.blocks_emit and not overlapped) or (with_states and delivery.stores_separately)
+        self._due = self._clock() + self._interval
+        with self._allow_wait(2 * self._timeout_s):
+            try:
+                self._flush()
+            except BrokerError as error:
+                return self._record_failed(error)
+            if with_states:
+                try:
+                    delivery.verify_ownership(partial(self._with_metadata, offsets), consumer)
+                except BrokerError as error:
+                    return self._commit_failed(error)
+                try:
+                    self._write_states(everything_of)
+                except BrokerError as error:
+                    return self._record_failed(error)
+            try:
+                done = delivery.commit(self._with_metadata(offsets), consumer, wait=wait)
+            except BrokerError as error:
+                return self._commit_failed(error)
+        self._idle_flush_at = self._clock()
+        records = {self._partitions[number]: offset for number, offset in offsets.items()}
+        for partition, offset in records.items():
+            partition.pending, partition.in_flight = None, offset
+        if done:
+            self._note_committed(records)
+        return True
+
+    def _flush(self) -> None:
+        """Wait until Kafka has all that was emitted; logs every few seconds while that takes long."""
+        began = self._clock()
+        while True:
+            tried = self._clock()
+            limit = min(SAY_SECONDS, began + self._timeout_s - tried)
+            try:
+                return self._delivery.flush(limit)
+            except BrokerError:
+                now = self._clock()
+                # A record that was refused stays refused; only a wait that timed out is worth another.
+                if now - tried < limit or now - began >= self._timeout_s:
+                    raise
+                log.warning("Kafka does not answer, waiting", extra={"seconds": round(now - began)})
+
+    def _with_metadata(self, offsets: Mapping[int, int]) -> dict[int, tuple[int, str]]:
+        """`partition -> (offset, metadata)`."""
+        return {p: (found.offset, found.text) for p, found in self._models.offsets_to_commit(offsets).items()}
+
+    def _write_states(self, everything_of: Collection[int]) -> None:
+        if self._states_tainted:
+            return
+        for states in self._models.due(everything_of, {n for n, p in self._partitions.items() if p.replaying}):
+            self._delivery.store(states)
+            self._metrics.changelog_records.inc(len(states))
+
+    # Commits of whole partitions -----------------------------------------------------------------------------
+
+    def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
+        """Commit what is pending with all states of these partitions, before they go; True = nothing is left to do."""
+        nothing_due = self._states_tainted or not self._models.anything_due()
+        if nothing_due and not self.pending and not self._in_flight:
+            return True
+        return self.commit_all(consumer, partitions)
+
+    def commit_all(self, consumer: Consumer, partitions: Collection[int]) -> bool:
+        """Commit these partitions with all their states, changed or not; True = Kafka has it."""
+        self.poll_in_flight(consumer)  # what was refused is committed again, now
+        self._withdraw_in_flight()
+        self._repeat(partitions)
+        return not self.pending or self.commit(consumer, everything_of=partitions)
+
+    def flush_idle(self, consumer: Consumer) -> None:
+        """Write states due while nothing arrives, so that a restart has nothing to replay."""
+        now = self._clock()
+        self.poll_in_flight(consumer)
+        waited = now - self._idle_flush_at >= _IDLE_FLUSH_SECONDS
+        if not waited or self.pending or self._in_flight or not self._models.anything_due():
+            return
+        self._idle_flush_at = now
+        self._repeat(self._partitions)
+        if self.pending:
+            self.commit(consumer)
+
+    def _repeat(self, partitions: Collection[int]) -> None:
+        """States can only be committed with offsets: where nothing is new, use those of the last commit.
+
+        Not during a replay: the states lack what lies between here and the committed offset, and the offset to replay
+        from, which is stored with it, must stay.
+        """
+        for partition in (self._partitions[number] for number in partitions if number in self._partitions):
+            if partition.pending is None and not partition.replaying:
+                partition.pending = partition.committed
+
+    # Failures ------------------------------------------------------------------------------------------------
+
+    def start_over(self, consumer: Consumer) -> None:
+        """After a transaction that failed, or whose result is not known. Blocks for a new producer.
+
+        A new producer takes the transactional id from any other. So a named instance asks its group first whether the
+        name is still its own: of two processes with one name, the one that joined later continues.
+
+        Raises:
+            Replaced: the name belongs to another process now.
+            Fenced: a named instance was fenced repeatedly: a process outside of the group has its transactional id.
             BrokerError: no broker answers.
         """
         reason = self._broken
         assert reason is not None
         if isinstance(reason, Fenced) and self._settings.instance != "auto":
-            with self._waiting(2 * self._settings.broker_timeout_seconds):
+            with self._allow_wait(2 * self._settings.broker_timeout_seconds):
                 consumer.confirm()
             if not isinstance(reason, PutOut):
-                self._count_fence(reason)
+                self._fence_limit.add(reason)
+        committed = sorted(number for number, p in self._partitions.items() if p.committed is not None)
         log.warning(
             "starting over from what is committed",
-            extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": sorted(self.committed)},
+            extra={"reason": reason.what, "fenced": isinstance(reason, Fenced), "partitions": committed},
         )
-        with self._waiting(2 * self._settings.broker_timeout_seconds):
+        with self._allow_wait(2 * self._settings.broker_timeout_seconds):
             self._delivery.start_over()
-        self._broken = None
+        self._broken = self._failing_since = None
 
-    def _count_fence(self, reason: Fenced) -> None:
-        """Raises Fenced where that was once too often."""
-        now = self._clock()
-        self._fenced = [at for at in self._fenced if now - at < _DUEL_SECONDS] + [now]
-        if len(self._fenced) >= _DUEL:
-            raise Fenced(
-                f"fenced {_DUEL} times within {_DUEL_SECONDS:g} s: another process has the --instance "
-                f"{self._settings.instance!r} ({reason.what})",
-                do="Nothing is lost. Give every worker a name of its own.",
-            )
-
-    def _repeat(self, partitions: Collection[int]) -> None:
-        """States can only be committed with offsets: where nothing is new, those of the last commit.
-
-        Not in the middle of a replay: its states lack what lies between here and the committed offset, and the offset
-        to replay from, which stands beside that one, must stay.
-        """
-        known = {p: self.committed[p] for p in partitions if p in self.committed and p not in self.replaying}
-        self.pending = known | self.pending
-
-    def _flush(self) -> None:
-        """Wait until Kafka has all that was emitted, saying so every few seconds where that takes long."""
-        began = self._clock()
-        while True:
-            tried = self._clock()
-            patience = min(SAY_SECONDS, began + self.timeout_s - tried)
-            try:
-                return self._delivery.flush(patience)
-            except BrokerError:
-                now = self._clock()
-                # A record that was refused stays refused; only a wait that ran out is worth another.
-                if now - tried < patience or now - began >= self.timeout_s:
-                    raise
-                log.warning("Kafka does not answer, waiting", extra={"seconds": round(now - began)})
-
-    def _give_up(self, error: BrokerError) -> None:
-        """Records, or states, did not get through."""
+    def _record_failed(self, error: BrokerError) -> bool:
+        """A forecast, dead letter or state was not delivered. Returns False, or raises if no transaction is open."""
         if self._settings.delivery != "exactly-once":
+            self._metrics.transactions.labels("failed").inc()
             raise error
-        self._try_again(error)
+        return self._commit_failed(error)
 
-    def _try_again(self, error: BrokerError) -> None:
-        """A commit did not get through: again with the next one, or, of a transaction, from what is committed."""
+    def _commit_failed(self, error: BrokerError) -> bool:
+        """Prepare another attempt, with the next commit or, of a transaction, from what is committed. Returns False.
+
+        Raises:
+            Replaced: another process has this worker's name.
+            BrokerError: commits have failed for `broker_timeout_seconds`.
+        """
+        self._metrics.transactions.labels("failed").inc()
         if isinstance(error, Replaced):
             raise error
-        self.evicted = isinstance(error, PutOut)
+        self._evicted = isinstance(error, PutOut)
         now = self._clock()
-        self.due = now + _RETRY_SECONDS
+        self._due = now + _RETRY_SECONDS
         if self._settings.delivery == "exactly-once":
             self._broken = error
         if self._failing_since is None:
@@ -335,3 +356,4 @@ class Committer:
             log.warning("the offsets were not committed, trying again", extra={"reason": error.what})
         elif now - self._failing_since > self._settings.broker_timeout_seconds:
             raise error
+        return False

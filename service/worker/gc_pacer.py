@@ -1,4 +1,4 @@
-"""When Python looks for garbage that refers to itself: once a second and between two batches, instead of amid them."""
+"""Runs Python's garbage collector once a second, between two batches instead of during them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SECONDS = 1.0
 
 
 class GcPacer:
-    """For a process that is about to do the same thing again and again; call `turn` as often as it likes.
+    """For a process that does the same thing again and again; call `between_batches` as often as you like.
 
-    A batch is tens of thousands of objects, all of which go again without help: at its default
-    threshold, 700, it would look at each of them several times, which costs more than the model does. But it is
-    needed: errors that kafka-python deals with by itself keep their stacks alive, and with these whole answers of
-    Kafka, megabytes each, so that a threshold of objects says little about memory.
+    A batch is tens of thousands of objects, all of which are freed without the collector. At its default threshold,
+    700, it would look at each of them several times, which costs more than the model does. But it is needed: errors
+    that kafka-python handles by itself keep their stacks alive, and with these whole answers of Kafka, megabytes each,
+    so a threshold of objects says little about memory.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,13 +23,13 @@ class GcPacer:
         self._at = clock()
 
     def begin(self) -> None:
-        """What is there by now stays, and is looked at no more."""
+        """What exists by now stays, and is not looked at again."""
         gc.collect()
         gc.freeze()
         gc.disable()
 
-    def turn(self) -> None:
-        """Look for garbage where it is time to."""
+    def between_batches(self) -> None:
+        """Collect garbage if a second has passed."""
         now = self._clock()
         if now - self._at >= _SECONDS:
             self._at = now

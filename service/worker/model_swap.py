@@ -1,25 +1,29 @@
-"""Hot model swap: a newer model takes the partitions over, one by one, while readings flow.
+"""Hot model swap: a newer model takes the partitions over, one by one, while readings are answered.
 
-For each partition that the older model answers:
-  1. Of the same layout, the newer one is ready at once: states mean the same to both, and go over as they are.
-     Otherwise it replays the partition's recent input silently, beginning from its initial state, a little between two
-     polls, until it stands exactly where the older one stands. The older one answers meanwhile.
-  2. Hand-over, in one commit: what the older one has answered, the states of the newer one, the offset, and beside it
-     the newer model's name.
-  3. From the next reading on the newer one answers.
-A crash before 2 leaves the older model's states: a worker that then starts with the newer model carries them on, or
-replays recent input (`service.worker.restore`). A crash after 2 leaves the newer one's. No reading is answered by both.
+For each partition of the older model:
+  1. If both have the same layout, the newer one is ready at once: the states mean the same to both and are moved.
+     Otherwise the newer one replays the partition's recent input without emitting, from its initial state, a little
+     between two polls, until it reaches the offset up to which the older one has answered. The older one continues.
+  2. Hand-over, in one commit: what the older one has answered, the states of the newer one, the offset, and in its
+     metadata the newer model's name.
+  3. From the next reading on, the newer one answers.
+A crash before 2 leaves the older model's states: a worker that then starts with the newer model uses them, or replays
+recent input (`service.worker.restore`). A crash after 2 leaves the newer one's. No reading is answered by both.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.config.settings import Settings
+from tidecast.service.errors import Unanswered
 from tidecast.service.model.session import Model
 from tidecast.service.model.spec import ModelSpec
+from tidecast.service.observability.metrics import Metrics
+from tidecast.service.worker.committer import AllowWait, Committer
+from tidecast.service.worker.partition import Partition, Partitions
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.swap")
@@ -33,109 +37,151 @@ def warmup_readings(settings: Settings, spec: ModelSpec, series: int) -> int:
 
 
 class ModelSwap:
-    """One swap under way. For the loop's thread.
+    """Swaps models, one at a time. For the loop's thread.
 
     Args:
         broker: to replay with.
         settings: what is in force.
-        models: to put the newer model into.
-        model: the newer one.
-        assigned: the partitions that this worker has.
+        partitions: those assigned.
+        models: gets the newer model.
+        committer: commits each hand-over.
+        metrics: to feed.
+        newer_model: called while no swap is active; a model that it returns takes over.
         clock: seconds, monotonic.
+        allow_wait: a context in which the worker may wait for Kafka for so many seconds.
     """
 
     def __init__(
         self,
         broker: Broker,
         settings: Settings,
+        partitions: Partitions,
         models: ServedModels,
-        model: Model,
-        assigned: Collection[int],
+        committer: Committer,
+        metrics: Metrics,
+        newer_model: Callable[[], Model | None],
         clock: Callable[[], float],
+        allow_wait: AllowWait,
     ) -> None:
-        self._broker, self._settings, self._models, self._clock = broker, settings, models, clock
-        self._newer = models.begin_swap(model, assigned)
-        self._carried = models.current.codec.layout == self._newer.codec.layout
+        self._broker, self._settings, self._partitions, self._models = broker, settings, partitions, models
+        self._committer, self._metrics, self._newer_model = committer, metrics, newer_model
+        self._clock, self._allow_wait = clock, allow_wait
         self._reader: Consumer | None = None
-        self._at: dict[int, int] = {}  # partition -> offset up to which the newer model has come
-        self._began = clock()
+        self._began = 0.0
+
+    @property
+    def active(self) -> bool:
+        """True while a newer model takes over."""
+        return self._models.next is not None
+
+    def advance(self, consumer: Consumer) -> None:
+        """Begin a swap if there is a newer model; of one that is active do a little: hand over at most one partition.
+
+        Raises:
+            BrokerError: Kafka does not answer.
+        """
+        if not self.active:
+            model = self._newer_model()
+            if model is None:
+                return
+            self._begin(model)
+        left = self._left()
+        with self._allow_wait(self._settings.broker_timeout_seconds):
+            try:
+                ready = self._ready({n: p for n, p in left.items() if not p.restoring and not p.replaying})
+            except Unanswered:
+                return  # the older model continues, and its commits find out whether Kafka stays away
+        if ready is not None:
+            self._models.hand_over(ready)
+            self._partitions[ready].swap_offset = None
+            self._committer.commit_all(consumer, {ready})
+            log.info("a partition is handed over", extra={"partition": ready, "left": len(left) - 1})
+        if not self._left():
+            self._end()
+
+    def close(self) -> None:
+        """Release the connection."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _begin(self, model: Model) -> None:
+        older, newer = self._models.current, self._models.add_next(model)
+        self._began = self._clock()
         log.info(
             "a new model is to take over",
-            extra={"old": models.current.spec.id, "model": self._newer.spec.id, "states_carried": self._carried},
+            extra={"old": older.spec.id, "model": newer.spec.id, "states_carried": self._models.layout_is_kept},
         )
 
-    def step(self, answered_offsets: Mapping[int, int], waiting: Collection[int]) -> int | None:
-        """Do a little; a partition that can be handed over now, before anything more of it is answered.
+    def _end(self) -> None:
+        self.close()
+        self._models.drop_current()
+        self._metrics.serve(self._models.current.spec)
+        self._metrics.model_swaps.labels("done").inc()
+        log.info(
+            "the new model has taken over",
+            extra={"model": self._models.current.spec.id, "seconds": round(self._clock() - self._began, 3)},
+        )
 
-        Args:
-            answered_offsets: partition -> offset up to which all is answered; without one, nothing ever was.
-            waiting: the partitions that are not handed over, and can be: restored, and past their replay.
+    def _left(self) -> dict[int, Partition]:
+        """The partitions that are not handed over yet."""
+        return {n: p for n, p in self._partitions.items() if p.model is self._models.current}
+
+    def _ready(self, candidates: dict[int, Partition]) -> int | None:
+        """A partition that can be handed over now, before any more of it is answered. Replays a little.
 
         Raises:
             BrokerError: the broker does not answer.
         """
-        if self._carried:
-            return min(waiting, default=None)
-        untouched = [p for p in waiting if p not in answered_offsets]
+        if self._models.layout_is_kept:
+            return min(candidates, default=None)
+        answered = {n: p.answered for n, p in candidates.items() if p.answered is not None}
+        untouched = candidates.keys() - answered
         if untouched:
             return min(untouched)
-        if set(waiting) != set(self._at):
-            self._assign(answered_offsets, waiting)
+        if candidates.keys() != self._replaying().keys():
+            self._assign(answered)
         if self._reader is not None:
-            # More than the older one takes in a turn of the loop, or it would never be reached under load.
-            batch = self._reader.poll(0.0, 2 * self._settings.max_poll_records)
-            self._learn(batch, answered_offsets)
-        return min((p for p, at in self._at.items() if at >= answered_offsets[p]), default=None)
+            # More than the older one takes in a turn of the loop, or the newer one would never catch up under load.
+            self._replay(self._reader, self._reader.poll(0.0, 2 * self._settings.max_poll_records), answered)
+        return min((n for n, at in self._replaying().items() if at >= answered[n]), default=None)
 
-    def forget(self, partitions: Collection[int]) -> None:
-        """These are others' now, are to be restored, or are handed over."""
-        for partition in partitions:
-            self._at.pop(partition, None)
+    def _replaying(self) -> dict[int, int]:
+        """`partition -> offset` up to which the newer model has come."""
+        return {n: p.swap_offset for n, p in self._partitions.items() if p.swap_offset is not None}
 
-    def close(self) -> None:
-        """Let go of its connection."""
-        if self._reader is not None:
-            self._reader.close()
-
-    def end(self) -> None:
-        """All is handed over."""
-        self.close()
-        self._models.end_swap()
-        log.info(
-            "the new model has taken over",
-            extra={"model": self._newer.spec.id, "seconds": round(self._clock() - self._began, 3)},
-        )
-
-    def _assign(self, answered_offsets: Mapping[int, int], waiting: Collection[int]) -> None:
-        """Read these, the new ones among them from where their recent input begins."""
+    def _assign(self, answered: dict[int, int]) -> None:
+        """Read these partitions, the new ones among them from where their recent input begins."""
+        newer = self._models.newest
         self._reader = self._reader or self._broker.consumer()
-        new = set(waiting) - set(self._at)
-        self.forget(set(self._at) - set(waiting))
+        for number in self._replaying().keys() - answered:
+            self._partitions[number].swap_offset = None
+        new = answered.keys() - self._replaying()
         counts = self._models.series_counts(new)
-        self._reader.assign(self._settings.input_topic, dict.fromkeys(waiting, 0))
+        self._reader.assign(self._settings.input_topic, dict.fromkeys(answered, 0))
         first = self._reader.beginning_offsets(new)
-        for partition in new:
-            back = warmup_readings(self._settings, self._newer.spec, counts[partition])
-            self._at[partition] = max(first[partition], answered_offsets[partition] - back, 0)
+        for number in new:
+            back = warmup_readings(self._settings, newer.spec, counts[number])
+            self._partitions[number].swap_offset = max(first[number], answered[number] - back, 0)
             with self._models.lock:
-                self._newer.pipeline.revoke({partition})  # what an earlier try has left
-                self._newer.pipeline.replay(partition, until=2**62)
-        for partition, at in self._at.items():
-            self._reader.seek(partition, at)
+                newer.pipeline.revoke({number})  # what an earlier attempt has left
+                newer.pipeline.replay(number, until=2**62)
+        for number, at in self._replaying().items():
+            self._reader.seek(number, at)
 
-    def _learn(self, batch: Batch, answered_offsets: Mapping[int, int]) -> None:
-        """Replay what the older model has answered; what lies beyond will be read again, or is handed over first."""
+    def _replay(self, reader: Consumer, batch: Batch, answered: dict[int, int]) -> None:
+        """Replay what the older model has answered; what lies beyond is read again later."""
+        replaying = self._replaying()
         rows = [
             row
             for row, (partition, offset) in enumerate(zip(batch.partitions, batch.offsets, strict=True))
-            if partition in self._at and self._at[partition] <= offset < answered_offsets[partition]
+            if partition in replaying and replaying[partition] <= offset < answered[partition]
         ]
         if rows:
             with self._models.lock:
-                self._newer.pipeline.process(batch.take(rows))
-        for partition, position in batch.next_offsets.items():
-            if partition in self._at:
-                self._at[partition] = min(position, answered_offsets[partition])
-                if position > answered_offsets[partition]:  # the hand-over may fail
-                    assert self._reader is not None
-                    self._reader.seek(partition, answered_offsets[partition])
+                self._models.newest.pipeline.process(batch.take(rows))
+        for number, position in batch.next_offsets.items():
+            if number in replaying:
+                self._partitions[number].swap_offset = min(position, answered[number])
+                if position > answered[number]:  # the hand-over may fail
+                    reader.seek(number, answered[number])

@@ -6,7 +6,7 @@ from tidecast.service.broker.topics import reset_command
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, ChangelogError
 from tidecast.service.state.offset_metadata import Committed
-from tidecast.service.worker.served_models import ServedModel
+from tidecast.service.worker.served_model import ServedModel
 
 
 def check_written(settings: Settings, partition: int, committed: Committed | None, end: int) -> None:

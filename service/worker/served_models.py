@@ -1,7 +1,7 @@
-"""The model in service, and during a swap the one that is to follow it: which of them answers which partition.
+"""The model in service and, during a swap, the next one: which of them answers which partition.
 
-A served model is a model with the states it has made. Each partition belongs to one of them at any time; a swap hands
-the partitions over one by one (`tidecast.service.worker.model_swap`).
+Each partition belongs to one of them at any time; a swap hands the partitions over one by one
+(`tidecast.service.worker.model_swap`).
 """
 
 from __future__ import annotations
@@ -16,67 +16,32 @@ from numpy.typing import NDArray
 from tidecast.service.broker.port import Batch, Outgoing
 from tidecast.service.config.settings import Settings
 from tidecast.service.model.session import Model
-from tidecast.service.model.spec import ModelSpec
-from tidecast.service.pipeline.pipeline import BatchResult, Pipeline, Policy
-from tidecast.service.state.codec import Codec
-from tidecast.service.state.flush import RollingFlush
+from tidecast.service.pipeline.pipeline import BatchResult
 from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.state.store import SeriesStore
-
-
-class ServedModel:
-    """One model, and all that it remembers."""
-
-    def __init__(self, settings: Settings, model: Model, clock: Callable[[], float]) -> None:
-        self.model = model
-        self.codec = Codec(model.spec)
-        self.pipeline = Pipeline(
-            model,
-            Policy.from_settings(settings),
-            output_topic=settings.output_topic,
-            dead_letter_topic=settings.dead_letter_topic,
-        )
-        self.rolling = RollingFlush(
-            self.store,
-            self.codec,
-            topic=settings.changelog_topic,
-            group=settings.group,
-            seconds=settings.changelog_seconds,
-            bytes_per_second=settings.changelog_bytes_per_second,
-            clock=clock,
-        )
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model's own description."""
-        return self.model.spec
-
-    @property
-    def store(self) -> SeriesStore:
-        """The states."""
-        return self.pipeline.store
+from tidecast.service.worker.partition import Partitions
+from tidecast.service.worker.served_model import ServedModel
 
 
 class ServedModels:
-    """All that this worker answers with. The loop's thread changes it; others ask for single series.
+    """All models of this worker. The loop's thread changes them; other threads ask for single series.
 
     Args:
         settings: what is in force.
-        model: the one to begin with.
+        model: the first one.
+        partitions: those assigned.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, settings: Settings, model: Model, clock: Callable[[], float]) -> None:
-        self._settings, self._clock = settings, clock
+    def __init__(self, settings: Settings, model: Model, partitions: Partitions, clock: Callable[[], float]) -> None:
+        self._settings, self._partitions, self._clock = settings, partitions, clock
         self.lock = threading.Lock()  # held while a store changes, or one of its states is copied
         self.current = ServedModel(settings, model, clock)
         self.next: ServedModel | None = None
-        self._owners: dict[int, ServedModel] = {}  # during a swap; without one, all partitions are `current`'s
-        self._written: set[int] = set()  # partitions whose states are in the changelog
 
     @property
     def newest(self) -> ServedModel:
-        """The one for partitions of which nothing says otherwise."""
+        """The one for partitions whose states no model here has made."""
         return self.next or self.current
 
     def _all(self) -> Iterator[ServedModel]:
@@ -85,15 +50,15 @@ class ServedModels:
             yield self.next
 
     def owner(self, partition: int) -> ServedModel:
-        """Who answers the partition."""
-        return self._owners.get(partition, self.newest)
+        """The model that answers the partition."""
+        known = self._partitions.get(partition)
+        return (known.model if known is not None else None) or self.newest
 
     def choose(self, partition: int, committed: Committed | None) -> ServedModel:
-        """Who is to answer a partition that is new here: the model that made its states, where it is in service."""
+        """Choose who answers a new partition: the model that made its states if it is in service, else the newest."""
         made_by = committed.model if committed is not None else None
         chosen = next((served for served in self._all() if served.spec.id == made_by), self.newest)
-        if self.next is not None:
-            self._owners[partition] = chosen
+        self._partitions[partition].model = chosen
         return chosen
 
     # The path of a reading -----------------------------------------------------------------------------------
@@ -108,7 +73,7 @@ class ServedModels:
             if self.next is None:
                 return [self.current.pipeline.process(batch)]
             owners = [self.owner(partition) for partition in batch.partitions]
-            parts = [(e, [row for row, owner in enumerate(owners) if owner is e]) for e in self._all()]
+            parts = [(s, [row for row, owner in enumerate(owners) if owner is s]) for s in self._all()]
             return [served.pipeline.process(batch.take(rows)) for served, rows in parts if rows]
 
     def replay(self, partition: int, until: int) -> None:
@@ -117,13 +82,10 @@ class ServedModels:
             self.owner(partition).pipeline.replay(partition, until)
 
     def revoke(self, partitions: Collection[int]) -> None:
-        """Forget all that is known of them."""
+        """Delete the states of these partitions."""
         with self.lock:
             for served in self._all():
                 served.pipeline.revoke(partitions)
-        for partition in partitions:
-            self._owners.pop(partition, None)
-        self._written -= set(partitions)
 
     # The changelog -------------------------------------------------------------------------------------------
 
@@ -131,7 +93,9 @@ class ServedModels:
         """The changelog records due, see `RollingFlush.due`."""
         for served in self._all():
             for records in served.rolling.due(everything_of, self._others(served).union(without)):
-                self._written.update(p for p in set(records.partitions) if p is not None)
+                for partition in set(records.partitions):
+                    if partition is not None and partition in self._partitions:
+                        self._partitions[partition].changelog_written = True
                 yield records
 
     def worthwhile(self) -> bool:
@@ -139,68 +103,73 @@ class ServedModels:
         return any(served.rolling.worthwhile() for served in self._all())
 
     def anything_due(self) -> bool:
-        """True where some series has moved on since its state was last written."""
+        """True where some state is newer than the changelog's."""
         return any(served.rolling.anything_due(self._others(served)) for served in self._all())
 
     def _others(self, served: ServedModel) -> set[int]:
-        """Partitions that are not its own; what it knows of them it is only learning."""
-        return {partition for partition, owner in self._owners.items() if owner is not served}
+        """Partitions of another model. What `served` knows of them, it is only learning."""
+        return {n for n, p in self._partitions.items() if p.model is not None and p.model is not served}
 
     def offsets_to_commit(self, offsets: Mapping[int, int]) -> dict[int, Committed]:
-        """What is to be committed, given where each partition goes on."""
+        """Offsets with their metadata, given the next offset of each partition."""
         found: dict[int, Committed] = {}
         for served in self._all():
             mine = {p: offset for p, offset in offsets.items() if self.owner(p) is served}
             for p, snapshot in served.rolling.snapshot_offsets(mine).items():
-                found[p] = Committed(mine[p], snapshot, p in self._written, served.codec.layout, served.spec.id)
+                written = self._partitions[p].changelog_written
+                found[p] = Committed(mine[p], snapshot, written, served.codec.layout, served.spec.id)
         return found
 
     def restored(self, partition: int, written: bool) -> None:
-        """Its changelog is read; `written` = there was something in it."""
-        if written:
-            self._written.add(partition)
+        """Its changelog is read; `written` = it was not empty."""
+        self._partitions[partition].changelog_written = written
 
     # A swap --------------------------------------------------------------------------------------------------
 
-    def begin_swap(self, model: Model, assigned: Collection[int]) -> ServedModel:
-        """`model` is to follow: from now on partitions that are new here may be its own."""
-        self._owners = dict.fromkeys(assigned, self.current)
+    def add_next(self, model: Model) -> ServedModel:
+        """From now on `model` is the newest. The partitions assigned so far stay with the current one for now."""
+        for partition in self._partitions.values():
+            partition.model = partition.model or self.current
         self.next = ServedModel(self._settings, model, self._clock)
         return self.next
 
-    def waiting(self, assigned: Collection[int]) -> set[int]:
-        """The partitions that are not handed over yet."""
-        return set() if self.next is None else {p for p in assigned if self.owner(p) is self.current}
+    @property
+    def layout_is_kept(self) -> bool:
+        """True where states mean the same to both models."""
+        return self.current.codec.layout == self.newest.codec.layout
 
     def hand_over(self, partition: int) -> None:
-        """From the next reading on the partition is the newer model's; its states go into the next commit.
+        """From the next reading on, the next model answers the partition; its states go into the next commit.
 
-        Where both share one layout, the states go over as they are. Otherwise the newer one has made its own, and the
-        changelog gets a tombstone for each series that it has not met.
+        Where both share one layout, the states are moved. Otherwise the next model has made its own, and the changelog
+        gets a tombstone for each series that it has not met.
         """
         older, newer = self.current, self.next
         assert newer is not None and self.owner(partition) is older
         with self.lock:
-            carried = older.codec.layout == newer.codec.layout
-            if carried:
+            if self.layout_is_kept:
                 move(older.store, newer.store, partition)
-            unmet = [] if carried else [k for k in older.store.keys_of_partition(partition) if k not in newer.store]
+            unmet = (
+                []
+                if self.layout_is_kept
+                else [k for k in older.store.keys_of_partition(partition) if k not in newer.store]
+            )
             newer.store.pending_tombstones += [(key, p) for key, p in older.store.pending_tombstones if p == partition]
             newer.store.pending_tombstones += [(key, partition) for key in unmet]
             newer.pipeline.take_over(partition, older.pipeline)
             older.pipeline.revoke({partition})
-        self._owners[partition] = newer
+        self._partitions[partition].model = newer
 
-    def end_swap(self) -> None:
-        """All partitions are handed over: the newer model is the one."""
+    def drop_current(self) -> None:
+        """All partitions are handed over: the next model is the current one."""
         assert self.next is not None
         with self.lock:
-            self.current, self.next, self._owners = self.next, None, {}
+            self.current, self.next = self.next, None
 
     # What the pages ask --------------------------------------------------------------------------------------
 
     def series(self, key: str) -> dict[str, Any] | None:
-        """What is remembered of one series, None where it is not known here. For other threads too."""
+        """What is remembered of one series, None where it is not known here. Called from other threads too."""
         with self.lock:
             for served in self._all():
                 found = served.store.snapshot(key.encode())

@@ -56,9 +56,9 @@ class Bench:
 
     def run(self, tracing=None):
         metrics = Metrics(self.model.spec, DeadLetterReason)
-        worker = Worker(Settings(), self.model, self.broker, metrics, tracing=tracing)
         turns = iter(range(5))
-        worker._tidy = lambda: next(turns, None) is None and worker.stop()
+        worker = Worker(Settings(), self.model, self.broker, metrics, tracing=tracing,
+                        between_batches=lambda: next(turns, None) is None and worker.stop())  # fmt: skip
         assert worker.run() == 0
 
     def headers(self, topic):

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.support.models import START_MS, STEP_MS, CountingReference, counting_model
-from tests.support.world import SERIES, Fault, Killed, World, linear
+from tests.support.world import SERIES, Fault, Killed, Observer, World, linear
 from tidecast.service.broker.port import Membership
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, ChangelogError, Fenced, PutOut, Replaced
@@ -16,7 +16,11 @@ from tidecast.service.model.compatibility import layout_hash
 from tidecast.service.model.session import Model
 from tidecast.service.pipeline.pipeline import Pipeline
 from tidecast.service.state.codec import Codec
+from tidecast.service.worker import restore
 from tidecast.service.worker.delivery import ExactlyOnce
+from tidecast.service.worker.partition import Partition
+from tidecast.service.worker.restore import Restore
+from tidecast.service.worker.served_models import ServedModels
 
 STEPS = ("begin", "produce forecasts", "produce dead-letters", "produce tidecast-state", "commit_transaction")
 
@@ -62,7 +66,7 @@ def test_with_a_backlog_the_next_readings_are_processed_while_a_commit_is_made_a
             self.committing = True
             seen.append(processed.wait(10))
             self.committing = False
-            do()
+            return do()
 
     process, commit = Pipeline.process, ExactlyOnce.commit
 
@@ -93,7 +97,7 @@ def test_a_worker_whose_name_another_has_taken_ends_and_says_so_and_the_newer_go
                 newer.subscribe("readings", lambda new: None, lambda gone: None)
                 newer.poll(0.0, 1)
                 raise Fenced("another has taken the transactional id")
-            do()
+            return do()
 
     with pytest.raises(
         Replaced, match=r"another process has the name 'one'.*joined later and goes on.*name of its own"
@@ -124,17 +128,27 @@ def test_a_clean_stop_leaves_nothing_to_replay(model):
     assert consumer.committed([0, 1]) == {0: (20, text), 1: (20, text)}
 
 
-def test_partitions_that_leave_while_they_are_restored_are_all_let_go(model):
+def restoring(world):
+    partitions = {0: Partition(), 1: Partition()}
+    models = ServedModels(world.settings, world.model, partitions, lambda: world.now)
+    return partitions, Restore(world.broker, world.settings, partitions, models, lambda: world.now)
+
+
+def test_partitions_that_leave_while_they_are_restored_are_forgotten_and_may_come_back(model, monkeypatch):
+    monkeypatch.setattr(restore, "_BATCH", 1)
     world = World(model)
     world.send(0, 4)
     world.live()
-    worker = world.worker()
-    restore = worker._assignment._restore
-    restore.begin({0, 1})
-    restore._asked(_joined(world))
-    assert restore.partitions == {0, 1}
-    restore.drop({0, 1})
-    assert restore.partitions == set()
+    partitions, doing = restoring(world)
+    consumer = _joined(world)
+    assert doing.advance(consumer, 0.0) == {} and doing.remaining > 0
+    partitions.clear()
+    assert doing.advance(consumer, 0.0) == {} and doing.remaining == 0
+    partitions[1] = Partition()
+    found = {}
+    while partitions[1].restoring:
+        found |= doing.advance(consumer, 0.0)
+    assert {number: (r.committed, r.series) for number, r in found.items()} == {1: (8, 2)}
 
 
 def _joined(world):
@@ -242,38 +256,42 @@ def test_a_zombie_that_restores_what_its_successor_goes_on_with_is_not_told_that
     world = World(model)
     world.send(0, 4)
     world.live()
-    worker = world.worker()
-    restore, zombie = worker._assignment._restore, _joined(world)
-    restore.begin({0, 1})
-    restore._asked(zombie)
-    earlier = {p: dataclasses.replace(r.committed, offset=2) for p, r in restore._reading.items()}
-    for partition, reading in restore._reading.items():  # as if it had asked when the offset was 2
-        reading.committed = earlier[partition]
+    partitions, doing = restoring(world)
+    zombie = _joined(world)
+    committed = zombie.committed
+    earlier = [{number: (2, text) for number, (_, text) in committed({0, 1}).items()}]  # when it asks first
+    zombie.committed = lambda asked: earlier.pop() if earlier else committed(asked)
     found = {}
-    for _ in range(20):
-        found |= restore.step(zombie, 0.0)
-    assert {p: r.committed for p, r in found.items()} == {0: 8, 1: 8}
+    while any(partition.restoring for partition in partitions.values()):
+        found |= doing.advance(zombie, 0.0)
+    assert not earlier
+    assert {number: r.committed for number, r in found.items()} == {0: 8, 1: 8}
 
 
 def test_at_least_once_a_zombie_does_not_write_its_old_states_over_its_successor_s(model):
     world = World(model, delivery="at-least-once", instance="auto", changelog_seconds=3_600.0, max_poll_records=100)
     world.send(0, 4, rubbish=False)
-    zombie = world.worker()
-    zombie._join()
-    while not zombie._committer.pending:  # it answers, and is frozen before it commits
-        batch = zombie._poll()
-        if batch.offsets:
-            zombie._emit(batch, zombie._process(batch))
-        zombie._committer.note(batch.next_offsets, zombie._assignment.restoring)
-        zombie._assignment.restore_some()
-    group = world.broker.groups["tidecast", "readings"]  # takes it for dead
-    group.members.remove(zombie._consumer)
-    group.owner.clear()
-    world.live()
-    world.send(4, 10, rubbish=False)
-    world.live()
+
+    class Frozen(Observer):
+        """Before its first commit, until others have its partitions and have left again."""
+
+        thawed = False
+
+        def around(self, call, do):
+            if call == "commit" and not self.thawed:
+                self.thawed = True
+                group = world.broker.groups["tidecast", "readings"]
+                group.members.clear()
+                group.owner.clear()
+                world.live()
+                world.send(4, 10, rubbish=False)
+                world.live()
+            return do()
+
+    frozen = Frozen()
     with contextlib.suppress(BrokerError):
-        zombie._assignment.on_revoked({0, 1})  # what a poll tells it when it wakes
+        world.live(frozen)
+    assert frozen.thawed
     world.send(10, 12, rubbish=False)
     world.live()
     reference = {key: CountingReference() for key in SERIES}
@@ -294,7 +312,7 @@ def test_a_worker_that_the_group_has_put_out_again_and_again_is_not_taken_for_on
             if call == "commit_transaction" and left[0] > 0:
                 left[0] -= 1
                 raise PutOut("committing offsets")
-            do()
+            return do()
 
     world.live(Out(), idle=80)
     assert left == [0]

@@ -17,16 +17,16 @@ gc_pacer.begin()
 assert not gc.isenabled()
 first = garbage()
 for _ in range(100_000):
-    gc_pacer.turn()
+    gc_pacer.between_batches()
 assert first() is not None, "it looks too often"
 now[0] = 1.0
-gc_pacer.turn()
+gc_pacer.between_batches()
 assert first() is None, "what refers to itself is never let go"
 second = garbage()
-gc_pacer.turn()
+gc_pacer.between_batches()
 assert second() is not None
 now[0] = 2.5
-gc_pacer.turn()
+gc_pacer.between_batches()
 assert second() is None
 """
 

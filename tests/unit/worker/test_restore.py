@@ -17,6 +17,7 @@ from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.store import SeriesStore
 from tidecast.service.worker import restore
+from tidecast.service.worker.partition import Partition
 from tidecast.service.worker.served_models import ServedModels
 
 CODEC = Codec(model().spec)
@@ -42,14 +43,14 @@ def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_ser
     consumer.assign("readings", dict.fromkeys(range(PARTITIONS), 0))
     consumer.commit(dict.fromkeys(range(PARTITIONS), 1_000), "")
     options = Settings(max_series=max_series)
-    models = ServedModels(options, model(), time.monotonic)
-    doing = restore.Restore(broker, options, models, time.monotonic)
-    doing.begin(range(PARTITIONS))
+    partitions = {number: Partition() for number in range(PARTITIONS)}
+    models = ServedModels(options, model(), partitions, time.monotonic)
+    doing = restore.Restore(broker, options, partitions, models, time.monotonic)
     done = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(restore, "_BATCH", batch)
-        while doing.partitions:
-            done |= doing.step(consumer, 0.0)
+        while any(partition.restoring for partition in partitions.values()):
+            done |= doing.advance(consumer, 0.0)
     doing.close()
     assert set(done) == set(range(PARTITIONS))
     return models.current.store, sum(r.series for r in done.values())
