@@ -75,7 +75,7 @@ class Member:
 
     def subscribe(self, topic: str) -> None:
         """Begin to be a member; the joining itself is done by `poll`."""
-        self._kafka.subscribe([topic], listener=_Listener(self._caller))
+        self._kafka.subscribe([topic], listener=_Listener(self._caller, self._coordinator))
 
     def poll(self, timeout_s: float, max_records: int, grace_s: float) -> dict[TopicPartition, Any] | None:
         """What has arrived by partition; None where the group is still settling.
@@ -274,11 +274,14 @@ class _Caller:
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    def __init__(self, caller: _Caller) -> None:
-        self._caller = caller
+    def __init__(self, caller: _Caller, coordinator: Any) -> None:
+        self._caller, self._coordinator = caller, coordinator
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         await self._caller.call_back(self._caller.on_revoked, revoked)
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        # The library (3.0.12) keeps an OffsetFetch that a poll did not wait for, and would use its answer now, although
+        # another member may have committed since: the member would read records again that are committed.
+        self._coordinator._offset_fetch_futures.clear()
         await self._caller.call_back(self._caller.on_assigned, assigned)
