@@ -28,8 +28,8 @@ HELP = """\
 Answer readings with forecasts: read the input topic as a member of a consumer group, write to the output topic.
 
 Ends on SIGTERM or Ctrl-C: what was read is answered and committed, and the group is left. A second Ctrl-C ends it at
-once. A newer model in the place of --model takes over while readings flow; SIGHUP looks for one at once. SIGUSR1 prints
-what every thread is doing."""
+once. A newer model that replaces the --model file takes over while readings are answered; SIGHUP looks for one at once.
+SIGUSR1 prints the stack of every thread."""
 EXAMPLE = """\
 tidecast serve --model model
 tidecast serve --model model --bootstrap-servers kafka:9092 --input-topic sensors --http-host 0.0.0.0
@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
     logs.setup(config.log_level, config.log_format)
     faulthandler.enable()
     stacks.dump_on_signal()
-    # Until there is something to drain, the end is the end. Set explicitly: as process 1 of a container there is no
-    # default action for SIGTERM.
+    # Until there is something to finish, a signal ends the process at once. Set explicitly: process 1 of a container
+    # has no default action for SIGTERM.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _end)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a worker, the model that is loaded is the newest
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker runs, its model is the newest
 
     # Imported here: `tidecast serve --help` need not wait for onnxruntime.
     from tidecast.service.broker.connect import connect_as_set
@@ -69,26 +69,23 @@ def run(args: argparse.Namespace) -> int:
 
     log.info("starting", extra={"version": __version__, "pid": os.getpid()})
     tracing = open_tracing(config)
-    watch = ModelWatcher(config)
-    model = watch.model
+    watcher, gc_pacer = ModelWatcher(config), GcPacer()
+    model = watcher.model
     log.info(
         "model loaded",
         extra={"model": model.spec.id, "targets": model.spec.targets, "horizon": model.spec.horizon},
     )
     metrics = Metrics(model.spec, DeadLetterReason)
-    watch.refused = metrics.model_swaps.labels("refused").inc
-    with HttpServer(config.http_host, config.http_port, metrics.registry) as http:
-        log.info("listening", extra={"url": http.url})
-        broker = connect_as_set(config)
-        try:
-            gc_pacer = GcPacer()
-            worker = Worker(config, model, broker, metrics, watch.take, gc_pacer.between_batches, tracing)
-            http.status = worker
+    broker = connect_as_set(config)  # which contacts nobody yet
+    try:
+        worker = Worker(config, model, broker, metrics, watcher.take_newer, gc_pacer.between_batches, tracing)
+        with HttpServer(config.http_host, config.http_port, metrics.registry, worker) as http:
+            log.info("listening", extra={"url": http.url})
             log.info("looking for Kafka", extra={"bootstrap_servers": config.bootstrap_servers})
             worker.prepare()
             _stop_on_signals(worker, config.shutdown_timeout_seconds)
-            signal.signal(signal.SIGHUP, lambda signum, frame: watch.now())
-            watch.start()
+            signal.signal(signal.SIGHUP, lambda signum, frame: watcher.check_now())
+            watcher.start(metrics.model_swaps.labels("refused").inc)
             log.info(
                 "joining the group",
                 extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
@@ -96,23 +93,23 @@ def run(args: argparse.Namespace) -> int:
             gc_pacer.begin()
             with Watchdog(worker.not_live, on_stall=metrics.stalls.inc):
                 return worker.run()
-        finally:
-            watch.stop()
-            broker.close()
-            tracing.close()
+    finally:
+        watcher.stop()
+        broker.close()
+        tracing.close()
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
-    # No clean-up: there is nothing to lose yet, and closing a client that still looks for its broker waits for it.
+    # No clean-up: there is nothing to lose yet, and closing a client that is still connecting waits for the broker.
     sys.stderr.flush()
     os._exit(130 if signum == signal.SIGINT else 0)
 
 
 def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
-    """SIGTERM and SIGINT ask the loop to end; what hangs for longer than the limit is ended with its stacks shown.
+    """SIGTERM and SIGINT ask the loop to end; after the limit the process prints its stacks and ends.
 
-    A handler has to wait while the main thread is inside of a library. So a thread reads of the signals, from a pipe
-    that the interpreter writes to as soon as one comes.
+    A handler has to wait while the main thread is inside of a library. So a thread reads the signals from a pipe that
+    the interpreter writes to as soon as one comes.
     """
     come, write = os.pipe()
     os.set_blocking(write, False)
@@ -146,10 +143,10 @@ def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
 
 
 def open_tracing(config: settings.Settings) -> Tracing:
-    """What the settings ask for.
+    """The tracing that the settings ask for.
 
     Raises:
-        TidecastError: it needs packages that are not there.
+        TidecastError: it needs packages that are not installed.
     """
     from tidecast.service.observability.tracing import Tracing
 

@@ -78,35 +78,17 @@ class Status(Protocol):
         """What is remembered of one series, None where there is none of that name here."""
 
 
-class StartingStatus:
-    """The status of a process that has no worker yet."""
-
-    def not_live(self) -> str | None:
-        """It is well."""
-        return None
-
-    def not_ready(self) -> dict[str, str]:
-        """All is missing."""
-        return {"worker": "it is starting"}
-
-    def series(self, key: str) -> dict[str, Any] | None:
-        """There are none."""
-        return None
-
-
 class HttpServer:
     """Serves the pages on `host`:`port` (0 = any free one) inside a `with`, or from `start` until `close`.
-
-    `status` may be replaced at any time; until a worker is there it says "starting".
 
     Raises:
         TidecastError: the port is taken, or may not be used.
         UsageError: the host is not an address of this machine.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, status: Status | None = None) -> None:
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, status: Status) -> None:
         try:
-            self._server = _PagesServer(host, port, registry, status or StartingStatus())
+            self._server = _PagesServer(host, port, registry, status)
         except OSError as error:
             raise listen_error(error, host, port, "--http") from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
@@ -115,15 +97,6 @@ class HttpServer:
     def url(self) -> str:
         """`http://host:port`, with the port that was got."""
         return url_of(self._server.server_address)
-
-    @property
-    def status(self) -> Status:
-        """Whom the pages ask."""
-        return self._server.status
-
-    @status.setter
-    def status(self, status: Status) -> None:
-        self._server.status = status
 
     def __enter__(self) -> HttpServer:
         self.start()

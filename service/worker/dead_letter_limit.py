@@ -1,4 +1,4 @@
-"""The limit on dead letters: a few are somebody's slip, a flood is a fault upstream that must not pass unseen."""
+"""The limit on dead letters: a few are mistakes, but many within a short time are a fault upstream."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ class DeadLetterLimit:
         listed = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
         raise DeadLetterFlood(
             f"{self._total} dead letters within {self._window:g} s, more than the limit of {self._limit}: {listed}",
-            do=f"They are in the topic {topic}, each with its reason in the headers. Mend what sends them, or raise "
+            do=f"They are in the topic {topic}, each with its reason in the headers. Fix what sends them, or raise "
             "--dead-letter-limit (0 = no limit), and start again.",
         )

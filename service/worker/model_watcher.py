@@ -1,4 +1,4 @@
-"""Watches the model file: a newer one is loaded and checked beside the loop, and waits for it to be taken."""
+"""Watches the model file: loads and checks a newer one in a thread, until the loop takes it."""
 
 from __future__ import annotations
 
@@ -16,62 +16,59 @@ from tidecast.service.model.session import MODEL_FILE, Model
 
 log = logging.getLogger("tidecast.swap")
 
-_Look = tuple[int, int, int]  # mtime in ns, bytes, inode
+_Stat = tuple[int, int, int]  # mtime in ns, bytes, inode
 
 
 class ModelWatcher:
     """Loads the model, and what replaces it later.
 
-    A publisher writes a file beside it and renames that: so the file is whole at any time. One that is written in
-    place is looked at again once it has stopped to change.
+    A publisher writes another file and renames it, so the file is complete at any time. One that is written in place
+    is loaded once it has stopped changing.
 
     Args:
-        settings: where the model lies, and how often to look.
+        settings: where the model is, and how often to check.
 
     Attributes:
         model: the newest that was accepted.
-        refused: called for each file that is refused.
     """
 
-    refused: Callable[[], None]
-
     def __init__(self, settings: Settings) -> None:
-        self._settings, self.refused = settings, lambda: None
+        self._settings = settings
         path = Path(settings.model)
         self._file = path / MODEL_FILE if path.is_dir() else path
-        self._loaded = self._last = self._look()
+        self._loaded = self._last = self._stat()
         self.model = self._load()
-        self._waiting: Model | None = None
-        self._nudges: SimpleQueue[None] = SimpleQueue()  # an Event may not be set in a handler, see `StopFlag`
+        self._newer: Model | None = None
+        self._wake: SimpleQueue[None] = SimpleQueue()  # an Event may not be set in a handler, see `StopFlag`
         self._ended = False
 
-    def start(self) -> None:
-        """Look every `model_watch_seconds`, in a thread; with 0, only when told to by `now`."""
-        threading.Thread(target=self._run, name="model-watch", daemon=True).start()
+    def start(self, on_refused: Callable[[], None]) -> None:
+        """Check every `model_watch_seconds`, in a thread; with 0, only after `check_now`."""
+        threading.Thread(target=self._run, args=(on_refused,), name="model-watch", daemon=True).start()
 
-    def now(self) -> None:
-        """Look at once, whether the file looks new or not. Safe in a signal handler."""
+    def check_now(self) -> None:
+        """Check at once, even if the file looks unchanged. Safe in a signal handler."""
         self._loaded = None
-        self._nudges.put(None)
+        self._wake.put(None)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Check no more."""
         self._ended = True
-        self._nudges.put(None)
+        self._wake.put(None)
 
-    def take(self) -> Model | None:
+    def take_newer(self) -> Model | None:
         """A newer model, once; for the loop."""
-        model, self._waiting = self._waiting, None
+        model, self._newer = self._newer, None
         return model
 
-    def look(self) -> None:
-        """Look once; what is new and good waits to be taken, what is bad is refused with a line in the log."""
-        found = self._look()
+    def check(self, on_refused: Callable[[], None] = lambda: None) -> None:
+        """Check once. A good new model waits for `take_newer`; a bad one is logged, and `on_refused` is called."""
+        found = self._stat()
         if found is None or found == self._loaded:
             return
-        settled, self._last = found == self._last, found
-        if not settled and self._loaded is not None:
-            return  # it may be changing still: the next look will tell
+        unchanged, self._last = found == self._last, found
+        if not unchanged and self._loaded is not None:
+            return  # it may still be changing: the next check will tell
         self._loaded = found
         try:
             model = self._load()
@@ -79,24 +76,24 @@ class ModelWatcher:
                 return
             check_successor(self.model.spec, model.spec)
         except ModelError as error:
-            self.refused()
-            log.error("the new model is refused, the old one goes on", extra={"reason": str(error)})
+            on_refused()
+            log.error("the new model is refused, the old one stays in service", extra={"reason": str(error)})
             return
-        self.model = self._waiting = model
+        self.model = self._newer = model
 
-    def _run(self) -> None:
+    def _run(self, on_refused: Callable[[], None]) -> None:
         while not self._ended:
             seconds = self._settings.model_watch_seconds
             with suppress(Empty):
-                self._nudges.get(timeout=seconds if seconds > 0 else None)
+                self._wake.get(timeout=seconds if seconds > 0 else None)
             if not self._ended:
-                self.look()
+                self.check(on_refused)
 
-    def _look(self) -> _Look | None:
+    def _stat(self) -> _Stat | None:
         try:
             found = self._file.stat()
         except OSError:
-            return None  # between two files, or taken away: the model in memory goes on
+            return None  # between two files, or removed: the model in memory stays in service
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _load(self) -> Model:

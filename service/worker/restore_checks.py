@@ -1,4 +1,4 @@
-"""What a restore refuses, each with the command that mends it: what is committed and what is there must fit."""
+"""What a restore refuses, each with the command that helps: committed offsets, changelog and input must fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidecast.service.worker.served_model import ServedModel
 
 
 def check_written(settings: Settings, partition: int, committed: Committed | None, end: int) -> None:
-    """See that states which were written are not simply gone. `end`: the changelog partition's end offset.
+    """See that states which were written are not lost. `end`: the changelog partition's end offset.
 
     Raises:
         BrokerError: the changelog is empty.
@@ -20,16 +20,16 @@ def check_written(settings: Settings, partition: int, committed: Committed | Non
         return
     raise BrokerError(
         f"the group {s.group!r} has committed offset {committed.offset} of {s.input_topic}-{partition} and written "
-        f"states there, but the changelog {s.changelog_topic} is empty: its states are gone",
-        do="Name the changelog with --changelog-topic. To go on with the series cold: --accept-gap",
+        f"states there, but the changelog {s.changelog_topic} is empty: its states are lost",
+        do="Name the changelog with --changelog-topic. To continue with cold series: --accept-gap",
     )
 
 
 def needs_rebuild(settings: Settings, partition: int, committed: Committed | None, served: ServedModel) -> bool:
-    """True where the states are of another layout than the model's, which is to make its own from recent input.
+    """True where the states are of another layout than the model's, which must make its own from recent input.
 
     Raises:
-        ChangelogError: they are of a model with another name.
+        ChangelogError: a model with another name made them.
     """
     if committed is None or committed.layout is None or committed.layout == served.codec.layout:
         return False
@@ -61,7 +61,7 @@ def check_fits(settings: Settings, partition: int, committed: Committed | None, 
     if committed is None and newest >= 0:
         raise BrokerError(
             f"the changelog has {series} states for {where}, but the group {s.group!r} has no offset there",
-            do=f"Its offsets are gone, or the states are another's. To begin anew: {reset_command(s)}",
+            do=f"Its offsets are lost, or the states belong to another group. To begin anew: {reset_command(s)}",
         )
     if committed is not None and newest >= committed.offset and s.delivery == "exactly-once":
         raise BrokerError(
@@ -73,10 +73,10 @@ def check_fits(settings: Settings, partition: int, committed: Committed | None, 
 
 
 def check_retained(settings: Settings, partition: int, first: int, start: int, committed: int) -> None:
-    """See that the readings are still there that are to be read. `first`: the first that retention has left.
+    """See that retention has not deleted readings that are to be read. `first`: the first offset that is left.
 
     Raises:
-        BrokerError: they are not.
+        BrokerError: it has.
     """
     if first <= start or settings.accept_gap:
         return
@@ -84,11 +84,11 @@ def check_retained(settings: Settings, partition: int, first: int, start: int, c
     if start < committed:
         raise BrokerError(
             f"{where} begins at offset {first}, but its states need a replay of {start} to {committed}: retention has "
-            "eaten that range",
-            do="Raise the topic's retention. To go on with the states as they are: --accept-gap",
+            "deleted that range",
+            do="Raise the topic's retention. To continue with the states as they are: --accept-gap",
         )
     raise BrokerError(
         f"{where} begins at offset {first}, but the readings from {start} on were not answered yet: retention has "
-        f"eaten {first - start} of them",
-        do="Raise the topic's retention. To go on without them: --accept-gap",
+        f"deleted {first - start} of them",
+        do="Raise the topic's retention. To continue without them: --accept-gap",
     )

@@ -41,7 +41,7 @@ def test_a_newer_model_takes_over_on_sighup_whether_states_can_be_carried_or_not
             t.read(t.forecasts, SERIES * steps)
         (place / "model.onnx").write_bytes(b"half a mod")
         worker.process.send_signal(signal.SIGHUP)
-        worker.wait_for("the refusal", lambda: "the new model is refused, the old one goes on" in worker.log)
+        worker.wait_for("the refusal", lambda: "the new model is refused, the old one stays in service" in worker.log)
         code, log = worker.end()
     assert code == 0, log
     report = verify(t.broker, [Model.load(m) for m in models], Names(t.readings, t.forecasts, t.dead, t.states),

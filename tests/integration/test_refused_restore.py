@@ -55,7 +55,7 @@ def test_a_replay_range_that_retention_has_eaten_is_refused_and_goes_on_where_th
     assert committed == 60 and text != "s=60", "the kill has left a replay to do"
     t.delete_readings({0: committed - left})
     said = t.refused(model, "--session-timeout-seconds=6")
-    assert f"{t.readings}-0 begins at offset {60 - left}" in said and "retention has eaten that range" in said
+    assert f"{t.readings}-0 begins at offset {60 - left}" in said and "retention has deleted that range" in said
     t.feed(3)
     t.live(model, *accepting(said))
     assert t.answered() == {key: [*range(23)] for key in t.series}, "what was answered before is not answered again"
@@ -71,7 +71,7 @@ def test_readings_that_retention_has_eaten_unread_are_not_passed_over_in_silence
     t.feed(10)
     t.delete_readings({0: 15 + 6})
     said = t.refused(model)
-    assert f"{t.readings}-0 begins at offset 21" in said and "retention has eaten 6 of them" in said
+    assert f"{t.readings}-0 begins at offset 21" in said and "retention has deleted 6 of them" in said
     t.live(model, *accepting(said), until=3 * (15 - 2))
     t.feed(1)
     t.live(model, until=3 * (16 - 2))
@@ -92,7 +92,7 @@ def test_a_worker_that_retention_overtakes_says_so_and_goes_on_without_those_rea
         code, log = worker.end(signum=None)
     said = log.splitlines()[-1]
     assert code == 1 and "Traceback" not in log, log
-    assert f"{t.readings}-0 begins at offset 21" in said and "retention has eaten 6 of them" in said
+    assert f"{t.readings}-0 begins at offset 21" in said and "retention has deleted 6 of them" in said
     t.live(model, *accepting(said), until=3 * (15 - 2))
     t.feed(1)
     t.live(model, until=3 * (16 - 2))

@@ -150,7 +150,7 @@ def test_who_sends_a_byte_now_and_then_keeps_no_place(server, monkeypatch):
 
 
 def test_who_asks_and_says_nothing_more_is_let_go(server, monkeypatch):
-    monkeypatch.setattr(pages._Handler, "timeout", 0.2)
+    monkeypatch.setattr(pages._PagesHandler, "timeout", 0.2)
     with sent(server, b"GET /li") as connection:
         assert connection.recv(1) == b""
 
@@ -180,15 +180,6 @@ def test_a_port_that_is_taken_is_named_with_the_flag_that_mends_it(server, statu
 def test_a_host_that_is_not_ours_is_a_usage_error(status):
     with pytest.raises(UsageError, match="--http-host"):
         HttpServer("192.0.2.1", 0, CollectorRegistry(), status)
-
-
-def test_before_there_is_a_worker_the_process_is_live_but_not_ready(status):
-    with HttpServer("127.0.0.1", 0, CollectorRegistry()) as server:
-        assert get(server, "/livez")[0].status == 200
-        assert get(server, "/readyz")[0].status == 503
-        assert get(server, "/series/a")[0].status == 404
-        server.status = status
-        assert get(server, "/readyz")[0].status == 200
 
 
 def test_the_port_is_free_again_after_close(status):

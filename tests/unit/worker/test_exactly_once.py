@@ -230,7 +230,7 @@ def test_a_replay_range_that_retention_has_eaten_is_refused_and_can_be_accepted(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(consumer_class, "beginning_offsets", eaten)
-        with pytest.raises(BrokerError, match=r"retention has eaten.*accept-gap"):
+        with pytest.raises(BrokerError, match=r"retention has deleted.*accept-gap"):
             world.live()
         world.settings = dataclasses.replace(world.settings, accept_gap=True)
         world.live()

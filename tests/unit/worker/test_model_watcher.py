@@ -1,4 +1,4 @@
-"""The model file is watched: what is new and good is taken once, what is bad is refused, and the old one goes on."""
+"""The model file is watched: a good new model is taken once; a bad one is refused, and the old one stays in service."""
 
 import logging
 import os
@@ -25,10 +25,10 @@ def published(place, tmp_path, variant, **changes):
     publish(counting_model(tmp_path / "draft", variant, **changes), place)
 
 
-def looks(watch, times=3):
+def looks(watch, times=3, on_refused=lambda: None):
     for _ in range(times):
-        watch.look()
-    return watch.take()
+        watch.check(on_refused)
+    return watch.take_newer()
 
 
 def test_a_newer_model_is_taken_once(watch, place, tmp_path):
@@ -37,15 +37,15 @@ def test_a_newer_model_is_taken_once(watch, place, tmp_path):
     published(place, tmp_path, SUCCESSORS[1])
     newer = looks(watch)
     assert newer is not None and newer.spec.id != first
-    assert watch.take() is None and looks(watch) is None
+    assert watch.take_newer() is None and looks(watch) is None
 
 
 def test_a_file_that_is_still_being_copied_is_not_refused_but_waited_for(watch, place, tmp_path, caplog):
     whole = (counting_model(tmp_path / "draft", SUCCESSORS[1]) / "model.onnx").read_bytes()
     for part in range(1, 4):
         (place / "model.onnx").write_bytes(whole[: len(whole) * part // 4])
-        watch.look()
-        assert watch.take() is None
+        watch.check()
+        assert watch.take_newer() is None
     (place / "model.onnx").write_bytes(whole)
     assert looks(watch) is not None
     assert "refused" not in caplog.text
@@ -53,13 +53,12 @@ def test_a_file_that_is_still_being_copied_is_not_refused_but_waited_for(watch, 
 
 def test_a_bad_model_is_refused_once_and_the_next_good_one_is_taken(watch, place, tmp_path, caplog):
     refused = []
-    watch.refused = lambda: refused.append(1)
     with caplog.at_level(logging.ERROR):
         (place / "model.onnx").write_bytes(b"no model")
-        assert looks(watch, 5) is None
+        assert looks(watch, 5, lambda: refused.append(1)) is None
     assert len(refused) == 1
     (record,) = caplog.records
-    assert record.message == "the new model is refused, the old one goes on" and record.reason
+    assert record.message == "the new model is refused, the old one stays in service" and record.reason
     published(place, tmp_path, SUCCESSORS[1])
     assert looks(watch) is not None
 
@@ -86,9 +85,9 @@ def test_a_file_that_was_only_touched_or_taken_away_changes_nothing(watch, place
 
 def test_when_told_to_it_looks_at_once(watch, place, tmp_path):
     published(place, tmp_path, SUCCESSORS[1])
-    watch.now()
-    watch.look()
-    assert watch.take() is not None
+    watch.check_now()
+    watch.check()
+    assert watch.take_newer() is not None
 
 
 def test_a_worker_without_a_model_does_not_start(tmp_path):
@@ -105,7 +104,7 @@ def test_a_newer_file_that_is_not_the_pinned_one_is_refused_with_one_line_and_th
         published(place, tmp_path, SUCCESSORS[1])
         assert looks(watch, 5) is None
     (line,) = caplog.records
-    assert line.message == "the new model is refused, the old one goes on"
+    assert line.message == "the new model is refused, the old one stays in service"
     assert "not the one that was asked for" in line.reason and digest in line.reason
     assert watch.model.sha256 == digest
 
