@@ -34,7 +34,7 @@ def test_a_workflow_fits_the_schema(path):
 
 @pytest.mark.skipif(not shutil.which("actionlint"), reason="no actionlint")
 def test_actionlint_finds_nothing():
-    done = subprocess.run(["actionlint", *WORKFLOWS], capture_output=True, text=True)
+    done = subprocess.run(["actionlint", "-shellcheck=", "-pyflakes=", *WORKFLOWS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
