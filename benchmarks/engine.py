@@ -40,7 +40,13 @@ JOBS = {"lstm64": lstm64, "forecaster": forecaster64}
 FEW = (1, 4, 16)
 LATER_MS = 10**11  # that much after their event times the records were sent: a backlog
 # What is timed, by the pipeline's own parts; the model inside of the step by itself.
-STAGES = {"_read": "decode", "_stretches": "slots", "_order": "order", "_step": "gather, scatter", "_answer": "encode"}
+STAGES = {
+    "_decode": "decode",
+    "_split": "slots",
+    "_plan_steps": "order",
+    "_run_model": "gather, scatter",
+    "_encode": "encode",
+}
 COLUMNS = ("decode", "slots", "order", "model", "gather, scatter", "encode", "rest")
 
 

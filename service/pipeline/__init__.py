@@ -1,1 +1,1 @@
-"""Records in, forecasts and dead letters out. Knows neither Kafka nor the clock."""
+"""Records in, forecasts and dead letters out: no I/O, no clock. `pipeline.Pipeline.process` is the place to start."""

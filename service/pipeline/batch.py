@@ -1,9 +1,8 @@
-"""How readings are dealt with that are not simply the next; a batch on its way, and what it led to."""
+"""A batch in progress, and its result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +14,8 @@ from tidecast.service.pipeline.decode import DecodedReadings
 from tidecast.service.pipeline.encode import RecordPositions
 from tidecast.service.pipeline.policy import Outcome
 
-if TYPE_CHECKING:
-    pass
-
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-
 
 _NO_DEAD_LETTERS = dict.fromkeys(DeadLetterReason, 0)
 _NO_RESETS = dict.fromkeys(("non_finite", "gap", "tombstone", "evicted", "expired"), 0)
@@ -28,10 +23,10 @@ _NO_RESETS = dict.fromkeys(("non_finite", "gap", "tombstone", "evicted", "expire
 
 @dataclass(slots=True)
 class BatchCounts:
-    """What happened in one batch. readings = forecasts + duplicates + late + dead letters that are neither."""
+    """What happened in one batch. readings = forecasts + duplicates + late + dead letters for any other reason."""
 
-    readings: int = 0  # every record but the tombstones and those replayed
-    replayed: int = 0  # records read again after a restore, to bring states up to date; answered before
+    readings: int = 0  # all records except tombstones and replayed ones
+    replayed: int = 0  # records read again after a restore, to bring states up to date; they were answered before
     forecasts: int = 0
     duplicates: int = 0
     late: int = 0
@@ -46,39 +41,39 @@ class BatchCounts:
 
 @dataclass(slots=True)
 class BatchResult:
-    """What one batch led to. Forecasts and dead letters are in the order of their records."""
+    """The answers to one batch. Forecasts and dead letters are in the order of their records."""
 
     forecasts: Outgoing
     dead_letters: Outgoing
     counts: BatchCounts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
-    event_times: NDArray[np.int64]  # [forecasts] ms
-    positions: RecordPositions  # the readings that are answered
-    spec: ModelSpec  # of the model that made them
-    partitions: NDArray[np.int32]  # [records] of the batch, whatever became of them
-    timestamps: Int64  # [records] ms, their own
+    event_times: Int64  # [forecasts] ms
+    positions: RecordPositions  # of the readings that are answered
+    spec: ModelSpec  # of the model that made the forecasts
+    partitions: NDArray[np.int32]  # [records] of the batch, whatever their outcome
+    timestamps: Int64  # [records] ms, the records' own
 
 
 @dataclass(slots=True)
 class BatchWork:
-    """One batch on its way: columns with a row for each record."""
+    """A batch in progress: columns with a row for each record."""
 
     batch: Batch
     readings: DecodedReadings
     partitions: NDArray[np.int32]  # [records]
     offsets: Int64  # [records]
-    timestamps: Int64  # [records] ms, of the records themselves
-    slots: Int64  # [records] of its series, as the batch begins; -1 = it is new
-    arrived: Int64  # [records] ms, the record's own time, or the reading's where it has none
-    outcome: NDArray[np.int8]  # [records]
+    timestamps: Int64  # [records] ms, the records' own
+    slots: Int64  # [records] of each record's series at the start of the batch; -1 = the series is new
+    arrived: Int64  # [records] ms, the record's timestamp, or the reading's where it has none
+    outcome: NDArray[np.int8]  # [records] see `Outcome`
     warm: Mask  # [records]
     y: NDArray[np.float32]  # [records, horizon, targets, quantiles], or [records, classes]
     score: NDArray[np.float32]  # [records, diagnostics]
-    counts: BatchCounts
-    rejected: dict[int, RecordRejected]  # record -> why it is a dead letter
-    replayed: Mask  # [records] answered before the last commit: only the states move on
+    replayed: Mask  # [records] answered before the last commit: they only update states
+    counts: BatchCounts = field(default_factory=BatchCounts)
+    rejected: dict[int, RecordRejected] = field(default_factory=dict)  # record -> why it is a dead letter
 
     def reject(self, record: int, rejection: RecordRejected) -> None:
-        """It becomes a dead letter."""
+        """Make the record a dead letter."""
         self.outcome[record] = Outcome.DEAD
         self.rejected[record] = rejection

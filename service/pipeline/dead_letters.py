@@ -1,4 +1,4 @@
-"""What is said of records: why one is rejected, and the headers of forecasts and dead letters."""
+"""Why a record is rejected, and the headers of forecasts and dead letters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 from tidecast.service.broker.port import Headers
 
 MAX_KEY_BYTES = 1024
-TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context; the second means nothing without the first
+TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context; the second has no meaning without the first
 
 
 class DeadLetterReason(StrEnum):
@@ -29,7 +29,7 @@ class DeadLetterReason(StrEnum):
 
 
 class RecordRejected(Exception):
-    """A record that is not a reading: the reason, and a sentence for the person who sent it."""
+    """A record is not a valid reading: the reason, and a sentence for the person who sent it."""
 
     def __init__(self, reason: DeadLetterReason, message: str) -> None:
         super().__init__(message)
@@ -38,10 +38,10 @@ class RecordRejected(Exception):
 
 
 def check_key(key: bytes | None) -> None:
-    """A series' name is UTF-8, not empty, at most 1 KiB.
+    """Check that a key can name a series: UTF-8, not empty, at most 1 KiB.
 
     Raises:
-        RecordRejected: it is not.
+        RecordRejected: it cannot.
     """
     if key is None:
         raise RecordRejected(DeadLetterReason.MISSING_KEY, "the record has no key; the key names the series")
@@ -71,9 +71,9 @@ def dead_letter_headers(
 
 
 def forecast_headers(headers: Sequence[Headers]) -> list[Headers]:
-    """What forecasts carry: the trace of the reading that each answers, and nothing else.
+    """The headers of forecasts: those of the reading's trace, and no others.
 
-    Each header costs as much as the model's step does, in the client and in the broker.
+    Each header costs as much time as a step of the model, in the client and again in the broker.
     """
     if not any(headers):
         return [()] * len(headers)

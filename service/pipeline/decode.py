@@ -1,7 +1,7 @@
 """Readings from JSON, a batch at a time.
 
-Reading is strict and fast first (msgspec); only what that refuses gets a second, lenient look, which either finds
-a reading after all (Python's json writes a bare NaN) or says in words what is wrong.
+A strict and fast decoder (msgspec) comes first. What it refuses goes to a lenient one, which either finds a reading
+(Python's json writes a bare NaN) or says in words what is wrong.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _Row = tuple[float | None, ...]  # ts in ms, then the features; None = missing
 
 @dataclass(slots=True)
 class DecodedReadings:
-    """Values of records as columns, one row for each record, also for those that hold no reading."""
+    """The values of records as columns, with a row for each record, valid or not."""
 
     ts: NDArray[np.int64]  # [records] ms, 0 without a reading
     x: NDArray[np.float32]  # [records, features], NaN = missing, all NaN without a reading
-    rejected: dict[int, RecordRejected] = field(default_factory=dict)  # record -> why it holds no reading
+    rejected: dict[int, RecordRejected] = field(default_factory=dict)  # record -> why it is not a valid reading
     tombstones: list[int] = field(default_factory=list)  # records without a value
 
 
 class ReadingDecoder:
-    """Decodes the values of records for a model with these features; fields of other names are ignored."""
+    """Decodes the values of records for a model with these features; other fields are ignored."""
 
     def __init__(self, features: Sequence[str]) -> None:
         self._features = tuple(features)
@@ -44,14 +44,14 @@ class ReadingDecoder:
         fields: list[Any] = [("ts", Annotated[int, msgspec.Meta(ge=MIN_TS_MS, le=MAX_TS_MS)])]
         fields += [(name, float | None, None) for name in self._fields]
         try:
-            # Nothing that the garbage collector would have to look at: there are as many as readings.
+            # gc=False: the garbage collector need not visit these objects, one for each reading.
             self._reading: type[Any] = msgspec.defstruct(
                 "Reading", fields, rename=dict(zip(self._fields, features, strict=True)), gc=False
             )
             self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(self._reading).decode
-        except ValueError:  # msgspec has no field names with quotes, backslashes or control characters
+        except ValueError:  # msgspec does not allow quotes, backslashes or control characters in field names
             self._reading = msgspec.defstruct("Reading", fields, gc=False)
-            self._decode = _reject  # every value gets the second look
+            self._decode = _reject  # every value is decoded leniently
         self._nothing = self._reading(0)
 
     def decode(self, values: Sequence[bytes | None]) -> DecodedReadings:
@@ -66,26 +66,26 @@ class ReadingDecoder:
             try:
                 rows.extend(map(self._decode, to_read))  # type: ignore[arg-type]
             except (ValueError, TypeError, RecursionError):  # msgspec's own errors are ValueErrors
-                # What was read before it stays. Of this one the strict reader only knows that it is unusual.
+                # The rows before this one are kept. Only the lenient decoder can say what is unusual about it.
                 record = len(rows)
                 value = values[record]
                 if value is None:
                     tombstones.append(record)
-                rows.append(self._nothing if value is None else self._second_look(value, record, rejected))
+                rows.append(self._nothing if value is None else self._decode_leniently(value, record, rejected))
         ts = np.fromiter(map(attrgetter("ts"), rows), dtype=np.int64, count=len(rows))
         for record in ((ts >= LOWEST_SECONDS) & (ts <= HIGHEST_SECONDS)).nonzero()[0].tolist():
             value = values[record]
             assert value is not None
-            rows[record] = self._second_look(value, record, rejected)
+            rows[record] = self._decode_leniently(value, record, rejected)
             ts[record] = rows[record].ts
         return DecodedReadings(ts, self._features_of(rows, rejected), rejected, tombstones)
 
     def _features_of(self, rows: Sequence[Any], rejected: dict[int, RecordRejected]) -> NDArray[np.float32]:
-        """[records, features]; what is beyond a float32 is rejected."""
+        """[records, features]; values outside the range of float32 are rejected."""
         wide = np.empty((len(rows), len(self._fields)), dtype=np.float64)
         for column, name in enumerate(self._fields):
             wide[:, column] = np.fromiter(map(attrgetter(name), rows), dtype=np.float64, count=len(rows))  # None: NaN
-        if not np.count_nonzero(np.abs(wide) > _LARGEST):  # so are nearly all batches
+        if not np.count_nonzero(np.abs(wide) > _LARGEST):  # nearly all batches
             return wide.astype(np.float32)
         with np.errstate(over="ignore"):
             x = wide.astype(np.float32)
@@ -95,19 +95,19 @@ class ReadingDecoder:
             rejected.setdefault(record, RecordRejected(DeadLetterReason.VALUE_OUT_OF_RANGE, message))
         return x
 
-    def _second_look(self, value: bytes, record: int, rejected: dict[int, RecordRejected]) -> Any:
-        """The row of a value that is unusual or wrong."""
+    def _decode_leniently(self, value: bytes, record: int, rejected: dict[int, RecordRejected]) -> Any:
+        """The row of a value that the strict decoder refused."""
         try:
-            return self._reading(*self._lenient(value))
+            return self._reading(*self._parse_leniently(value))
         except RecordRejected as rejection:
             rejected[record] = rejection
             return self._nothing
 
-    def _lenient(self, value: bytes) -> _Row:
-        """As Python's own json reads it.
+    def _parse_leniently(self, value: bytes) -> _Row:
+        """Decode a value with Python's json module.
 
         Raises:
-            RecordRejected: it is no reading.
+            RecordRejected: it is not a valid reading.
         """
         if len(value) > MAX_VALUE_BYTES:
             raise RecordRejected(DeadLetterReason.TOO_LARGE, f"the value has {len(value)} bytes, more than 1 MiB")
@@ -123,7 +123,7 @@ class ReadingDecoder:
         except ValueError as error:
             raise RecordRejected(DeadLetterReason.NOT_JSON, f"the value is not JSON: {_short(error)}") from None
         if not isinstance(found, dict):
-            raise RecordRejected(DeadLetterReason.WRONG_TYPE, f"the value is no JSON object but {_short(found)}")
+            raise RecordRejected(DeadLetterReason.WRONG_TYPE, f"the value is not a JSON object but {_short(found)}")
         return (_time(found.get("ts")), *[_number(name, found.get(name)) for name in self._features])
 
 
@@ -151,7 +151,7 @@ def _time(ts: object) -> int:
 
 
 def _names_a_time(text: str) -> bool:
-    """True where the text is a time, though not one in range."""
+    """True where the text is a time, in range or not."""
     if _is_number(text):
         return True
     try:

@@ -1,7 +1,8 @@
 """Forecasts to JSON, a batch at a time.
 
-orjson writes whole arrays of numbers, a float32 with as few digits as keep it. What it wrote is cut at the commas, and
-a forecast is what all forecasts of the model have in common, joined with its own numbers: no Python for each.
+orjson writes whole arrays of numbers, each float32 with the fewest digits that identify it. The text is split at the
+commas, and each forecast is joined from these numbers and the text that all forecasts of the model share. So no Python
+code runs for a single number.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tidecast.service.model.spec import ModelSpec, quantile_name
 Float32 = NDArray[np.float32]
 Column = Iterable[bytes]  # a text for each forecast
 
-_NUMBERS_AT_ONCE = 32_768  # so that what is worked on stays in the cache
+_NUMBERS_AT_ONCE = 32_768  # so that the data fits in the CPU cache
 
 
 @dataclass(slots=True)
 class RecordPositions:
-    """Where the readings that are answered lie. A forecast says it as `topic-partition-offset`."""
+    """Topic, partitions and offsets of readings. A forecast names its reading as `topic-partition-offset`."""
 
     topic: str
     partitions: NDArray[np.int32]  # [forecasts]
@@ -50,23 +51,23 @@ class ForecastEncoder:
         """The values of forecast records.
 
         Args:
-            positions: the readings.
+            positions: of the readings.
             ts: [forecasts] ms, of the readings.
             warm: [forecasts].
             y: [forecasts, horizon, targets, quantiles] (a classifier's: [forecasts, classes]), finite.
-            score: [forecasts, diagnostics]; what is not finite is left out.
+            score: [forecasts, diagnostics]; scores that are not finite are left out.
         """
         if self._spec.kind != "classifier":
-            y = y.transpose(0, 2, 3, 1)  # as they stand in the text
+            y = y.transpose(0, 2, 3, 1)  # the order in the text
         at_once = max(1, _NUMBERS_AT_ONCE // max(1, y[:1].size + score.shape[1]))
         values: list[bytes] = []
         for start in range(0, len(ts), at_once):
             part = slice(start, start + at_once)
             theirs = RecordPositions(positions.topic, positions.partitions[part], positions.offsets[part])
-            values += self._some(theirs, ts[part], warm[part], y[part], score[part])
+            values += self._encode_part(theirs, ts[part], warm[part], y[part], score[part])
         return values
 
-    def _some(
+    def _encode_part(
         self, positions: RecordPositions, ts: NDArray[np.int64], warm: NDArray[np.bool_], y: Float32, score: Float32
     ) -> Column:
         columns: list[Column] = [repeat(b'{"ts":'), _texts(ts), repeat(self._model)]
@@ -78,20 +79,20 @@ class ForecastEncoder:
         for i, before in enumerate(self._before_runs):
             columns += [repeat(before), runs[i :: len(self._before_runs)]]
         columns += [repeat(self._end), *self._scores(score), repeat(b"}}")]
-        return map(b"".join, zip(*columns, strict=False))  # the texts that all have never end
+        return map(b"".join, zip(*columns, strict=False))  # strict=False: the shared texts repeat without end
 
     def _scores(self, score: Float32) -> list[Column]:
-        """Names and numbers of those that are finite, with the commas between them."""
+        """Names and numbers of the finite scores, with commas between them."""
         n, width = score.shape
-        if not width:  # not every model scores itself
+        if not width:  # the model has no diagnostics
             return []
         score = np.ascontiguousarray(score.T)  # [diagnostics, forecasts]
         texts, scored = _texts(score), np.isfinite(score)
-        which = scored.astype(np.int8)  # of the three names
-        if np.count_nonzero(scored) == scored.size:  # as nearly always once they are warm: a column has one name
+        which = scored.astype(np.int8)  # which of its three names
+        if np.count_nonzero(scored) == scored.size:  # nearly always, once the series are warm
             lowest = highest = [1] + [2] * (width - 1)
         else:
-            before = np.logical_or.accumulate(scored, axis=0)[:-1]  # whether one of those before it is there
+            before = np.logical_or.accumulate(scored, axis=0)[:-1]  # True where an earlier score is present
             which[1:] += scored[1:] & before
             lowest, highest = which.min(axis=1).tolist(), which.max(axis=1).tolist()
         columns: list[Column] = []
@@ -106,7 +107,7 @@ class ForecastEncoder:
 
 
 def _runs(spec: ModelSpec) -> tuple[list[bytes], bytes]:
-    """The text before each run of numbers that a comma parts, and behind the last."""
+    """The text before each list of numbers, and the text after the last one."""
     if spec.kind == "classifier":
         before = [b"," + orjson.dumps(name) + b":" for name in spec.classes]
         return [b'","classes":{' + before[0][1:], *before[1:]], b'},"score":{'
@@ -120,7 +121,7 @@ def _runs(spec: ModelSpec) -> tuple[list[bytes], bytes]:
 
 
 def _texts(numbers: NDArray[Any], together: int = 1) -> list[bytes]:
-    """JSON of an array's numbers, so many `together`, with commas between them."""
+    """The numbers of an array as JSON; each text holds `together` of them, with commas between them."""
     rows = np.ascontiguousarray(numbers).reshape((-1, together) if together > 1 else -1)
     text = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
     return text[2:-2].split(b"],[") if together > 1 else text[1:-1].split(b",")

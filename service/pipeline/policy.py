@@ -1,4 +1,4 @@
-"""How readings that are not simply the next are handled, and what can become of a record."""
+"""How late, duplicate, missing and expired readings are handled, and what the outcome of a record can be."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tidecast.service.config.settings import Settings
 
 
 class Outcome:
-    """What becomes of a record: exactly one of these. No Enum: Python 3.11 takes 1 µs to find a member of one."""
+    """The outcome of a record: exactly one of these. Not an Enum: in Python 3.11 each access to a member takes 1 µs."""
 
     FORECAST, DUPLICATE, LATE, TOMBSTONE, DEAD = range(5)
-    APPLIED = 5  # a state from the changelog holds it already
+    APPLIED = 5  # a state restored from the changelog includes it already
     KINDS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How readings that are not simply the next are dealt with; design.md, "what happens"."""
+    """How readings are handled that are late, doubled, after a gap, far in the future, or of too many series."""
 
     max_gap_steps: int = 24
     max_series: int = 1_000_000
@@ -29,7 +29,7 @@ class Policy:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Policy:
-        """The policy that the settings ask for."""
+        """The policy that the settings describe."""
         return cls(
             max_gap_steps=settings.max_gap_steps,
             max_series=settings.max_series,

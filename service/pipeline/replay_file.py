@@ -1,4 +1,4 @@
-"""A file's readings through the pipeline, as the worker would poll them, and what came of each."""
+"""Runs the readings of a file through the pipeline, as the worker would, and counts the outcomes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _encode = msgspec.json.Encoder().encode
 
 
 def window_rows(spec: ModelSpec) -> int:
-    """DecodedReadings to hold at once: their lines fit in about 64 MB."""
+    """How many readings to keep in memory at once: their lines fit in about 64 MB."""
     numbers = spec.horizon * len(spec.targets) * len(spec.quantiles)
     return max(_BATCH, min(50_000, _WINDOW_BYTES // (12 * numbers + 300)))
 
 
 def replay(pipeline: Pipeline, windows: Iterable[Table], tally: Tally) -> Iterator[list[bytes]]:
-    """For each window its forecasts as JSON lines, in the order of the readings, each with "series" added.
+    """The forecasts of each window as JSON lines, in the order of the readings, each with "series" added.
 
-    Inside a window the series take turns, so that the pipeline has wide waves also where the file holds one series
-    after the other. A series' own order is kept, and nothing else matters to its forecasts.
+    Inside a window the series take turns, so that waves are wide even where the file holds one series after the other.
+    The order within a series is kept, so its forecasts are the same.
     """
     offset = 0
-    prefixes: dict[bytes, bytes] = {}  # key -> how its lines begin
+    prefixes: dict[bytes, bytes] = {}  # key -> the start of its lines
     for window in windows:
         lines: list[bytes] = [b""] * len(window)
         for rows in _turns(window.series):
@@ -70,7 +70,7 @@ def _turns(series: list[str]) -> Iterator[NDArray[np.int64]]:
 
 
 def _batch(store: Table, rows: NDArray[np.int64], offset: int) -> Batch:
-    """What the worker would have polled: one partition, offset = the reading's number in the file."""
+    """A batch as the worker polls it: one partition, and the reading's number in the file as its offset."""
     n = len(store)
     return Batch(
         topic="replay",
@@ -84,13 +84,13 @@ def _batch(store: Table, rows: NDArray[np.int64], offset: int) -> Batch:
 
 
 class Tally:
-    """What became of the readings of a replay."""
+    """Counts the outcomes of the readings of a replay."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self.readings = 0
         self.forecasts = 0
-        self.unanswered: Counter[str] = Counter()  # why a reading got no line
+        self.unanswered: Counter[str] = Counter()  # reason -> readings without a forecast
         self.series: set[str] = set()
         self.missing_steps = 0
         self.restarts = 0
@@ -110,7 +110,7 @@ class Tally:
         self.unanswered.update({reason: count for reason, count in reasons.items() if count})
 
     def summary(self) -> str:
-        """For a person, on stderr."""
+        """A text for the terminal."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
         lines = [
             f"replay: {self.readings:,} readings of {len(self.series):,} series, {self.forecasts:,} forecasts, "

@@ -1,6 +1,6 @@
-"""From records to series: a batch cut into segments of readings, each with the slot of its series.
+"""From records to series: splits a batch into segments of readings and finds the slot of each reading's series.
 
-Between two segments, series are forgotten: by a tombstone, after their time to live, or to make room for others.
+Between two segments series are removed: by a tombstone, after their time to live, or to make room for others.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidecast.service.pipeline.batch import BatchWork
-from tidecast.service.pipeline.policy import Outcome, Policy
+from tidecast.service.pipeline.policy import Outcome
 from tidecast.service.pipeline.waves import MAX_SERIES
 from tidecast.service.state.store import SeriesStore
 
 Int64 = NDArray[np.int64]
 
-# A segment is held in memory as steps, so it has an end even where a batch has none (a replay of a file).
+# All steps of a segment are in memory together, so its size is limited, also where a batch is huge (file replay).
 _MAX_SEGMENT = min(100_000, MAX_SERIES)
 
 
 @dataclass(slots=True)
 class Segment:
-    """DecodedReadings between which no series is forgotten, so that their waves may run in any order across series."""
+    """Readings between which no series is removed, so their steps may run in any order across series."""
 
     records: Int64  # [readings] rows of the batch
     slots: Int64  # [readings]
 
 
-def split_into_segments(store: SeriesStore, policy: Policy, work: BatchWork) -> Iterator[Segment]:
-    """Find each reading's slot, and forget series where their time has come, between segments: nearly always one.
+def split_into_segments(store: SeriesStore, ttl_ms: int, work: BatchWork) -> Iterator[Segment]:
+    """Find each reading's slot, and remove series between segments. Nearly always there is one segment.
 
-    Where the batch has no tombstone, all its series have room, and none has been idle for long, nothing can be
-    forgotten, and all is done by columns.
+    Where the batch has no tombstone, there is room for all its series, and none of them can have expired, no series is
+    removed, and whole columns are handled at once. `ttl_ms`: time to live, 0 = never.
     """
     if np.count_nonzero(work.outcome):
         records = ((work.outcome != Outcome.DEAD) & (work.outcome != Outcome.APPLIED)).nonzero()[0]
         slots, arrived = work.slots[records], work.arrived[records]
-    else:  # so are nearly all batches
+    else:  # nearly all batches
         records, slots, arrived = np.arange(len(work.outcome)), work.slots, work.arrived
     new = (slots < 0).nonzero()[0]
     firsts: dict[bytes, int] = {}  # key of a new series -> its first record
@@ -48,9 +48,9 @@ def split_into_segments(store: SeriesStore, policy: Policy, work: BatchWork) -> 
     if (
         (work.readings.tombstones and (work.outcome[records] == Outcome.TOMBSTONE).any())
         or len(store) + len(firsts) > store.max_series
-        or _may_expire(store, policy.series_ttl_ms, slots, arrived)
+        or _may_expire(store, ttl_ms, slots, arrived)
     ):
-        yield from _walk(store, policy.series_ttl_ms, work, records)
+        yield from _walk(store, ttl_ms, work, records)
         return
     if len(new):
         store.add_all(list(firsts), [work.batch.partitions[record] for record in firsts.values()])
@@ -63,21 +63,23 @@ def split_into_segments(store: SeriesStore, policy: Policy, work: BatchWork) -> 
         yield Segment(records[part], slots[part])
 
 
-def _may_expire(store: SeriesStore, ttl: int, slots: Int64, arrived: Int64) -> bool:
-    """Could some series have been idle for too long before one of these readings? Rather once too often."""
-    if ttl <= 0 or not len(slots):
+def _may_expire(store: SeriesStore, ttl_ms: int, slots: Int64, arrived: Int64) -> bool:
+    """Whether a series may have expired before one of these readings: never False where one has."""
+    if ttl_ms <= 0 or not len(slots):
         return False
     known = slots >= 0
     idle = (arrived - store.seen_ms[slots])[known]
     new = arrived[~known]
-    # Between two readings of one series lies no more than between any two here.
-    return bool(idle.max(initial=0) - idle.min(initial=0) > ttl or (len(new) and int(new.max()) - int(new.min()) > ttl))
+    # Two readings of one series are at most as far apart as any two readings here.
+    return bool(
+        idle.max(initial=0) - idle.min(initial=0) > ttl_ms or (len(new) and int(new.max()) - int(new.min()) > ttl_ms)
+    )
 
 
-def _walk(store: SeriesStore, ttl: int, work: BatchWork, live: Int64) -> Iterator[Segment]:
-    """As `segments`, where series are to be forgotten on the way: record by record.
+def _walk(store: SeriesStore, ttl_ms: int, work: BatchWork, live: Int64) -> Iterator[Segment]:
+    """Like `split_into_segments`, record by record, for batches during which series are removed.
 
-    A series with readings in the pending segment may only be forgotten after these have been stepped.
+    A series with readings in the pending segment may only be removed after these went through the model.
     """
     counts = work.counts
     batch, outcomes, arrived = work.batch, work.outcome.tolist(), work.arrived.tolist()
@@ -99,7 +101,7 @@ def _walk(store: SeriesStore, ttl: int, work: BatchWork, live: Int64) -> Iterato
         slot = store.find(key)
         if slot is not None:
             reason = "tombstone" if outcomes[record] == Outcome.TOMBSTONE else None
-            if ttl > 0 and arrived[record] - pending.get(slot, int(store.seen_ms[slot])) > ttl:
+            if ttl_ms > 0 and arrived[record] - pending.get(slot, int(store.seen_ms[slot])) > ttl_ms:
                 reason = reason or "expired"
             if reason is not None:
                 if slot in pending:

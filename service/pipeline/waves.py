@@ -1,6 +1,6 @@
-"""The arithmetic of event time, on whole columns: which reading comes next, how many steps are missing, which wave.
+"""Event time, computed on whole columns: which readings are late, and in which wave each step runs.
 
-DecodedReadings come sorted by series, and within a series in the order of their arrival.
+Readings are sorted by series, and within a series in the order of their arrival.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 _SPAN = MAX_TS_MS - NEVER + 1
-MAX_SERIES = 2**63 // _SPAN - 1  # how many series `newest_before` can hold apart in one call
+MAX_SERIES = 2**63 // _SPAN - 1  # the most series that one call of `newest_before` can keep apart
 
 
 @dataclass(slots=True)
 class WaveSteps:
-    """WaveSteps through the model in the order of their waves. A reading is its imputed steps, then its own."""
+    """Steps through the model in the order of their waves. A reading has its imputed steps first, then its own."""
 
     records: Int64  # [steps] the record that each belongs to
     slots: Int64  # [steps]
     ts: Int64  # [steps] ms
-    imputed: Mask  # [steps]
+    imputed: Mask  # [steps] fills a gap: all values are missing
     restart: Mask  # [steps] from the initial state
     waves: Int64  # [waves + 1] bounds
 
     def calls(self, most: int) -> Iterator[tuple[int, int]]:
-        """(start, end) of what goes through the model in one call: a wave, or a part of it of `most` steps."""
+        """(start, end) of the steps of one model call: a wave, or a part of a wave of at most `most` steps."""
         for start, end in pairwise(self.waves.tolist()):
             for begin in range(start, end, most):
                 yield begin, min(begin + most, end)
 
 
 def stable_order(keys: Int64) -> Int64:
-    """Where each of `keys` [n] would come from if they were sorted, equal ones in their order. 0 <= keys, n < 2**31."""
-    # A stable argsort, but numpy's fastest sort is of plain integers.
+    """A stable argsort of `keys` [n], where 0 <= keys and n < 2**31."""
+    # Faster than numpy's own: its fastest sort is of plain integers.
     both = keys << 32 | np.arange(len(keys))
     both.sort()
     return both & 0xFFFF_FFFF
 
 
 def newest_before(slots: Int64, ts: Int64, last_ts: Int64, first: Mask) -> Int64:
-    """The newest time that a series had seen before each reading, which makes the reading late, equal or next.
+    """The newest time of each reading's series before that reading: it decides whether the reading is late.
 
     Args:
         slots: [readings], sorted; a series' readings are in the order of their arrival.
         ts: [readings] ms.
-        last_ts: [readings] ms, the store's last ts of the reading's series, or NEVER.
-        first: [readings], see `starts`.
+        last_ts: [readings] ms, the last ts of the reading's series in the store, or NEVER.
+        first: [readings], see `first_of_series`.
 
     Returns:
         [readings] ms, NEVER before the first reading of a new series.
     """
     if np.count_nonzero(first) == len(slots):
         return last_ts
-    # A running maximum over all, with each series lifted above the one before, is a running maximum within each.
+    # One running maximum over all readings, each series raised above the one before, is a running maximum within each.
     lift = (np.cumsum(first) - 1) * _SPAN - NEVER
     newest = np.maximum.accumulate(np.where(first, np.maximum(ts, last_ts), ts) + lift) - lift
     before = last_ts.copy()
@@ -70,7 +70,7 @@ def newest_before(slots: Int64, ts: Int64, last_ts: Int64, first: Mask) -> Int64
     return before
 
 
-def starts(slots: Int64) -> Mask:
+def first_of_series(slots: Int64) -> Mask:
     """[readings] sorted by slot -> True at the first reading of each series."""
     first = np.empty(len(slots), dtype=np.bool_)
     first[:1] = True
@@ -88,11 +88,11 @@ def arrange_in_waves(
     step_ms: int,
     first: Mask,
 ) -> WaveSteps:
-    """DecodedReadings sorted by series and time, with `imputed` steps due before each, as steps sorted by wave.
+    """Readings sorted by series and time, with `imputed` steps due before each, as steps sorted by wave.
 
-    The first step of every series makes the first wave, the second the second, and so on. `first`: see `starts`.
+    Wave n holds the n-th step of every series that has one. `first`: see `first_of_series`.
     """
-    if np.count_nonzero(first) == len(slots) and not np.count_nonzero(imputed):  # as are nearly all small batches
+    if np.count_nonzero(first) == len(slots) and not np.count_nonzero(imputed):  # nearly all small batches
         return WaveSteps(records, slots, ts, imputed > 0, restart, np.array([0, len(records)]))
     runs = imputed + 1
     of = np.repeat(np.arange(len(records)), runs)  # [steps] the reading that each belongs to

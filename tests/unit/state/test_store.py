@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tidecast.service.model.spec import StateSlice
-from tidecast.service.pipeline.waves import MAX_SERIES, newest_before, starts
+from tidecast.service.pipeline.waves import MAX_SERIES, first_of_series, newest_before
 from tidecast.service.state.codec import Snapshot, Snapshots
 from tidecast.service.state.key_index import KeyIndex
 from tidecast.service.state.store import SeriesStore
@@ -222,14 +222,14 @@ def test_the_newest_time_before_each_reading_knows_the_table_and_the_batch() -> 
     slots = np.array([2, 2, 2, 2, 5, 5, 9])
     ts = np.array([10, 30, 20, 40, 10, 10, 10])
     last = np.array([15, 15, 15, 15, NEVER, NEVER, 10])
-    assert newest_before(slots, ts, last, starts(slots)).tolist() == [15, 15, 30, 30, NEVER, 10, 10]
+    assert newest_before(slots, ts, last, first_of_series(slots)).tolist() == [15, 15, 30, 30, NEVER, 10, 10]
 
 
 def test_times_at_both_ends_of_the_range_do_not_mix_series() -> None:
     slots = np.arange(200_000) // 2
     ts = np.tile(np.array([7_258_118_400_000, -2_208_988_800_000]), 100_000)
     assert MAX_SERIES > 100_000
-    before = newest_before(slots, ts, np.full(len(ts), NEVER), starts(slots))
+    before = newest_before(slots, ts, np.full(len(ts), NEVER), first_of_series(slots))
     assert (before[::2] == NEVER).all()
     assert (before[1::2] == 7_258_118_400_000).all()
 
