@@ -117,7 +117,7 @@ def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
 
     def give_up() -> None:
         log.critical("not stopped within the limit, giving up", extra={"seconds": limit_seconds})
-        stacks.show()
+        stacks.dump()
         os._exit(1)
 
     def ask(signum: int) -> None:

@@ -1,6 +1,6 @@
-"""The worker's pages for machines: /metrics, /livez, /readyz and /series/<key>.
+"""The worker's HTTP pages: /metrics, /livez, /readyz and /series/<key>.
 
-Threads of their own answer; the loop is never waited for except for the moment in which one series' state is copied.
+They are answered by their own threads, which wait for the loop only to copy the state of one series.
 """
 
 from __future__ import annotations
@@ -30,59 +30,59 @@ log = logging.getLogger("tidecast.http")
 
 PAGES = {
     "/metrics": "for Prometheus",
-    "/livez": "200 while the loop turns",
+    "/livez": "200 while the loop is running",
     "/readyz": "200 once readings are answered",
-    "/series/<key>": "what is remembered of one series",
+    "/series/<key>": "the state of one series",
 }
 MAX_REQUEST_LINE = 8 << 10  # a key is at most 1 KiB, 3 KiB once percent-encoded
 MAX_CONNECTIONS = 32
-MAX_REQUEST_BYTES = 32 << 10  # with its headers; a body is never read
-REQUEST_TIMEOUT_SECONDS = 5.0  # for each of its bytes to come
-TOTAL_SECONDS = 15.0  # for all of it, and the answer to be taken: who sends a byte a second keeps no place for long
+MAX_REQUEST_BYTES = 32 << 10  # with headers; a body is never read
+REQUEST_TIMEOUT_SECONDS = 5.0  # to wait for the next byte
+TOTAL_SECONDS = 15.0  # for the whole request and its answer, so that slow clients cannot keep connections
 
 
 def listen_error(error: OSError, host: str, port: int, flags: str) -> TidecastError:
-    """Why it cannot be listened there; `flags` is what the settings begin with, such as --http."""
+    """The error for an address that cannot be listened on; `flags` is the prefix of its settings, such as --http."""
     if error.errno == errno.EADDRINUSE:
         return TidecastError(
             f"port {port} of {host} is taken",
-            do=f"Stop what listens there, or choose another with {flags}-port N (0 = any free one).",
+            do=f"Stop the process that uses it, or choose another with {flags}-port N (0 = any free one).",
         )
     if error.errno == errno.EACCES:
         return TidecastError(
-            f"port {port} may not be used by this user",
-            do=f"Choose one from 1024 up: {flags}-port {settings.default(f'{flags[2:]}_port')}",
+            f"port {port} requires privileges that this user does not have",
+            do=f"Choose a port from 1024 up: {flags}-port {settings.default(f'{flags[2:]}_port')}",
         )
     return UsageError(
         f"cannot listen on {host} port {port}: {error.strerror or error}",
-        do=f"Give an address of this machine: {flags}-host 127.0.0.1, or 0.0.0.0 for all of them.",
+        do=f"Give an address of this machine: {flags}-host 127.0.0.1, or 0.0.0.0 for all its addresses.",
     )
 
 
 def url_of(address: tuple[Any, ...]) -> str:
-    """`http://host:port` of a socket's own address."""
+    """`http://host:port` of a socket address."""
     host, port = address[:2]
     return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"
 
 
 class Status(Protocol):
-    """What the pages ask the worker. Called from the server's threads."""
+    """What the pages need from the worker. Called from the server's threads."""
 
     def not_live(self) -> str | None:
-        """Why the process should be restarted, None where it is well."""
+        """Why the process should be restarted; None if it is healthy."""
 
     def not_ready(self) -> dict[str, str]:
         """What is missing before readings are answered: `what -> why`; empty = ready."""
 
     def series(self, key: str) -> dict[str, Any] | None:
-        """What is remembered of one series, None where there is none of that name here."""
+        """The state of one series; None if this worker has no series of that name."""
 
 
 class HttpServer:
     """Serves the pages on `host`:`port` (0 = any free one) inside a `with`, or from `start` until `close`.
 
     Raises:
-        TidecastError: the port is taken, or may not be used.
+        TidecastError: the port is in use, or needs privileges.
         UsageError: the host is not an address of this machine.
     """
 
@@ -95,7 +95,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """`http://host:port`, with the port that was got."""
+        """`http://host:port`, with the actual port."""
         return url_of(self._server.server_address)
 
     def __enter__(self) -> HttpServer:
@@ -106,11 +106,11 @@ class HttpServer:
         self.close()
 
     def start(self) -> None:
-        """Begin to answer; returns at once."""
+        """Start the server thread; returns at once."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and let go of the port. Waits up to 0.1 s."""
+        """Stop the server and release the port. Waits up to 0.1 s."""
         if self._thread.is_alive():
             self._server.shutdown()
         self._server.server_close()
@@ -124,7 +124,7 @@ class _PagesServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, registry: CollectorRegistry, status: Status) -> None:
         self.registry, self.status = registry, status
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._open: dict[socket.socket, float] = {}  # connection -> when it began; changed in one step each time
+        self._open: dict[socket.socket, float] = {}  # connection -> its start; each change is atomic
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _PagesHandler)
@@ -154,21 +154,21 @@ class _PagesServer(ThreadingHTTPServer):
         for request, began in list(self._open.items()):
             if began < oldest:
                 with contextlib.suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)  # its thread wakes up, and ends
+                    request.shutdown(socket.SHUT_RDWR)  # its thread wakes up and ends
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that hangs up is no news; anything else is, but must not end the worker.
+        # A client that disconnects is normal; no error of a request may end the worker.
         log.debug("a request failed", exc_info=True)
 
 
 class _LimitedRequest:
-    """A request, up to its limit."""
+    """A request of limited size."""
 
     def __init__(self, file: BufferedIOBase) -> None:
         self._file, self._left = file, MAX_REQUEST_BYTES
 
     def readline(self, limit: int) -> bytes:
-        """The next line; HTTPException where the request is too long, which the library answers with 431."""
+        """The next line. Raises HTTPException if the request is too long, which the library answers with 431."""
         line = self._file.readline(min(limit, self._left + 1))
         self._left -= len(line)
         if self._left < 0:
@@ -176,7 +176,7 @@ class _LimitedRequest:
         return line
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         self._file.close()
 
 
@@ -216,7 +216,7 @@ class _PagesHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def _not_allowed(self) -> None:
-        self._text(HTTPStatus.METHOD_NOT_ALLOWED, "these pages can only be read (GET)")
+        self._text(HTTPStatus.METHOD_NOT_ALLOWED, "these pages are read-only (GET)")
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _not_allowed  # noqa: N815
 
@@ -233,7 +233,7 @@ class _PagesHandler(BaseHTTPRequestHandler):
         if found is None:
             return self._text(
                 HTTPStatus.NOT_FOUND,
-                f"no series {key!r} here: it sent nothing since this worker started, or its partition is another's",
+                f"no series {key!r} here: it sent nothing since the start, or another worker has its partition",
             )
         self._json(HTTPStatus.OK, found)
 
@@ -256,12 +256,12 @@ class _PagesHandler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not worth a line each."""
+        """Requests are logged at debug level only."""
         log.debug(format, *args)
 
 
 def _readable(value: object, indent: str = "") -> str:
-    """JSON with a line for each name; a list is one line, as a state has hundreds of numbers."""
+    """JSON with a line for each name; a list takes one line, since a state has hundreds of numbers."""
     if not isinstance(value, dict) or not value:
         return msgspec.json.encode(value).decode()
     inner = f"{indent}  "

@@ -1,4 +1,4 @@
-"""The loop's signs of life: its own, for /livez and the watchdog, and Kafka's."""
+"""When the loop last turned, for /livez and the watchdog, and when Kafka last answered."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from tidecast.service.errors import BrokerError
 
 log = logging.getLogger("tidecast.worker")
 
-STALLED_SECONDS = 30.0  # a loop that has not turned for so long is reported by /livez
+STALLED_SECONDS = 30.0  # a loop that has not turned for this long is reported by /livez
 SAY_SECONDS = 5.0  # a wait for Kafka is logged this often
-_PROBE_SECONDS = 10.0  # an idle worker asks this often whether the broker is still there
+_PROBE_SECONDS = 10.0  # an idle worker checks this often whether the broker answers
 
 
 class Liveness:
-    """When the loop last turned, and when Kafka was last heard of."""
+    """When the loop last turned, and when Kafka last answered."""
 
     def __init__(self, clock: Callable[[], float], on_answer: Callable[[], object] = lambda: None) -> None:
         self._clock, self._on_answer = clock, on_answer
         self._turned_at = self._answered_at = clock()
-        self.allowed = STALLED_SECONDS  # s that may pass until it turns again
+        self.allowed = STALLED_SECONDS  # s that may pass until the loop turns again
         self._probe_again = 0.0
 
     def note_turn(self) -> None:
-        """The loop turns."""
+        """Note that the loop has turned."""
         self._turned_at = self._clock()
 
     def note_answer(self) -> None:
-        """Kafka has answered."""
+        """Note that Kafka has answered."""
         self._answered_at = self._clock()
         self._on_answer()
 
     def allow(self, seconds: float) -> AllowedWait:
-        """A context: while the loop waits for Kafka, with a time limit of its own, it is not stalled."""
+        """A context manager for a blocking call with a time limit: for that long the loop does not count as stalled."""
         return AllowedWait(self, STALLED_SECONDS + seconds)
 
     def not_live(self) -> str | None:
-        """Why the process should be restarted, None where it is well."""
+        """Why the process should be restarted; None if it is healthy."""
         still = self._clock() - self._turned_at
         return f"the loop has not turned for {still:.0f} s" if still > self.allowed else None
 
     def probe(self, ask: Callable[[], object], timeout_s: float) -> None:
-        """With nothing arriving, silence may mean that the broker is away: ask, and ask again until it answers.
+        """While no records arrive, check that the broker still answers; try again until it does.
 
         Raises:
             BrokerError: it has not answered for `timeout_s`.
@@ -63,7 +63,7 @@ class Liveness:
 
 
 class AllowedWait:
-    """Made by `Liveness.allow`: one is made at each turn of the loop, and a generator of contextlib's takes as long."""
+    """Made by `Liveness.allow` at each turn of the loop; a `contextlib.contextmanager` would be too slow."""
 
     __slots__ = ("_before", "_liveness", "_seconds")
 
@@ -76,5 +76,5 @@ class AllowedWait:
         self._before, liveness.allowed = liveness.allowed, max(liveness.allowed, self._seconds)
 
     def __exit__(self, *_: object) -> None:
-        self._liveness.note_turn()  # first: another thread looks at both
+        self._liveness.note_turn()  # first, since another thread reads both
         self._liveness.allowed = self._before

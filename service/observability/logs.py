@@ -1,8 +1,8 @@
-"""Structured logs on stderr: `logging` as everybody knows it, with `extra={...}` as the fields.
+"""Structured logs on stderr: the standard `logging`, with `extra={...}` as the fields.
 
     log.info("partitions assigned", extra={"partitions": [0, 1]})
 
-One line a message, either `key=value` text or JSON. Nothing is logged for a single reading.
+One line per message, as `key=value` text or JSON. Nothing is logged for a single reading.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-01T00:00:00.000Z INFO  partitions assigned partitions=0,1`; values with blanks are quoted."""
+    """`2026-01-01T00:00:00.000Z INFO  partitions assigned partitions=0,1`; values with spaces are quoted."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it where there is one."""
+        """One line, followed by the traceback if there is one."""
         pairs = "".join(f" {name}={self._value(value)}" for name, value in _fields(record).items())
         line = f"{_time(record)} {record.levelname:<7} {_one_line(record.getMessage())}{pairs}"
         return masked(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
@@ -54,7 +54,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the fields, and `exception` where there is one."""
+    """One JSON object per line: time, level, logger, message, the fields, and `exception` if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -62,7 +62,7 @@ class JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": masked(record.getMessage()),  # before JSON has its way with quotes and the like
+            "message": masked(record.getMessage()),  # before JSON escapes quotes
             **_fields(record),
         }
         if record.exc_info:
@@ -79,46 +79,47 @@ def _one_line(text: str) -> str:
 
 
 class RepeatFilter(logging.Filter):
-    """Keeps the Kafka client from burying our own messages.
+    """Limits repeated messages of the Kafka client, which would hide our own.
 
-    When its broker is away it says the same ten times a second, in five places of its network code, some of it with a
-    traceback; here that code speaks once in a while, and each other line of its code too, and without.
+    Without its broker the client logs the same ten times a second, from five places of its network code, some with a
+    traceback. This passes one message per `seconds` from that code, and from each other line of the client's code, and
+    removes tracebacks.
     """
 
     def __init__(self, seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._seconds, self._clock = seconds, clock
-        self._said: dict[tuple[str, int], float] = {}
+        self._last_logged: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """True for what is not the client's, or was not said lately."""
+        """True for messages that are not the client's, or were not logged recently."""
         if not record.name.startswith("kafka"):
             return True
         network = record.name.startswith(("kafka.net", "kafka.cluster"))
         place, now = ("network", 0) if network else (record.pathname, record.lineno), self._clock()
-        if now - self._said.get(place, -math.inf) < self._seconds:
+        if now - self._last_logged.get(place, -math.inf) < self._seconds:
             return False
-        self._said[place] = now
+        self._last_logged[place] = now
         record.exc_info = record.exc_text = None
         return True
 
 
 def hide_password_exchange(record: logging.LogRecord) -> bool:
-    """False for what the Kafka client says of how a password is proved: who reads the log could guess at it."""
+    """False for the Kafka client's messages with password proofs, from which passwords could be guessed."""
     args = record.args if isinstance(record.args, tuple) else ()
     return not any(type(arg).__name__.startswith("Sasl") for arg in args)
 
 
 def setup(level: str = "info", fmt: str = "text", stream: TextIO | None = None) -> None:
-    """Send all logging to `stream` (stderr) at `level`; libraries' own chatter only from warning up.
+    """Send all logging to `stream` (stderr) at `level`, but messages of libraries only from warning up.
 
-    Calling it again replaces what the first call made.
+    A second call replaces the first.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     if level != "debug":
         handler.addFilter(RepeatFilter())
     handler.addFilter(hide_password_exchange)
-    logging.getLogger("kafka.protocol.parser").setLevel(logging.INFO)  # else all that is sent, byte by byte
+    logging.getLogger("kafka.protocol.parser").setLevel(logging.INFO)  # at debug level it logs every byte
     handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -126,5 +127,5 @@ def setup(level: str = "info", fmt: str = "text", stream: TextIO | None = None) 
     if level != "debug":
         for library in ("kafka", "asyncio", "urllib3"):
             logging.getLogger(library).setLevel(logging.WARNING)
-        # Warns of each task that took 0.1 s, which on a busy machine says nothing about Kafka.
+        # It warns of each task that takes 0.1 s, which on a busy machine has nothing to do with Kafka.
         logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

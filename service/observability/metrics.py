@@ -1,14 +1,14 @@
-"""What the worker tells Prometheus. Names are a contract: later versions add to them, never rename.
+"""The worker's metrics for Prometheus. Their names are a contract: later versions add names, but never rename.
 
-Everything is fed once for a batch, not once for a reading. No label ever carries a series' name; each label's
-values are known when the worker starts and begin at zero, so that a rate exists before the first event.
+Metrics are updated once per batch, not once per reading. No label holds the name of a series. All values of a label are
+known when the worker starts and begin at zero, so that a rate exists before the first event.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -31,9 +31,9 @@ OUTCOMES = ("committed", "failed")
 SWAP_OUTCOMES = ("done", "refused")
 
 _STAGE_BUCKETS = tuple(m * 10.0**e for e in range(-6, 2) for m in (1, 2.5, 5) if 2.4e-5 < m * 10.0**e < 11)
-# So many records of several batches, or so many batches, are counted at a time: one of a handful costs as much as a
-# large one.
-_TOGETHER, _BATCHES_TOGETHER = 8_192, 256
+# Batches are counted together once they have this many records, or there are this many: counting a small batch costs as
+# much as counting a large one.
+_MAX_PENDING_RECORDS, _MAX_PENDING_BATCHES = 8_192, 256
 _BATCH_BUCKETS = tuple(float(2**e) for e in range(13))
 _LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -42,7 +42,7 @@ _LATENCY_BUCKETS = (
 
 
 class PartitionGauges(Collector):
-    """Gauges of the partitions that this worker holds now; those that left are gone from the next scrape on."""
+    """Gauges of the partitions that this worker has now; revoked ones are missing from the next scrape on."""
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
@@ -54,9 +54,9 @@ class PartitionGauges(Collector):
         self._unwritten: Mapping[int, int] = {}
 
     def seen(self, partitions: NDArray[np.int32], timestamps_ms: NDArray[np.int64]) -> None:
-        """Records were processed, in this order: their partitions [n] and timestamps [n]."""
-        last = np.full(int(partitions.max(initial=-1)) + 1, -1)  # [partition] the row of its last record
-        last[partitions] = np.arange(len(partitions))  # where a partition comes twice, the later one stays
+        """Note the partitions [n] and timestamps [n] of records that were processed, in this order."""
+        last = np.full(int(partitions.max(initial=-1)) + 1, -1)  # [partition] row of its last record
+        last[partitions] = np.arange(len(partitions))  # where a partition occurs twice, the last one counts
         held = np.flatnonzero(last >= 0)
         found = zip(held.tolist(), timestamps_ms[last[held]].tolist(), strict=True)
         with self._lock:
@@ -65,32 +65,32 @@ class PartitionGauges(Collector):
     def update(
         self, topic: str, lag: Mapping[int, int], series: Mapping[int, int], unwritten: Mapping[int, int]
     ) -> None:
-        """By partition: records behind, series held, and of these the ones that the changelog is behind of.
+        """Set by partition: unprocessed records, series in memory, and how many of these have unwritten changes.
 
-        A partition absent from `lag` is not ours.
+        Partitions that are not in `lag` are not this worker's.
         """
         self._topic, self._lag, self._series, self._unwritten = topic, dict(lag), dict(series), dict(unwritten)
         with self._lock:
             self._last_ms = {p: ms for p, ms in self._last_ms.items() if p in self._lag}
 
     def collect(self) -> Iterable[Metric]:
-        """Lag in records and seconds, and series, of each partition."""
-        # Each attribute is replaced as a whole, never changed in place: no lock against the loop is needed.
+        """Lag in records and seconds, and numbers of series, of each partition."""
+        # Attributes are replaced as a whole and never changed in place, so reading them needs no lock.
         lag, last_ms, series, unwritten = self._lag, self._last_ms, self._series, self._unwritten
         records = GaugeMetricFamily(
             "tidecast_lag_records",
-            "readings in the partition that are not processed yet",
+            "readings of the partition that are not processed yet",
             labels=["topic", "partition"],
         )
         seconds = GaugeMetricFamily(
             "tidecast_lag_seconds",
-            "age of the last reading processed, by its record's timestamp; 0 where none is waiting",
+            "age of the last processed reading, by its record's timestamp; 0 if no reading is waiting",
             labels=["topic", "partition"],
         )
-        held = GaugeMetricFamily("tidecast_series", "series whose state is held", labels=["partition"])
+        held = GaugeMetricFamily("tidecast_series", "series whose state is in memory", labels=["partition"])
         dirty = GaugeMetricFamily(
             "tidecast_unwritten_series",
-            "series whose state has moved on since it was last written to the changelog",
+            "series whose state changed after it was last written to the changelog",
             labels=["partition"],
         )
         for p in sorted(lag):
@@ -103,25 +103,25 @@ class PartitionGauges(Collector):
 
 
 class _PendingBatch(NamedTuple):
-    """What is counted of one batch a little later, together with others."""
+    """The parts of one batch's result that are counted later, together with other batches."""
 
     counts: BatchCounts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
     spec: ModelSpec
     event_times: NDArray[np.int64]  # [forecasts] ms
-    wall: float  # s, when they were made
+    wall: float  # s, when the forecasts were made
     partitions: NDArray[np.int32]  # [records]
     timestamps: NDArray[np.int64]  # [records] ms
 
 
 class _BeforeScrape(Collector):
-    """Does something at the beginning of each scrape, where it is registered first."""
+    """Runs a function at the start of each scrape. Must be registered first."""
 
     def __init__(self, do: Callable[[], None]) -> None:
         self._do = do
 
     def collect(self) -> Iterable[Metric]:
-        """Nothing of its own."""
+        """Run it; there are no metrics."""
         self._do()
         return ()
 
@@ -130,77 +130,86 @@ class Metrics:
     """All metrics of one worker, over a registry of its own.
 
     Args:
-        spec: the model's; its diagnostics decide which scores there are.
-        dead_letter_reasons: the closed set of reasons, so that each begins at zero.
+        spec: of the model; its diagnostics determine the scores.
+        dead_letter_reasons: all of them, so that each begins at zero.
         wall: seconds since the epoch.
     """
 
     def __init__(
         self, spec: ModelSpec, dead_letter_reasons: Iterable[str], wall: Callable[[], float] = time.time
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # otherwise each counter has a second, useless series
         self.registry = CollectorRegistry()
         self._wall = wall
         self._lock = threading.Lock()
-        self._waiting: list[_PendingBatch] = []
-        self._records = 0  # in these
-        self.registry.register(_BeforeScrape(self._settle))
-        self.readings = self._counter("readings", "records taken from the input topic, without tombstones")
-        self.forecasts = self._counter("forecasts", "forecasts written")
-        self.dead_letters = self._counter(
-            "dead_letters", "readings sent to the dead-letter topic", "reason", dead_letter_reasons
-        )
-        self.duplicates = self._counter(
-            "duplicate_readings", "readings with the time of their series' last; no forecast"
-        )
-        self.late = self._counter("late_readings", "readings older than their series' last; no forecast")
-        self.gaps = self._counter(
-            "gaps", "gaps in a series: filled step by step, or started again", "action", GAP_ACTIONS
-        )
-        self.replayed = self._counter(
-            "replayed_readings", "readings read again to bring restored states up to date; they were answered before"
-        )
-        self.imputed_steps = self._counter("silent_steps", "steps made without a reading to fill gaps")
-        self.resets = self._counter("resets", "series whose state was given up", "reason", RESET_REASONS)
+        self._pending: list[_PendingBatch] = []
+        self._records = 0  # in the pending batches
+        self.registry.register(_BeforeScrape(self._count_pending))
+        self._batch_counters = {  # by the field of BatchCounts
+            "readings": self._counter("readings", "records read from the input topic, except tombstones"),
+            "forecasts": self._counter("forecasts", "forecasts written"),
+            "duplicates": self._counter(
+                "duplicate_readings", "readings with the same time as the newest of their series; no forecast"
+            ),
+            "late": self._counter("late_readings", "readings older than the newest of their series; no forecast"),
+            "replayed": self._counter(
+                "replayed_readings",
+                "readings read again to update restored states; they were answered before",
+            ),
+            "imputed_steps": self._counter("silent_steps", "steps without a reading, made to fill gaps"),
+        }
+        self._labelled_batch_counters = {
+            "dead_letters": self._counter(
+                "dead_letters", "records sent to the dead-letter topic", "reason", dead_letter_reasons
+            ),
+            "gaps": self._counter(
+                "gaps",
+                "gaps in a series: filled with steps, or followed by a restart",
+                "action",
+                GAP_ACTIONS,
+            ),
+            "resets": self._counter("resets", "series whose state was dropped or reset", "reason", RESET_REASONS),
+        }
         self.transactions = self._counter("transactions", "commits of forecasts and offsets", "outcome", OUTCOMES)
         self.start_overs = self._counter(
-            "start_overs", "times that all states were dropped and restored, as a transaction came to nothing"
+            "start_overs", "times that all states were dropped and restored because a transaction failed"
         )
         self.changelog_records = self._counter(
-            "changelog_records", "states, and tombstones of series forgotten, written to the changelog"
+            "changelog_records", "states, and tombstones of removed series, written to the changelog"
         )
-        self.rebalances = self._counter("rebalances", "times that the group gave this worker its partitions")
-        self.stalls = self._counter("stalls", "times that the watchdog found the loop stuck")
+        self.rebalances = self._counter("rebalances", "times that the group assigned partitions to this worker")
+        self.stalls = self._counter("stalls", "times that the watchdog found the loop hanging")
 
-        self.batch_size = self._histogram(
-            "batch_size", "readings that went through the model in one call", _BATCH_BUCKETS
-        )
+        self.batch_size = self._histogram("batch_size", "readings in one call of the model", _BATCH_BUCKETS)
         self.stage_seconds = self._histogram(
-            "stage_seconds", "where the loop's time goes, for each batch", _STAGE_BUCKETS, "stage", STAGES
+            "stage_seconds", "time that each stage of the loop takes, per batch", _STAGE_BUCKETS, "stage", STAGES
         )
         self.event_to_forecast = self._histogram(
-            "event_to_forecast_seconds", "from a reading's own time to its forecast handed to Kafka", _LATENCY_BUCKETS
+            "event_to_forecast_seconds",
+            "from a reading's event time until its forecast is handed to Kafka",
+            _LATENCY_BUCKETS,
         )
         self.scores = ScoreMetrics(spec)
         self.registry.register(self.scores)
         self.partitions = PartitionGauges(wall)
         self.registry.register(self.partitions)
 
-        self.last_poll = self._gauge("last_poll_timestamp_seconds", "when the loop last asked Kafka for readings")
+        self.last_poll = self._gauge("last_poll_timestamp_seconds", "when the loop last polled Kafka for readings")
         self.kafka_answered = self._gauge(
-            "kafka_answer_timestamp_seconds", "when Kafka was last heard of, asked every 10 s while idle; 0 = not yet"
+            "kafka_answer_timestamp_seconds", "when Kafka last answered; it is asked every 10 s while idle; 0 = not yet"
         )
-        self.last_commit = self._gauge("last_commit_timestamp_seconds", "when Kafka last took a commit; 0 = not yet")
-        self.max_series = self._gauge("max_series", "series that this worker holds at the most; beyond it some go")
-        self.restoring = self._gauge("restoring_partitions", "partitions that wait for their states, and are not read")
-        self.restore_remaining = self._gauge("restore_remaining_records", "records to read before states are restored")
-        self.restore_seconds = self._gauge("restore_seconds", "how long the last restore of states took")
+        self.last_commit = self._gauge("last_commit_timestamp_seconds", "when the last commit succeeded; 0 = not yet")
+        self.max_series = self._gauge(
+            "max_series",
+            "the most series that this worker keeps in memory",
+        )
+        self.restoring = self._gauge("restoring_partitions", "partitions not read yet: their states are being restored")
+        self.restore_remaining = self._gauge("restore_remaining_records", "changelog records still to read")
+        self.restore_seconds = self._gauge("restore_seconds", "duration of the last restore of states")
         self.model_swaps = self._counter(
-            "model_swaps", "newer models that have taken over, or were refused", "outcome", SWAP_OUTCOMES
+            "model_swaps", "newer models that took over or were refused", "outcome", SWAP_OUTCOMES
         )
-        self._model = self._gauge(
-            "model_info", "the model that is served; always 1", "name", "hash", "kind", "contract"
-        )
+        self._model = self._gauge("model_info", "the served model; always 1", "name", "hash", "kind", "contract")
         self.serve(spec)
         self._gauge("build_info", "the version of tidecast; always 1", "version").labels(__version__).set(1)
         ProcessCollector(registry=self.registry)
@@ -222,14 +231,14 @@ class Metrics:
         return histogram
 
     def serve(self, spec: ModelSpec) -> None:
-        """This is the model now."""
+        """Show this model as the served one."""
         self._model.clear()
         self._model.labels(spec.name, spec.hash[:12], spec.kind, str(spec.contract)).set(1)
 
     def count(self, result: BatchResult) -> None:
-        """What one batch led to. Call it once its forecasts are handed to Kafka."""
+        """Count the result of one batch. Call it after its forecasts were handed to Kafka."""
         with self._lock:
-            self._waiting.append(
+            self._pending.append(
                 _PendingBatch(
                     result.counts,
                     result.scores,
@@ -241,31 +250,26 @@ class Metrics:
                 )
             )
             self._records += len(result.partitions)
-        if self._records >= _TOGETHER or len(self._waiting) >= _BATCHES_TOGETHER:
-            self._settle()
+        if self._records >= _MAX_PENDING_RECORDS or len(self._pending) >= _MAX_PENDING_BATCHES:
+            self._count_pending()
 
     def _add(self, counts: Sequence[BatchCounts]) -> None:
-        """Sums over batches."""
-        self.readings.inc(sum(each.readings for each in counts))
-        self.forecasts.inc(sum(each.forecasts for each in counts))
-        self.duplicates.inc(sum(each.duplicates for each in counts))
-        self.late.inc(sum(each.late for each in counts))
-        self.imputed_steps.inc(sum(each.imputed_steps for each in counts))
-        self.replayed.inc(sum(each.replayed for each in counts))
-        for each in counts:
-            by_label = (self.dead_letters, each.dead_letters), (self.gaps, each.gaps), (self.resets, each.resets)
-            for counter, found in by_label:
-                for label, n in found.items():
-                    if n:  # nearly never, and to ask for the label is dear
+        """Add the sums over batches."""
+        for name, counter in self._batch_counters.items():
+            counter.inc(sum(getattr(each, name) for each in counts))
+        for name, counter in self._labelled_batch_counters.items():
+            for each in counts:
+                for label, n in getattr(each, name).items():
+                    if n:  # rare, and looking up a label is expensive
                         counter.labels(label).inc(n)
         for stage in counts[0].stage_seconds:
             self.stage_seconds.observe([each.stage_seconds[stage] for each in counts], stage)
         self.batch_size.observe([size for each in counts for size in each.waves])
 
-    def _settle(self) -> None:
-        """Count what waits; for the loop, and for a scrape in a thread of its own."""
+    def _count_pending(self) -> None:
+        """Count the pending batches. Called by the loop, and by scrapes in other threads."""
         with self._lock:
-            waiting, self._waiting, self._records = self._waiting, [], 0
+            waiting, self._pending, self._records = self._pending, [], 0
             if not waiting:
                 return
             self._add([each.counts for each in waiting])
@@ -281,13 +285,9 @@ class Metrics:
             self.event_to_forecast.observe(np.maximum(now - times / 1_000, 0.0))
 
     def note_commit(self) -> None:
-        """Kafka has taken a commit."""
+        """Note that a commit succeeded."""
         self.last_commit.set(self._wall())
 
     def note_answer(self) -> None:
-        """Kafka has answered."""
+        """Note that Kafka answered."""
         self.kafka_answered.set(self._wall())
-
-    def families(self) -> Iterator[Metric]:
-        """Everything, as one scrape sees it."""
-        return iter(self.registry.collect())

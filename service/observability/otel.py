@@ -1,8 +1,8 @@
-"""Spans by the OpenTelemetry SDK, sent by OTLP over HTTP. The usual OTEL_* variables say where to, and how many.
+"""Spans by the OpenTelemetry SDK, sent by OTLP over HTTP. The usual OTEL_* variables configure it.
 
-One span for each batch and one for each commit, roots of traces of their own. A reading that comes with a sampled
-`traceparent` gets a span in its own trace too, with a link to its batch's; its forecast, or its dead letter, carries
-that span on. Of a reading without one nothing is made: what tracing costs goes by the readings that are traced.
+Each batch and each commit gets a span, the root of a trace. A reading with a sampled `traceparent` header also gets a
+span in its own trace, linked to the span of its batch; its forecast or dead letter carries this span as its parent.
+Other readings get no span, so the cost scales with the number of traced readings.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from tidecast.service.observability.tracing import Tracing
 from tidecast.service.pipeline.batch import BatchResult
 from tidecast.service.pipeline.dead_letters import TRACE_HEADERS
 
-_LAST_SECONDS = 3.0  # at the end, for what is not sent yet
+_LAST_SECONDS = 3.0  # at the end, for spans that are not sent yet
 _format = TraceContextTextMapPropagator()
 
 Attributes = dict[str, AttributeValue]
-Place = Callable[[int], tuple[int, int]]  # row -> partition and offset of the reading
+PositionOf = Callable[[int], tuple[int, int]]  # row -> partition and offset of the reading
 
 
 class Spans(Tracing):
-    """For the loop's thread; another one sends.
+    """For the loop's thread; spans are sent by another one.
 
     Args:
-        settings: what is in force.
-        processor: what takes the spans; None = batches of them by OTLP.
+        settings: of the worker.
+        processor: receives the spans; None = sends them in batches by OTLP.
     """
 
     def __init__(self, settings: Settings, processor: SpanProcessor | None = None) -> None:
         own = {"service.name": "tidecast", "service.version": __version__}
         if settings.instance != "auto":
             own["service.instance.id"] = settings.instance
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over what is said here.
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence over these values.
         resource = Resource(own).merge(Resource.create({} if "OTEL_SERVICE_NAME" in os.environ else own))
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
@@ -62,7 +62,7 @@ class Spans(Tracing):
 
     @contextmanager
     def batch(self, batch: Batch) -> Iterator[None]:
-        """One span; an error that ends it is noted in it."""
+        """One span; an error that ends it is recorded."""
         self._began = time.time_ns()
         attributes: Attributes = self._common | {
             "messaging.operation.name": "process",
@@ -76,32 +76,34 @@ class Spans(Tracing):
             self._batch = None
 
     def answered(self, result: BatchResult) -> None:
-        """A span for each forecast and dead letter whose reading is traced."""
+        """A span for each traced reading, passed on in the headers of its forecast or dead letter."""
         positions = result.positions
-        self._carry_on(
+        self._add_spans(
             result.forecasts, "forecast", lambda row: (int(positions.partitions[row]), int(positions.offsets[row]))
         )
-        self._carry_on(result.dead_letters, "dead letter")
+        self._add_spans(result.dead_letters, "dead letter")
 
-    def _carry_on(self, outgoing: Outgoing, name: str, place: Place | None = None) -> None:
+    def _add_spans(
+        self, outgoing: Outgoing, name: str, position_of: Callable[[int], tuple[int, int]] | None = None
+    ) -> None:
         if not any(outgoing.headers):
             return
         links = [Link(self._batch)] if self._batch is not None else []
-        for row, theirs in enumerate(outgoing.headers):
-            if not theirs:
+        for row, headers in enumerate(outgoing.headers):
+            if not headers:
                 continue
-            said = {key: value.decode("ascii", "replace") for key, value in theirs if key in TRACE_HEADERS}
-            context = _format.extract(said)
+            parent_headers = {key: value.decode("ascii", "replace") for key, value in headers if key in TRACE_HEADERS}
+            context = _format.extract(parent_headers)
             parent = trace.get_current_span(context).get_span_context()
             if not (parent.is_valid and parent.trace_flags.sampled):
-                continue  # it goes on as it came
+                continue  # the headers are passed on unchanged
             attributes: Attributes = self._common | {
                 "messaging.operation.name": "send",
                 "messaging.operation.type": "send",
                 "messaging.destination.name": outgoing.topic,
             }
-            if place is not None:
-                partition, offset = place(row)
+            if position_of is not None:
+                partition, offset = position_of(row)
                 attributes |= {"messaging.destination.partition.id": str(partition), "messaging.kafka.offset": offset}
             span = self._tracer.start_span(
                 name,
@@ -111,13 +113,13 @@ class Spans(Tracing):
                 links=links,
                 start_time=self._began or None,
             )
-            if place is None:
-                reason = next((value for key, value in theirs if key == "tidecast.reason"), b"")
+            if position_of is None:
+                reason = next((value for key, value in headers if key == "tidecast.reason"), b"")
                 span.set_status(Status(StatusCode.ERROR, reason.decode("ascii", "replace")))
             carried: dict[str, str] = {}
             _format.inject(carried, trace.set_span_in_context(span))
             span.end()
-            kept = [header for header in theirs if header[0] not in TRACE_HEADERS]
+            kept = [header for header in headers if header[0] not in TRACE_HEADERS]
             outgoing.headers[row] = [*kept, *((key, value.encode("ascii")) for key, value in carried.items())]
 
     @contextmanager
@@ -132,7 +134,7 @@ class Spans(Tracing):
             yield
 
     def close(self) -> None:
-        """Send what is left, as far as that goes in a few seconds: a collector may be away."""
+        """Send the remaining spans, for a few seconds at most, since the collector may not be reachable."""
         sending = threading.Thread(target=self._provider.shutdown, name="spans", daemon=True)
         sending.start()
         sending.join(_LAST_SECONDS)

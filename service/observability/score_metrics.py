@@ -1,4 +1,4 @@
-"""How the model judges its own earlier forecasts, summed for Prometheus."""
+"""The model's scores of its own earlier forecasts, summed for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from prometheus_client.registry import Collector
 
 from tidecast.service.model.spec import Diagnostic, ModelSpec
 
-_SIDE_BY_SIDE, _MANY = 64, 512  # rows
+_ROWS_TOGETHER, _MIN_ROWS = 64, 512
 
 
 def _column_sums(values: NDArray[np.float32] | NDArray[np.bool_]) -> NDArray[np.float64]:
-    """[n, columns] -> [columns]; a few long rows are added in a quarter of the time that many short ones take."""
+    """[n, columns] -> [columns]. Adding a few long rows takes a quarter of the time of many short ones."""
     n, columns = values.shape
-    whole = n - n % _SIDE_BY_SIDE if n >= _MANY else 0
+    whole = n - n % _ROWS_TOGETHER if n >= _MIN_ROWS else 0
     sums: NDArray[np.float64] = values[whole:].sum(axis=0, dtype=np.float64)
     if whole:
-        long = values[:whole].reshape(whole // _SIDE_BY_SIDE, _SIDE_BY_SIDE * columns).sum(axis=0, dtype=np.float64)
-        sums += long.reshape(_SIDE_BY_SIDE, columns).sum(axis=0)
+        long = values[:whole].reshape(whole // _ROWS_TOGETHER, _ROWS_TOGETHER * columns).sum(axis=0, dtype=np.float64)
+        sums += long.reshape(_ROWS_TOGETHER, columns).sum(axis=0)
     return sums
 
 
 class ScoreMetrics(Collector):
-    """The model's own scoring of its earlier forecasts, as sums and counts: what a rate can divide.
+    """Sums and counts of the model's scores of its earlier forecasts, so that rates can be divided.
 
     Skill over the naive forecast is `1 - rate(absolute_error_sum) / rate(naive_error_sum)`; an interval's coverage
     is `rate(interval_coverage_sum) / rate(interval_coverage_count)`.
     """
 
     KINDS = {  # noqa: RUF012
-        "absolute_error": ("tidecast_absolute_error", "|forecast median - what came|, in the target's unit"),
-        "naive_error": ("tidecast_naive_error", "|naive forecast - what came|, in the target's unit"),
-        "inside": ("tidecast_interval_coverage", "1 where what came lay inside the interval, else 0"),
+        "absolute_error": ("tidecast_absolute_error", "|forecast median - actual value|, in the target's unit"),
+        "naive_error": ("tidecast_naive_error", "|naive forecast - actual value|, in the target's unit"),
+        "inside": ("tidecast_interval_coverage", "1 if the actual value was inside the interval, else 0"),
     }
 
-    LEVEL = "the share of truths that should lie inside the interval: the label's value as a number, to compare with"
-    CLIPPED = "Values beyond the limits that the model was trained with, taken as the limit itself"
+    LEVEL = "the share of actual values that should be inside the interval: the label `level` as a number"
+    CLIPPED = "values outside the range of the training data, replaced by its limit"
 
     def __init__(self, spec: ModelSpec) -> None:
-        # For each model so far: what it scores, sums [diagnostics] and counts [diagnostics]. By the list's id: to hash
-        # what is in it would take longer than all the rest. It is kept here, so no other gets that id.
+        # For each model so far: its diagnostics, sums [diagnostics] and counts [diagnostics]. The key is the id of the
+        # list, since hashing its contents is slow; the list is kept here, so no other object gets that id.
         self._of: dict[int, tuple[list[Diagnostic], NDArray[np.float64], NDArray[np.int64]]] = {}
         self._lock = threading.Lock()
         self.add(np.empty((0, len(spec.diagnostics)), dtype=np.float32), spec)
 
     def add(self, scores: NDArray[np.float32], spec: ModelSpec) -> None:
-        """Add `scores` [n, diagnostics] of a model; NaN where there was nothing to score."""
+        """Add `scores` [n, diagnostics] of a model; NaN = nothing to score."""
         scored = np.isfinite(scores)
         counts = np.full(scores.shape[1], len(scores))
         if not scored.all():
@@ -66,7 +66,7 @@ class ScoreMetrics(Collector):
                 np.add(found[2], counts, out=found[2])
 
     def _totals(self, kind: str) -> dict[Diagnostic, tuple[float, int]]:
-        """Sum and count of each diagnostic of one kind, of all models together, whatever each calls it."""
+        """Sum and count of each diagnostic of one kind over all models, whatever its name."""
         found: dict[Diagnostic, tuple[float, int]] = {}
         with self._lock:
             for diagnostics, sums, counts in self._of.values():
@@ -78,7 +78,7 @@ class ScoreMetrics(Collector):
         return found
 
     def collect(self) -> Iterable[Metric]:
-        """One family for each kind, whether the model has such diagnostics or not."""
+        """One family for each kind, even if the model has no such diagnostics."""
         for kind, (name, documentation) in self.KINDS.items():
             labels = ["target", "horizon"] + (["level"] if kind == "inside" else [])
             family = SummaryMetricFamily(name, documentation, labels=labels)

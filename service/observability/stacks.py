@@ -1,8 +1,7 @@
-"""What every thread is doing, on stderr; also on SIGUSR1.
+"""Writes the stacks of all threads to stderr; also on SIGUSR1.
 
-The signal not by `faulthandler.register`: that walks the stacks from within the signal, while other threads change
-them, and now and then it crashes the process that somebody wants to look at. A thread that waits for the signal holds
-the interpreter's lock while it looks.
+`faulthandler.register` is not used for the signal: it walks the stacks inside the signal handler while other threads
+change them, and sometimes crashes the process. A thread that waits for the signal holds the GIL while it walks them.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import sys
 import threading
 
 
-def show() -> None:
+def dump() -> None:
     """Write the stack of every thread to stderr, the latest call first."""
     faulthandler.dump_traceback(all_threads=True)
     sys.stderr.flush()
 
 
 def dump_on_signal() -> None:
-    """Start listening; call it before any other thread is started, as they inherit that the signal is not theirs."""
+    """Start waiting for SIGUSR1. Call it before other threads are started: they inherit that the signal is blocked."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     threading.Thread(target=_listen, name="stacks", daemon=True).start()
 
@@ -28,4 +27,4 @@ def dump_on_signal() -> None:
 def _listen() -> None:
     while True:
         signal.sigwait({signal.SIGUSR1})
-        show()
+        dump()

@@ -1,4 +1,4 @@
-"""Spans for OpenTelemetry: what the worker's loop tells, and nothing done with it unless `--traces` asks for it."""
+"""The interface for tracing the worker's loop. It does nothing without `--traces`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Tracing:
-    """Does nothing; see `service.observability.otel`. A reading's own trace goes on to its forecast either way."""
+    """Does nothing; see `service.observability.otel`. The trace headers of readings are copied to forecasts anyway."""
 
     def batch(self, batch: Batch) -> AbstractContextManager[None]:
-        """Around what is made of the readings of one poll."""
+        """A context manager around the processing of one batch."""
         return _NOTHING
 
     def answered(self, result: BatchResult) -> None:
-        """Before forecasts and dead letters are emitted; may change their headers."""
+        """Called before forecasts and dead letters are emitted; may change their headers."""
 
     def commit(self, partitions: int) -> AbstractContextManager[None]:
-        """Around a commit of so many partitions' offsets."""
+        """A context manager around a commit of the offsets of this many partitions."""
         return _NOTHING
 
     def close(self) -> None:
-        """Send what is left; blocks for a few seconds at the most."""
+        """Send the remaining spans; blocks for a few seconds at most."""

@@ -1,9 +1,9 @@
-"""Finds a loop that has stopped turning: says so, shows what every thread does, and in the end ends the process.
+"""Detects a loop that hangs: logs it with the stacks of all threads, and ends the process if it lasts.
 
-Every call of the loop into Kafka has a time limit of its own, and the worker tells how long it allows the present one
-(`Worker.not_live`). So what the watchdog finds has overrun its limit, or has none: a deadlock, a client that waits for
-ever, a model that does not come back. Nothing can mend that from inside; a new process can. Nothing is lost by it:
-Kafka aborts what the process leaves open, and its partitions go to the group's other members or to its successor.
+Every Kafka call of the loop has a time limit, and the worker knows the limit of the present call (`Worker.not_live`).
+So a loop that the watchdog reports has exceeded its limit or has none: a deadlock, a client that waits forever, a model
+that does not return. Only a new process can fix that. No data is lost: Kafka aborts the open transaction, and the
+partitions go to other members of the group or to the new process.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from tidecast.service.observability.stacks import show
+from tidecast.service.observability.stacks import dump
 
 log = logging.getLogger("tidecast.watchdog")
 
 CHECK_SECONDS = 1.0
-# Who has not looked for so long was stopped together with the loop (SIGSTOP, a suspended machine), and the loop gets as
-# much time to turn again.
+# A pause of this length between two checks means that the whole process was stopped (SIGSTOP, a suspended machine). The
+# loop then has as much time again before it is checked.
 AWAY_SECONDS = 10.0
-# From the report to the end. /livez tells of a stall too, so an orchestrator that looks ends the process long before,
-# by its own rules. This is for where nobody looks: five minutes are what Kafka gives a member between two polls: then
-# its partitions go to others anyway, and to wait longer only hides that nothing is done here.
+# From the report to the end of the process. /livez reports a stall too, so an orchestrator that checks it ends the
+# process much sooner. After five minutes without a poll, Kafka gives the partitions to other members anyway, so waiting
+# longer would only hide the fault.
 END_SECONDS = 300.0
 
 
 def end() -> NoReturn:
-    """End the process at once, with exit code 1: closing clients could hang on what hangs already."""
+    """End the process at once with exit code 1, without closing clients, since that could hang too."""
     sys.stderr.flush()
     os._exit(1)
 
 
 class Watchdog:
-    """Looks once a second, in a thread of its own, inside of a `with`.
+    """Checks the loop once a second in its own thread, inside a `with` block.
 
     Args:
-        stalled: why the loop is taken for stuck (`Worker.not_live`), None while it is well. Called from the thread.
-        end_seconds: so long after its report the process is ended, if the stall lasts.
+        stalled: why the loop counts as hanging (`Worker.not_live`), None while it is healthy. Called from the thread.
+        end_seconds: from the report of a stall until the process is ended, if the stall lasts.
         clock: seconds, monotonic.
-        show: leaves the stacks of all threads in the log.
+        dump: writes the stacks of all threads.
         end: ends the process.
-        on_stall: told of each stall when it begins.
+        on_stall: called once for each stall, at its start.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Watchdog:
         *,
         end_seconds: float = END_SECONDS,
         clock: Callable[[], float] = time.monotonic,
-        show: Callable[[], None] = show,
+        dump: Callable[[], None] = dump,
         end: Callable[[], object] = end,
         on_stall: Callable[[], object] = lambda: None,
     ) -> None:
         self._stalled, self._end_seconds, self._on_stall = stalled, end_seconds, on_stall
-        self._clock, self._show, self._end = clock, show, end
+        self._clock, self._dump, self._end = clock, dump, end
         self._since: float | None = None  # when the present stall was reported
         self._checked = clock()
         self._grace_until = self._checked
@@ -75,7 +75,7 @@ class Watchdog:
         self._thread.join(5)
 
     def check(self) -> None:
-        """One look: report a stall once, when it begins; end the process when it lasts."""
+        """Check once: report a new stall; end the process if a stall has lasted too long."""
         now = self._clock()
         away, self._checked = now - self._checked, now
         if away > AWAY_SECONDS:
@@ -93,15 +93,15 @@ class Watchdog:
             self._since = now
             self._on_stall()
             log.critical(
-                "stuck: %s; what every thread does stands below. If it does not go on, the process ends itself with "
-                "exit code 1, to be started anew; nothing is lost. Please report this with the lines below",
+                "stuck: %s; the stacks of all threads follow. If the loop does not continue, the process ends with "
+                "exit code 1 and can be restarted; no data is lost. Please report this with the lines below",
                 reason,
                 extra={"ends_in_seconds": round(self._end_seconds)},
             )
-            self._show()
+            self._dump()
         elif now - self._since >= self._end_seconds:
             log.critical("stuck for too long, giving up: %s", reason, extra={"seconds": round(now - self._since)})
-            self._show()
+            self._dump()
             self._end()
 
     def _watch(self) -> None:
@@ -109,4 +109,4 @@ class Watchdog:
             try:
                 self.check()
             except Exception:
-                log.exception("looking after the loop failed, trying again")
+                log.exception("checking the loop failed, trying again")

@@ -1,4 +1,4 @@
-"""The changelog as a whole, for a person's tools: read up to its end offset, or written, by no member of the group."""
+"""Reads and writes the whole changelog for the `state` commands, without joining the consumer group."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _MAX_RECORDS = 10_000
 
 
 class SeriesLocation(NamedTuple):
-    """Where a series' state lies: its partition, which is its readings' too, and its key."""
+    """Where the state of a series is stored: its partition, the same as that of its readings, and its key."""
 
     partition: int
     key: bytes
 
     @property
     def series(self) -> str:
-        """The key as text. Keys are UTF-8 where a worker wrote them."""
+        """The key as text. Workers write only keys in UTF-8."""
         return self.key.decode("utf-8", "backslashreplace")
 
 
 class ChangelogEntry(NamedTuple):
-    """One record to write; without a value it is a tombstone."""
+    """A record to write; without a value it is a tombstone."""
 
     place: SeriesLocation
     value: bytes | None
 
 
 def partitions_of(broker: Broker, settings: Settings) -> int:
-    """How many partitions the changelog has.
+    """The number of partitions of the changelog.
 
     Raises:
-        BrokerError: there is no such topic; the text holds the command that makes it.
+        BrokerError: there is no such topic; the text has the command that creates it.
     """
     topic = settings.changelog_topic
     count = broker.partitions(topic)
@@ -48,22 +48,21 @@ def partitions_of(broker: Broker, settings: Settings) -> int:
         wanted = broker.partitions(settings.input_topic) or 4
         raise BrokerError(
             f"there is no changelog {topic} on {settings.bootstrap_servers}",
-            do=f"Name it with --changelog-topic, or make it: {create_command(settings, wanted)}",
+            do=f"Name it with --changelog-topic, or create it: {create_command(settings, wanted)}",
         )
     return count
 
 
 def read_latest(
-    broker: Broker, settings: Settings, take: Callable[[bytes], T], *, only: Collection[bytes] | None = None
+    broker: Broker, settings: Settings, decode: Callable[[bytes], T], *, only: Collection[bytes] | None = None
 ) -> dict[SeriesLocation, T]:
-    """What `take` makes of the last value of each series, without those whose last is a tombstone.
+    """The last value of each series, decoded by `decode`; series whose last record is a tombstone are left out.
 
-    Reads by position, from the beginning to the end offset of now; what a transaction did not commit is not seen.
-    `only`: of these keys alone.
+    Reads from the beginning to the present end offset, committed transactions only. `only`: just these keys.
 
     Raises:
         BrokerError: no such topic, or Kafka does not answer.
-        ChangelogError: of a series that is asked for, the last value is one that `take` refuses.
+        ChangelogError: `decode` refuses the last value of a series.
     """
     topic = settings.changelog_topic
     count = partitions_of(broker, settings)
@@ -81,7 +80,7 @@ def read_latest(
             ):
                 if key is None:
                     raise ChangelogError(
-                        f"{topic}-{partition}, offset {offset}: a record without a key; {topic} is no changelog",
+                        f"{topic}-{partition}, offset {offset}: a record without a key; {topic} is not a changelog",
                         do="Name another with --changelog-topic.",
                     )
                 if offset >= ends[partition] or (only is not None and key not in only):
@@ -89,34 +88,37 @@ def read_latest(
                 if value is None:
                     found.pop(SeriesLocation(partition, key), None)
                 else:
-                    found[SeriesLocation(partition, key)] = offset, _taken(take, value)
+                    found[SeriesLocation(partition, key)] = offset, _decoded(decode, value)
             # The position, not the last record: transaction markers and compacted records come after it.
             left -= {p for p, position in batch.next_offsets.items() if position >= ends[p]}
             if len(batch) or batch.next_offsets:
                 deadline = time.monotonic() + settings.broker_timeout_seconds
             elif time.monotonic() > deadline:
                 raise BrokerError(
-                    f"reading {topic}: nothing came for {settings.broker_timeout_seconds:g} s before its end",
+                    f"reading {topic}: nothing arrived for {settings.broker_timeout_seconds:g} s before its end",
                     do="Check the brokers, or raise --broker-timeout-seconds.",
                 )
     finally:
         consumer.close()
-    return {place: _good(topic, place, offset, taken) for place, (offset, taken) in found.items()}
+    return {place: _checked(topic, place, offset, value) for place, (offset, value) in found.items()}
 
 
-def _taken(take: Callable[[bytes], T], value: bytes) -> T | ChangelogError:
+def _decoded(decode: Callable[[bytes], T], value: bytes) -> T | ChangelogError:
     try:
-        return take(value)
-    except ChangelogError as error:  # a fault only where nothing later replaces it
+        return decode(value)
+    except ChangelogError as error:  # an error only if no later record replaces this one
         return error
 
 
-def _good(topic: str, place: SeriesLocation, offset: int, taken: T | ChangelogError) -> T:
-    if not isinstance(taken, ChangelogError):
-        return taken
-    what = f"{topic}-{place.partition}, offset {offset}, series {place.series!r}: {taken.what}"
-    do = taken.do or f"Forget that state, and its series starts again, cold: tidecast state reset {place.series}"
-    raise ChangelogError(what, got=taken.got, do=do, layout=taken.layout)
+def _checked(topic: str, place: SeriesLocation, offset: int, value: T | ChangelogError) -> T:
+    if not isinstance(value, ChangelogError):
+        return value
+    what = f"{topic}-{place.partition}, offset {offset}, series {place.series!r}: {value.what}"
+    do = (
+        value.do
+        or f"Delete that state, and its series starts again from the initial state: tidecast state reset {place.series}"
+    )
+    raise ChangelogError(what, got=value.got, do=do, layout=value.layout)
 
 
 def append(broker: Broker, settings: Settings, entries: Iterable[ChangelogEntry]) -> None:
@@ -140,17 +142,17 @@ def append(broker: Broker, settings: Settings, entries: Iterable[ChangelogEntry]
 
 
 def check_stopped(broker: Broker, settings: Settings) -> None:
-    """See that no worker of the group lives: it holds its states in memory and would write them back.
+    """Check that the group has no running worker, which would write its states from memory to the changelog again.
 
-    The group's offsets are committed again, as they are, from outside: Kafka takes that only for a group without
-    members. So of a group that has never committed there is no telling, and it passes.
+    Commits one of the group's offsets again, unchanged, from outside; Kafka accepts that only for a group without
+    members. A group that has never committed cannot be checked this way, and passes.
 
     Raises:
         BrokerError: the group has members, or Kafka cannot be reached.
     """
     count = broker.partitions(settings.input_topic)
     if count is None:
-        return  # nor is there a worker, then
+        return  # then no worker can run either
     consumer = broker.consumer(group=settings.group)
     try:
         consumer.assign(settings.input_topic, dict.fromkeys(range(count), 0))
@@ -160,8 +162,8 @@ def check_stopped(broker: Broker, settings: Settings) -> None:
                 consumer.commit({partition: offset}, metadata)
             except Fenced as error:
                 raise BrokerError(
-                    f"the group {settings.group} is not stopped; its workers would write their states back",
-                    do="Stop them (after a kill -9 Kafka notices at the end of the session), or give --force.",
+                    f"the group {settings.group} is not stopped; its workers would overwrite what is changed here",
+                    do="Stop them (after a kill -9, Kafka notices when the session times out), or give --force.",
                 ) from error
     finally:
         consumer.close()
@@ -181,5 +183,5 @@ def input_ends(broker: Broker, settings: Settings) -> dict[int, int]:
 
 
 def location_of(key: bytes, partitions: int) -> SeriesLocation:
-    """Where the state of a series belongs whose readings go by Kafka's default partitioner."""
+    """Where the state of a series is stored if its readings are sent by Kafka's default partitioner."""
     return SeriesLocation(partition_for(key, partitions), key)

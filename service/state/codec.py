@@ -22,11 +22,11 @@ VERSION = 1
 _CRC_BYTES = 4
 _CRC_OF_WHOLE = 0x2144DF1C  # the crc32 of any bytes that end with their own crc32
 _TIMES = ("offset", "last_ts", "steps", "seen_ms")
-_HEADER = struct.Struct(f"<{LAYOUT_BYTES}s4q")  # all between the version and the state
+_HEADER = struct.Struct(f"<{LAYOUT_BYTES}s4q")  # everything between the version and the state
 
 
 def _record(state_size: int) -> np.dtype[np.void]:
-    """The bytes of one record, without any padding."""
+    """The layout of one record, without padding."""
     header = [("version", "u1"), ("layout", "u1", (LAYOUT_BYTES,))]
     times = [(name, "<i8") for name in _TIMES]
     return np.dtype([*header, *times, ("state", "<f4", (state_size,)), ("crc", "<u4")])
@@ -38,13 +38,13 @@ _SMALLEST = _STATE_AT + _CRC_BYTES
 
 @dataclass(frozen=True, slots=True)
 class RecordHeader:
-    """What a record says without its model being known."""
+    """The fields of a record that can be read without its model."""
 
     layout: bytes  # [8], see `layout_hash`
-    offset: int  # of the last reading applied, in the input partition of the record's own number
+    offset: int  # of the last reading applied, in the input partition with the number of the record's partition
     last_ts: int  # event time of that reading, ms
-    steps: int  # since the initial state, silent ones too
-    seen_ms: int  # the clock of the last reading of any kind, ms
+    steps: int  # since the initial state, imputed ones too
+    seen_ms: int  # record time of the last reading of any kind, ms
     state_size: int  # float32 numbers
 
 
@@ -61,7 +61,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshots:
-    """Several of them, as columns with a row for each series."""
+    """Several snapshots, as columns with a row for each series."""
 
     offsets: NDArray[np.int64]  # [series]
     last_ts: NDArray[np.int64]  # [series] ms
@@ -72,18 +72,12 @@ class Snapshots:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    @classmethod
-    def of(cls, one: Snapshot) -> Snapshots:
-        """A single row."""
-        times = np.array([[one.offset], [one.last_ts], [one.steps], [one.seen_ms]], dtype=np.int64)
-        return cls(times[0], times[1], times[2], times[3], one.state[np.newaxis])
-
 
 def read_header(value: bytes) -> RecordHeader:
-    """All but the state, of a record of any model.
+    """Read everything except the state from a record of any model.
 
     Raises:
-        ChangelogError: another version, cut short, or not as it was written.
+        ChangelogError: the record has another version, is cut short, or is damaged.
     """
     if value and value[0] != VERSION:
         raise ChangelogError(
@@ -95,13 +89,13 @@ def read_header(value: bytes) -> RecordHeader:
         raise ChangelogError("a changelog record is cut short", got=f"{len(value)} bytes")
     body, crc = memoryview(value)[:-_CRC_BYTES], int.from_bytes(value[-_CRC_BYTES:], "little")
     if zlib.crc32(body) != crc:
-        raise ChangelogError("a changelog record is not as it was written: its checksum does not fit")
+        raise ChangelogError("a changelog record is damaged: its checksum is wrong")
     layout, offset, last_ts, steps, seen_ms = _HEADER.unpack_from(value, 1)
     return RecordHeader(layout, offset, last_ts, steps, seen_ms, state_size=size // 4)
 
 
 def layout_of(value: bytes) -> bytes:
-    """The layout's hash in a record, unchecked."""
+    """The hash of the state's layout in a record, without any check."""
     return value[1 : 1 + LAYOUT_BYTES]
 
 
@@ -111,14 +105,14 @@ def state_bytes(value: bytes) -> bytes:
 
 
 def write_record(header: RecordHeader, state: bytes) -> bytes:
-    """One record of any model, of what `read_header` and `state_bytes` gave (`header.state_size` is not looked at)."""
+    """Build a record of any model from what `read_header` and `state_bytes` return; `header.state_size` is ignored."""
     times = header.offset, header.last_ts, header.steps, header.seen_ms
     body = bytes([VERSION]) + _HEADER.pack(header.layout, *times) + state
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 
 class Codec:
-    """Writes and reads the records of the models that share one layout of the state."""
+    """Writes and reads the records of all models that share one state layout."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.layout = layout_hash(spec)
@@ -148,7 +142,7 @@ class Codec:
             states: [series, state].
 
         Raises:
-            ChangelogError: a state is not finite; nothing could restore it.
+            ChangelogError: a state is not finite, so it could not be restored.
         """
         if not np.isfinite(states).all():
             raise ChangelogError("a state that is not finite cannot go into the changelog")
@@ -165,11 +159,11 @@ class Codec:
         return [data[at : at + size].tobytes() for at in starts]
 
     def decode(self, value: bytes) -> Snapshot:
-        """What `encode` was given, bit for bit.
+        """Read a record that `encode` wrote; the values are the same, bit for bit.
 
         Raises:
-            ChangelogError: unknown version, another layout (the error's `layout` has it), cut short, not as it was
-                written, or a state that is not finite.
+            ChangelogError: the record has an unknown version, another layout (see the error's `layout`) or a state that
+                is not finite, or it is cut short or damaged.
         """
         header = read_header(value)
         if header.layout != self.layout:
@@ -179,7 +173,7 @@ class Codec:
                 do="Serve the model that wrote it, or give this one a --changelog-topic of its own.",
                 layout=header.layout,
             )
-        if header.state_size != self.state_size:  # the hash says otherwise, so the writer was at fault
+        if header.state_size != self.state_size:  # although the hash is right: a fault of the writer
             raise ChangelogError(f"a changelog record must have {self.state_size} numbers", got=header.state_size)
         state = np.frombuffer(value, dtype="<f4", count=self.state_size, offset=_STATE_AT)
         if not np.isfinite(state).all():
@@ -189,14 +183,14 @@ class Codec:
         )
 
     def decode_many(self, values: Sequence[bytes]) -> Snapshots:
-        """What `decode` gives of each, as columns: a tenth of its cost for each record.
+        """Like `decode` for each record, as columns, at a tenth of the cost per record.
 
         Raises:
-            ChangelogError: as `decode`, of the first record that it refuses.
+            ChangelogError: as in `decode`, for the first record that it refuses.
         """
         if all(len(value) == self._dtype.itemsize for value in values):
             records = np.frombuffer(b"".join(values), dtype=self._dtype)
-            states = records["state"].astype(np.float32)  # a copy: in the records they are not aligned
+            states = records["state"].astype(np.float32)  # a copy, since the records are not aligned
             states.flags.writeable = False
             ours = (records["version"] == VERSION) & (records["layout"] == np.frombuffer(self.layout, "u1")).all(1)
             if ours.all() and set(map(zlib.crc32, values)) <= {_CRC_OF_WHOLE} and np.isfinite(states).all():
@@ -204,4 +198,4 @@ class Codec:
                 return Snapshots(offsets, last_ts, steps, seen_ms, states)
         for value in values:
             self.decode(value)
-        raise AssertionError("decode_many refuses a record that decode takes")
+        raise AssertionError("decode_many refuses a record that decode accepts")

@@ -1,4 +1,4 @@
-"""States as JSON lines: what `tidecast state export` writes and `import` reads."""
+"""States as JSON lines: the file that `tidecast state export` writes and `import` reads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class StateLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     series: Annotated[str, msgspec.Meta(min_length=1)]
     partition: _Natural
-    partitions: _Natural  # that the changelog had
-    offset: _Int64  # of the last reading applied, -1 = none of this input topic
+    partitions: _Natural  # of the changelog at the export
+    offset: _Int64  # of the last reading applied, -1 = no reading of this input topic
     last_ts: _Int64
     steps: _Int64
     seen_ms: _Int64
@@ -60,17 +60,17 @@ def to_line(place: SeriesLocation, partitions: int, value: bytes) -> bytes:
 def read_states(
     path: Path | str, partitions: int, *, new_input: bool = False, ends: dict[int, int] | None = None
 ) -> list[ChangelogEntry]:
-    """The records that the file's lines stand for, in order.
+    """Read a file into changelog records, in the order of its lines.
 
     Args:
-        path: JSON lines; blank ones are passed over.
-        partitions: of the changelog that they are for.
-        new_input: the readings come from another topic than those of the export: no offset of the file holds, and
-            each series lies where its key belongs.
-        ends: partition -> the offset after the input topic's last reading; where given, no state may be later.
+        path: JSON lines; blank lines are skipped.
+        partitions: of the changelog to import into.
+        new_input: the readings now come from another topic, so the offsets in the file are ignored and each series goes
+            to the partition of its key.
+        ends: partition -> the offset after the input topic's last reading; where given, no state may have a later one.
 
     Raises:
-        DataError: the file cannot be read, a line is not a state, a series comes twice, or it does not fit the
+        DataError: the file cannot be read, a line is not a state, a series occurs twice, or a line does not fit the
             changelog or the input topic. The text names file and line.
     """
     entries: list[ChangelogEntry] = []
@@ -84,7 +84,7 @@ def read_states(
             place = SeriesLocation(line.partition, line.series.encode())
             _check_fits(line, where, partitions, ends or {})
         if place in seen:
-            raise DataError(f"{where}: the series {line.series!r} comes twice, first in line {seen[place]}")
+            raise DataError(f"{where}: the series {line.series!r} occurs twice, first in line {seen[place]}")
         seen[place] = number
         offset = -1 if new_input else line.offset
         header = RecordHeader(
@@ -109,7 +109,7 @@ def _parse(text: bytes, where: str) -> StateLine:
 
 
 def _check_fits(line: StateLine, where: str, partitions: int, ends: dict[int, int]) -> None:
-    new_input = "give --new-input: offsets are left out and every series goes where its key belongs."
+    new_input = "give --new-input: it ignores offsets and puts every series into the partition of its key."
     if line.partitions != partitions or line.partition >= partitions:
         raise DataError(
             f"{where}: the state is from partition {line.partition} of {line.partitions}, "
@@ -118,7 +118,7 @@ def _check_fits(line: StateLine, where: str, partitions: int, ends: dict[int, in
         )
     if line.partition in ends and line.offset >= ends[line.partition]:
         raise DataError(
-            f"{where}: the state of {line.series!r} holds the reading at offset {line.offset} of partition "
+            f"{where}: the state of {line.series!r} includes the reading at offset {line.offset} of partition "
             f"{line.partition}, but the input topic ends at {ends[line.partition]} there",
             do=f"Name its own with --input-topic, or, if the readings now come from another topic, {new_input}",
         )

@@ -1,9 +1,9 @@
-"""The rolling flush: which states go into the changelog with the next commit.
+"""The rolling flush: which states are written to the changelog with the next commit.
 
-A state is a function of the input log, so it need not be written at every commit. Each series that has moved on is
-written once in `seconds`, the one that has waited longest first; so what durability costs depends on how many series
-there are, and not on how often they are read. `bytes_per_second` bounds it altogether; beyond it the flush takes
-longer, and a restore has more to replay.
+A state can be computed again from the input, so it need not be written at every commit. Each changed state is written
+once per `seconds`, the one that has waited longest first, so the cost scales with the number of series and not with the
+message rate. `bytes_per_second` is an upper limit; when it is reached, the flush takes longer, and a restore has more
+to replay.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tidecast.service.broker.port import Headers, Outgoing
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.store import SeriesStore
 
-_LOOK_AHEAD = 1 / 8  # of what is dirty: so much is put in order at a time
-_AT_ONCE = 5_000  # states encoded together: each is there four times meanwhile
-_WORTH_BYTES, _WORTH_SECONDS = 64 << 10, 1.0  # so much, or after so long, it pays to write states by themselves
-GROUP_HEADER = "group"  # whose states these are: two groups on one changelog would mix theirs
+_LOOK_AHEAD = 1 / 8  # of the dirty states: the share that is sorted at a time
+_AT_ONCE = 5_000  # states encoded together: each takes its memory four times during that
+_WORTH_BYTES, _WORTH_SECONDS = 64 << 10, 1.0  # from this size or age on, states are worth writing on their own
+GROUP_HEADER = "group"  # record header with the owner, so that two groups do not mix their states in one changelog
 
 
 class RollingFlush:
@@ -42,13 +42,14 @@ class RollingFlush:
         self._seconds, self._bytes_per_second, self._clock = seconds, bytes_per_second, clock
         self._headers: Headers = [(GROUP_HEADER, group.encode())]
         self._flushed_at = clock()
-        self._next = np.empty(0, dtype=np.int64)  # slots in the order of their turn; some may be clean by then
+        self._next = np.empty(0, dtype=np.int64)  # slots in the order in which to write them; some may be clean by then
 
     def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[Outgoing]:
-        """Tombstones of the series forgotten, then the states due, some at a time; what was given counts as flushed.
+        """Tombstones of removed series, then the states due, in parts; everything yielded counts as flushed.
 
-        Of the partitions `everything_of`, all that no flushed state holds: others take over without a replay. Of the
-        partitions `without`, nothing: they are in the midst of a replay, and what is committed for them stays.
+        Args:
+            everything_of: partitions of which all dirty states are due, so that others can continue without a replay.
+            without: partitions of which nothing is due: during their replay, what is committed must not change.
         """
         store = self._store
         out = Outgoing(topic=self._topic)
@@ -80,7 +81,7 @@ class RollingFlush:
         )
 
     def worthwhile(self) -> bool:
-        """True where enough is due by now, or has been for long enough, to be worth requests of its own."""
+        """True where enough is due, or has been due for long enough, to be worth a request of its own."""
         passed = self._clock() - self._flushed_at
         due = len(self._store) * self._codec.record_bytes * passed / self._seconds
         return (
@@ -90,15 +91,15 @@ class RollingFlush:
         )
 
     def anything_due(self, without: Collection[int] = ()) -> bool:
-        """True where some series has moved on since its state was last written, in other partitions than these."""
+        """True where a state has changed since it was last written, except in the partitions `without`."""
         return any(p not in without for _, p in self._store.pending_tombstones) or bool(self._dirty(without).any())
 
     def snapshot_offsets(self, offsets: Mapping[int, int]) -> dict[int, int]:
-        """`partition -> offset` before which every reading is inside some flushed state, given where each goes on."""
+        """`partition -> offset` before which all readings are in flushed states, given each partition's next offset."""
         store = self._store
-        since = store.dirty_since.view(np.uint64)  # so that clean, -1, comes after every offset
+        since = store.dirty_since.view(np.uint64)  # so that -1, a clean state, is higher than every offset
         highest = max([*offsets, int(store.partitions.max(initial=-1))])
-        # [partition], the last is that of the free slots, -1
+        # [partition], the last one is for free slots, partition -1
         oldest = np.full(highest + 2, np.iinfo(np.uint64).max, dtype=np.uint64)
         np.minimum.at(oldest, store.partitions, since)
         return {partition: min(offset, int(oldest[partition])) for partition, offset in offsets.items()}
@@ -126,9 +127,9 @@ class RollingFlush:
         return np.concatenate([whole, chosen])
 
     def _longest_waiting(self, among: NDArray[np.bool_], share: float) -> NDArray[np.int64]:
-        """That share of each partition's slots `among` [capacity] all: first those that hold its snapshot offset back.
+        """A `share` of the slots `among` [capacity], of each partition alike, those with the oldest changes first.
 
-        Whoever takes any part of them from the front takes the like of each partition.
+        Any number of slots from the front takes about the same share of each partition.
         """
         slots = np.flatnonzero(among)
         owners, since = self._store.partitions[slots], self._store.dirty_since[slots]

@@ -1,8 +1,8 @@
-"""Where a key's series probably has its slot, for many keys at once.
+"""A hash index from keys to slots, for many keys at once.
 
-A dict of many series is not in the processor's cache: it waits for memory four times at each key, one key after the
-other. Arrays fetch for many keys at once. So each key has two cells, as in cuckoo hashing (Pagh and Rodler, 2004), that
-may hold its slot, and a slot's row holds the key itself. A guess that does not hold is looked up in the dict.
+A dict of many series does not fit in the CPU cache: each lookup waits for memory four times, one key after the other.
+Arrays are read for many keys at once. Each key has two cells that may hold its slot, as in cuckoo hashing (Pagh and
+Rodler, 2004), and the row of the slot holds the key itself. A key that is not found this way is looked up in the dict.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
-_CELLS = 4  # for each slot: few keys share one
+_CELLS = 4  # per slot, so that few keys share one
 _WORD = 8  # bytes
-_WIDEST = 64  # bytes of a row; a longer key is never guessed
+_WIDEST = 64  # bytes of a row; longer keys are always looked up
 
 
 class KeyIndex:
-    """For the `slots` slots of a store, none of which it knows at first. What it finds is true to a key's last byte."""
+    """An index of the `slots` slots of a store, empty at first. Keys are compared in full, so a slot found is right."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -30,16 +30,16 @@ class KeyIndex:
         self._begin(2 * _WORD)
 
     def _begin(self, width: int) -> None:
-        """Rows of `width` bytes, of which nothing is known."""
+        """Start with empty rows of `width` bytes."""
         self._width = width
-        # [slots] the key, filled up with zeros, and in the last byte its length and one; all zero = not known
+        # [slots] the key, padded with zeros; the last byte is its length plus one; all zero = empty
         self._rows = np.zeros(self.slots, dtype=f"V{width}")
-        # [words, 2] odd, and nobody's to know: which names share a cell is a matter of luck
+        # [words, 2] odd and random, so that nobody can choose names that share a cell
         factors = np.random.default_rng().integers(1 << 63, size=(width // _WORD, 2), dtype=np.uint64)
         self._factors = factors * np.uint64(2) + np.uint64(1)
 
     def find(self, keys: Sequence[bytes | None], look_up: Callable[[Sequence[bytes | None]], Int64]) -> Int64:
-        """The slots [keys] as `look_up` gives them, which is asked for those that are not guessed."""
+        """The slots [keys], the same as `look_up(keys)`, which is called only for keys that are not found here."""
         try:
             lengths = np.fromiter(map(len, keys), dtype=np.int64, count=len(keys))  # type: ignore[arg-type]
         except TypeError:  # a record without a key
@@ -47,7 +47,7 @@ class KeyIndex:
         longest = int(lengths.max(initial=0))
         if longest >= self._width < _WIDEST:
             self._begin(min(_WIDEST, (longest // _WORD + 1) * _WORD))
-        # numpy cuts off what is longer than a row, and fills up what is shorter
+        # numpy cuts keys that are longer than a row, and pads shorter ones
         rows = np.fromiter(keys, dtype=f"S{self._width}", count=len(keys)).view(self._rows.dtype)
         fits = lengths < self._width
         rows.view(np.uint8).reshape(-1, self._width)[:, -1] = np.where(fits, lengths + 1, 0)
@@ -64,19 +64,19 @@ class KeyIndex:
         return slots
 
     def remove(self, slot: int) -> None:
-        """The slot is no longer that of the key that it had."""
+        """Forget the key of a slot."""
         self._rows[slot] = b""
 
     def _cells_of(self, rows: NDArray[np.void]) -> Int64:
         """[rows, 2]"""
         words = rows.view(np.uint64).reshape(-1, len(self._factors))  # [rows, words]
         mixed = words @ self._factors
-        mixed ^= mixed >> np.uint64(32)  # numbered names lie on a lattice, which products alone would keep
+        mixed ^= mixed >> np.uint64(32)  # without this, numbered names would fill the cells unevenly
         cells: Int64 = ((mixed * self._factors[0]) >> self._shift).view(np.int64)
         return cells
 
     def _learn(self, slots: Int64, rows: NDArray[np.void], cells: Int64) -> None:
-        """These have these keys. The first cell stays with whom it belongs to, so that two do not take turns in it."""
+        """Enter keys. A first cell in use by its own key is kept, so that two keys do not keep replacing each other."""
         self._rows[slots] = rows
         holders = self._rows.take(self._cells[cells[:, 0]])
         taken = self._cells_of(holders)[:, 0] == cells[:, 0]

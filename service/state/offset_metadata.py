@@ -1,7 +1,7 @@
-"""The text beside a committed offset: what the states in the changelog are, as of that offset.
+"""The metadata of a committed offset: which states the changelog has for it.
 
-`s=<snapshot offset> f=1 l=<layout> m=<model id>`. The id may hold spaces, so it comes last. `f=1`: states of the
-partition were written, so an empty changelog is a loss.
+`s=<snapshot offset> f=1 l=<layout> m=<model id>`. The id may contain spaces, so it comes last. `f=1`: states of
+the partition were written, so an empty changelog means that they were lost.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _TEXT = re.compile(r"s=(\d+)(?P<flushed> f=1)?(?: l=([0-9a-f]{16}) m=(.*))?", re
 class Committed:
     """What a group has committed for a partition."""
 
-    offset: int  # to go on from
-    snapshot: int | None = None  # every reading before it is inside some state of the changelog; None = not said
+    offset: int  # of the next record to read
+    snapshot: int | None = None  # every reading before it is included in a state of the changelog; None = unknown
     flushed: bool = False
-    layout: bytes | None = None  # of those states, see `changelog.layout_hash`
+    layout: bytes | None = None  # of those states, see `model.compatibility.layout_hash`
     model: str | None = None  # id of the model that made them
 
     @property
@@ -32,7 +32,7 @@ class Committed:
 
     @classmethod
     def parse(cls, offset: int, text: str) -> Committed:
-        """What `text` said; a text that is not ours says nothing."""
+        """Read the metadata; text from another program is ignored."""
         found = _TEXT.fullmatch(text)
         if found is None:
             return cls(offset)

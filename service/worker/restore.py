@@ -272,7 +272,7 @@ def _put(partition: int, progress: RestoreProgress, records: Mapping[bytes, byte
     ours = {key: value for key, value in states.items() if key not in others}
     keys, values = [*ours], [*ours.values()]
     for some in (slice(at, at + _AT_ONCE) for at in range(0, len(keys), _AT_ONCE)):
-        store.restore_many(keys[some], partition, codec.decode_many(values[some]))
+        store.restore(keys[some], partition, codec.decode_many(values[some]))
     progress.series += len(store) - before
 
 

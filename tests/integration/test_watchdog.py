@@ -73,7 +73,7 @@ def at_work(kind, model, topics, *flags):
 
 def test_a_worker_stuck_in_a_commit_leaves_its_stacks_and_ends_with_a_failure(topics, model):
     with at_work(Stuck, model, topics(), "--broker-timeout-seconds=1") as worker:
-        worker.wait_for("the report", lambda: "what every thread does stands below" in worker.log)
+        worker.wait_for("the report", lambda: "the stacks of all threads follow" in worker.log)
         status, page = worker.get("/livez")
         code, log = worker.end(signum=None)
     assert (status, code) == (503, 1) and "has not turned for" in page

@@ -253,7 +253,7 @@ def test_a_file_with_one_bad_line_is_refused_by_its_number_and_nothing_is_writte
 def test_a_series_that_comes_twice_is_refused(run, line, tmp_path):
     file = tmp_path / "states.jsonl"
     file.write_text(f"{json.dumps(line)}\n{json.dumps(line)}\n")
-    assert "line 2: the series 'a' comes twice, first in line 1" in run("import", str(file))[2]
+    assert "line 2: the series 'a' occurs twice, first in line 1" in run("import", str(file))[2]
 
 
 def test_states_can_move_to_another_cluster_where_no_offset_holds(bench, run, line, tmp_path):
@@ -285,7 +285,7 @@ def test_a_damaged_record_that_a_later_one_replaces_does_no_harm(bench, run):
 def test_a_topic_that_is_no_changelog_is_said_to_be_none(bench, run):
     bench.put(TOPIC, 0, None, b"{}")
     code, _, err = run("list")
-    assert code == 1 and "a record without a key; tidecast-state is no changelog" in err
+    assert code == 1 and "a record without a key; tidecast-state is not a changelog" in err
 
 
 def test_a_changelog_that_is_not_there_is_answered_with_the_command_that_makes_it(bench, run):
@@ -342,4 +342,4 @@ def test_a_changelog_that_is_not_read_to_its_end_is_not_passed_off_as_whole(benc
     bench.flush(b"a", 1)
     monkeypatch.setattr(MemoryConsumer, "poll", lambda self, timeout_s, max_records: Batch(TOPIC))
     code, out, err = run("list", "--broker-timeout-seconds", "1")
-    assert (code, out) == (1, "") and "nothing came for 1 s before its end" in err
+    assert (code, out) == (1, "") and "nothing arrived for 1 s before its end" in err

@@ -165,12 +165,13 @@ def test_a_batch_that_breaks_the_worker_leaves_a_span_with_the_error(bench, span
     assert not batch.status.is_ok and batch.events[0].name == "exception"
 
 
-def test_the_name_that_the_environment_gives_the_service_is_kept(spans, monkeypatch):
-    from tidecast.service.observability.otel import Spans
-
+def test_the_service_name_of_the_environment_is_kept(request, monkeypatch):
     monkeypatch.setenv("OTEL_SERVICE_NAME", "forecasts-of-the-north")
-    tracing = Spans(Settings(traces=True), spans[0]._provider._active_span_processor)
-    assert tracing._provider.resource.attributes["service.name"] == "forecasts-of-the-north"
+    tracing, named = request.getfixturevalue("spans")
+    with tracing.commit(1):
+        pass
+    (span,) = named("commit")
+    assert span.resource.attributes["service.name"] == "forecasts-of-the-north"
 
 
 def test_spans_are_sent_by_otlp_to_where_the_environment_says(bench, spans, monkeypatch):

@@ -15,7 +15,7 @@ class World:
             lambda: self.reason,
             end_seconds=end_seconds,
             clock=lambda: self.now,
-            show=self._show,
+            dump=self._show,
             end=self._end,
             on_stall=self._count,
         )

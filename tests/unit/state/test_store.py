@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tidecast.service.model.spec import StateSlice
 from tidecast.service.pipeline.waves import MAX_SERIES, first_of_series, newest_before
-from tidecast.service.state.codec import Snapshot, Snapshots
+from tidecast.service.state.codec import Snapshots
 from tidecast.service.state.key_index import KeyIndex
 from tidecast.service.state.store import SeriesStore
 from tidecast.service.timestamps import NEVER, missing_steps
@@ -74,14 +74,14 @@ def test_among_so_many_that_slots_are_guessed_each_key_finds_its_own_series(
     turns: list[tuple[bool, list[bytes], list[None]]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tidecast.service.state.store._MANY", 0)
-        patch.setattr("tidecast.service.state.store._MANY_AT_ONCE", 2)
+        patch.setattr("tidecast.service.state.store._INDEX_FROM_SERIES", 0)
+        patch.setattr("tidecast.service.state.store._INDEX_FROM_KEYS", 2)
         patch.setattr("tidecast.service.state.key_index._CELLS", 0.05)  # many share one
         series = table()
         for come, names, nameless in turns:
             keys = [*names, *nameless]
             for _ in range(2):  # the second time as the first has left it
-                assert series.find_all(keys).tolist() == [series._slots.get(key, -1) for key in keys]  # type: ignore[arg-type]
+                assert series.find_all(keys).tolist() == [series.find(key) if key in series else -1 for key in keys]
             for key in keys:
                 if key and come and key not in series:
                     series.add(key, 0)
@@ -167,9 +167,10 @@ def test_series_restored_many_at_a_time_are_those_restored_one_by_one(
         column = np.arange(number, number + len(batch), dtype=np.int64)
         number += len(batch)
         states = np.stack([column] * 3, axis=1).astype(np.float32)
-        many.restore_many(batch, partition, Snapshots(column, column + 1, column + 2, column + 3, states))
+        many.restore(batch, partition, Snapshots(column, column + 1, column + 2, column + 3, states))
         for key, n, state in zip(batch, column.tolist(), states, strict=True):
-            single.restore(key, partition, Snapshot(n, n + 1, n + 2, n + 3, state))
+            one = np.array([n], dtype=np.int64)
+            single.restore([key], partition, Snapshots(one, one + 1, one + 2, one + 3, state[np.newaxis]))
             expected.restore(key, partition, n)
     for found in (many, single):
         assert list(found) == list(expected.rows)

@@ -39,7 +39,7 @@ class Process:
                                   bytes_per_second=1e9, clock=lambda: self.now)  # fmt: skip
         self.tentative: list[BatchResult] = []
         for (partition, key), value in kafka.changelog.items():
-            self.line.store.restore(key, partition, self.codec.decode(value))
+            self.line.store.restore([key], partition, self.codec.decode_many([value]))
         for partition, (committed, snapshot) in kafka.committed.items():
             self.line.replay(partition, committed)
             for offset in range(snapshot, committed):
