@@ -181,12 +181,12 @@ class _LimitedRequest:
 
 
 class _PagesHandler(BaseHTTPRequestHandler):
-    timeout = REQUEST_TIMEOUT_SECONDS
     server_version = "tidecast"
     sys_version = ""
 
     def setup(self) -> None:
         super().setup()
+        self.connection.settimeout(REQUEST_TIMEOUT_SECONDS)
         self.rfile = cast(BufferedIOBase, _LimitedRequest(self.rfile))
 
     def do_GET(self) -> None:

@@ -227,7 +227,7 @@ def line(bench, run):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"offset": 20}, r"holds the reading at offset 20 of partition 0, but the input topic ends at 20"),
+        ({"offset": 20}, r"includes the reading at offset 20 of partition 0, but the input topic ends at 20"),
         ({"partitions": 8}, r"from partition 0 of 8, the changelog has 2"),
         ({"partition": 2}, r"from partition 2 of 2, the changelog has 2"),
         ({"state": base64.b64encode(b"abc").decode()}, r"whole float32 numbers, got '3 bytes'"),

@@ -150,7 +150,7 @@ def test_who_sends_a_byte_now_and_then_keeps_no_place(server, monkeypatch):
 
 
 def test_who_asks_and_says_nothing_more_is_let_go(server, monkeypatch):
-    monkeypatch.setattr(pages._PagesHandler, "timeout", 0.2)
+    monkeypatch.setattr(pages, "REQUEST_TIMEOUT_SECONDS", 0.2)
     with sent(server, b"GET /li") as connection:
         assert connection.recv(1) == b""
 
