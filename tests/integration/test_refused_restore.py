@@ -1,4 +1,4 @@
-"""States and offsets that do not fit each other: the worker refuses in one sentence, and what that names mends it."""
+"""States and offsets that do not fit each other: the worker refuses in one sentence, which names the fix."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def test_states_whose_offsets_are_gone_are_refused_and_after_the_reset_all_is_an
 
 
 @pytest.mark.parametrize("left", [0, 7], ids=["all of it", "a part of it"])
-def test_a_replay_range_that_retention_has_eaten_is_refused_and_goes_on_where_the_gap_is_accepted(counted, model, left):
+def test_a_replay_range_that_retention_has_deleted_is_refused_unless_the_gap_is_accepted(counted, model, left):
     t = counted(partitions=1)
     t.feed(20)
     t.live(model, *QUIET, signum=signal.SIGKILL)
@@ -64,7 +64,7 @@ def test_a_replay_range_that_retention_has_eaten_is_refused_and_goes_on_where_th
     assert t.answered() == {key: [*range(26)] for key in t.series}
 
 
-def test_readings_that_retention_has_eaten_unread_are_not_passed_over_in_silence(counted, model):
+def test_unread_readings_that_retention_has_deleted_are_not_skipped_silently(counted, model):
     t = counted(partitions=1)
     t.feed(5)
     t.live(model)
@@ -105,7 +105,7 @@ def empty(t):
     t.broker.create_topic(t.states, t.count, CHANGELOG_CONFIG)
 
 
-def test_a_changelog_that_is_empty_although_states_were_written_is_refused_and_goes_on_cold_where_that_is_accepted(
+def test_a_changelog_that_is_empty_although_states_were_written_is_refused_unless_a_cold_start_is_accepted(
     counted, model
 ):
     t = counted()
@@ -114,7 +114,7 @@ def test_a_changelog_that_is_empty_although_states_were_written_is_refused_and_g
     empty(t)
     said = t.refused(model)
     assert re.search(rf"the group '{t.group}' has committed offset 15 of {t.readings}-[01]", said)
-    assert f"the changelog {t.states} is empty" in said and "its states are gone" in said
+    assert f"the changelog {t.states} is empty" in said and "its states are lost" in said
     t.feed(2)
     t.live(model, *accepting(said))
     assert t.answered() == {key: [*range(7)] for key in t.series}, "what was answered before is not answered again"
@@ -139,7 +139,7 @@ def test_a_group_that_never_had_a_state_to_write_is_not_taken_for_one_that_lost_
     t.check()
 
 
-def test_after_a_reset_of_all_states_the_group_goes_on_cold_without_being_asked(counted, model):
+def test_after_a_reset_of_all_states_the_group_continues_cold(counted, model):
     t = counted()
     t.feed(4)
     t.live(model)
@@ -154,5 +154,5 @@ def test_after_a_reset_of_all_states_the_group_goes_on_cold_without_being_asked(
 
 
 def accepting(said):
-    """The flags that a sentence names for going on all the same."""
+    """The flags that a sentence names to continue all the same."""
     return re.search(r"--accept-gap( true)?", said)[0].split()

@@ -62,7 +62,7 @@ def test_readings_of_four_partitions_are_answered_on_their_own_key_and_partition
     assert {p: c[0] for p, c in t.committed().items()} == dict.fromkeys(range(4), 60)
 
 
-def test_sigterm_answers_and_commits_what_was_read_and_the_next_worker_goes_on_without_doubling(topics, model):
+def test_sigterm_answers_and_commits_what_was_read_and_the_next_worker_repeats_nothing(topics, model):
     t = topics(partitions=2)
     n = 20_000
     t.send((i % 2, b"s%d" % (i % 50), reading(i // 50)) for i in range(n))
@@ -172,7 +172,7 @@ def test_a_flood_of_dead_letters_stops_the_worker_with_a_failure_and_the_reasons
     assert len(t.read(t.dead, 30)) == 30
 
 
-def test_topics_that_do_not_fit_are_refused_with_the_command_that_mends_it(topics, model):
+def test_topics_that_do_not_fit_are_refused_with_the_command_that_fixes_it(topics, model):
     t = topics(partitions=2)
     t.forecasts += "-narrow"
     t.broker.create_topic(t.forecasts, 1)
@@ -255,7 +255,7 @@ def test_a_thousand_series_fit_into_250_mb(topics, model, record_property):
     assert rss < 250
 
 
-def test_sigusr1_shows_what_every_thread_does_and_the_worker_goes_on(topics, model):
+def test_sigusr1_shows_what_every_thread_does_and_the_worker_continues(topics, model):
     t = topics()
     with serving("--model", model, *t.flags) as worker:
         worker.ready()

@@ -94,7 +94,7 @@ def _sent(step: int, seconds: int) -> Sent:
 @given(
     streams(),
     st.lists(st.integers(1, 6), max_size=20),
-    st.lists(st.sampled_from(["go on", "go on", "commit", "commit", "commit all", "crash"]), max_size=40),
+    st.lists(st.sampled_from(["continue", "continue", "commit", "commit", "commit all", "crash"]), max_size=40),
     st.sampled_from([0, 30_000, 100_000]),
     st.sampled_from([1.0, 3.0, 50.0]),
 )

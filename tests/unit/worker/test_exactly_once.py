@@ -60,7 +60,7 @@ def test_with_a_backlog_the_next_readings_are_processed_while_a_commit_is_made_a
         committing = False
 
         def around(self, call, do):
-            assert not self.committing, f"{call} in the midst of a commit"
+            assert not self.committing, f"{call} during a commit"
             if call != "commit_transaction" or threading.current_thread() is threading.main_thread():
                 return do()
             self.committing = True
@@ -86,7 +86,7 @@ def test_with_a_backlog_the_next_readings_are_processed_while_a_commit_is_made_a
     world.check()
 
 
-def test_a_worker_whose_name_another_has_taken_ends_and_says_so_and_the_newer_goes_on(model):
+def test_a_worker_whose_name_another_has_taken_ends_with_an_error_and_the_newer_continues(model):
     world = World(model)
     world.send(0, 10)
     newer = world.broker.consumer(group="tidecast", membership=Membership("one"))
@@ -189,7 +189,7 @@ def test_a_worker_that_is_stopped_in_the_middle_of_its_replay_leaves_the_rest_of
     world.check()
 
 
-def test_two_groups_on_one_changelog_are_told_apart(model):
+def test_two_groups_on_one_changelog_are_distinguished(model):
     world = World(model)
     world.send(0, 2)
     world.live()
@@ -216,7 +216,7 @@ def test_offsets_that_were_set_back_behind_the_states_are_refused_with_what_to_d
         world.live()
 
 
-def test_a_replay_range_that_retention_has_eaten_is_refused_and_can_be_accepted(model):
+def test_a_replay_range_that_retention_has_deleted_is_refused_and_can_be_accepted(model):
     world = World(model, changelog_seconds=3_600.0)
     world.send(0, 10)
     world.live(Fault("commit_transaction", 5, Killed()))
@@ -224,12 +224,12 @@ def test_a_replay_range_that_retention_has_eaten_is_refused_and_can_be_accepted(
     consumer_class = type(world.broker.consumer())
     real = consumer_class.beginning_offsets
 
-    def eaten(self, partitions):
+    def shortened(self, partitions):
         committed = world.broker.commits["tidecast", "readings"]
         return {p: (committed[p][0] if self._topic == "readings" else o) for p, o in real(self, partitions).items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(consumer_class, "beginning_offsets", eaten)
+        patch.setattr(consumer_class, "beginning_offsets", shortened)
         with pytest.raises(BrokerError, match=r"retention has deleted.*accept-gap"):
             world.live()
         world.settings = dataclasses.replace(world.settings, accept_gap=True)
@@ -251,7 +251,7 @@ def test_at_least_once_repeats_no_step_of_a_state_that_was_written(model):
     assert latest == {key: reference[key].state for key in SERIES}
 
 
-def test_a_zombie_that_restores_what_its_successor_goes_on_with_is_not_told_that_kafka_is_inconsistent(model):
+def test_a_zombie_that_restores_what_its_successor_has_changed_does_not_report_kafka_as_inconsistent(model):
     """It asks for the committed offset, the successor commits more, and then it reads the successor's states."""
     world = World(model)
     world.send(0, 4)
@@ -301,7 +301,7 @@ def test_at_least_once_a_zombie_does_not_write_its_old_states_over_its_successor
     assert {k: codec.decode(v).state.tolist() for k, v in latest.items()} == {k: reference[k].state for k in SERIES}
 
 
-def test_a_worker_that_the_group_has_put_out_again_and_again_is_not_taken_for_one_whose_name_is_in_use(model):
+def test_a_worker_that_is_evicted_repeatedly_is_not_taken_for_one_whose_name_is_in_use(model):
     """As one that wakes from a long pause: until it polls its way back into the group, each commit is refused."""
     world = World(model)
     world.send(0, 10)

@@ -42,7 +42,7 @@ def committed(world):
 
 
 @pytest.mark.parametrize("variant", [SAME_LAYOUT, NEW_LAYOUT], ids=["same layout", "new layout"])
-def test_a_newer_model_takes_over_in_the_midst_and_no_forecast_is_missing_or_doubled(models, variant):
+def test_a_newer_model_takes_over_while_readings_arrive_and_no_forecast_is_missing_or_doubled(models, variant):
     world = World(models[OLD])
     world.send(0, 40, rubbish=False)
     world.live(newer=models[variant], after=20)

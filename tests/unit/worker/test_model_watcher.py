@@ -95,7 +95,7 @@ def test_a_worker_without_a_model_does_not_start(tmp_path):
         ModelWatcher(Settings(model=str(tmp_path / "none")))
 
 
-def test_a_newer_file_that_is_not_the_pinned_one_is_refused_with_one_line_and_the_old_one_goes_on(
+def test_a_newer_file_that_is_not_the_pinned_one_is_refused_with_one_line_and_the_old_one_stays(
     place, tmp_path, caplog
 ):
     digest = ModelWatcher(Settings(model=str(place))).model.sha256

@@ -97,7 +97,7 @@ def test_commits_are_an_interval_apart_while_readings_arrive(model):
     assert bench.committed()[0] == (30, 30)
 
 
-def test_a_second_worker_goes_on_where_the_first_committed(bench):
+def test_a_second_worker_continues_where_the_first_committed(bench):
     bench.reading(b"a", 0)
     bench.run()
     bench.reading(b"a", 1)
@@ -276,7 +276,7 @@ def test_a_connection_that_stays_lost_while_the_group_is_joined_ends_the_worker(
     assert 1_020 <= bench.now < 1_045
 
 
-def test_an_idle_worker_whose_broker_comes_back_goes_on(model):
+def test_an_idle_worker_whose_broker_comes_back_continues(model):
     bench = Bench(model, broker_timeout_seconds=20)
     worker = bench.worker(idle=1_000)
     bench.spy.on_poll = lambda: bench.spy.fail.setdefault("partitions", [BrokerError("no answer")] * 3)
@@ -368,7 +368,7 @@ def test_a_changelog_with_other_partitions_than_the_input_is_refused(model):
         bench.run()
 
 
-def test_a_changelog_that_is_not_compacted_is_refused_with_the_command_that_mends_it(model):
+def test_a_changelog_that_is_not_compacted_is_refused_with_the_command_that_fixes_it(model):
     bench = Bench(model, changelog_topic="plain")
     bench.broker.create_topic("plain", 2)
     with pytest.raises(BrokerError, match=r"plain must be compacted.*'delete'.*--entity-name plain --add-config clean"):

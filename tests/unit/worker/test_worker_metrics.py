@@ -14,14 +14,14 @@ def model(tmp_path_factory):
     return Model.load(counting_model(tmp_path_factory.mktemp("model")))
 
 
-def test_the_cap_of_series_stands_beside_how_many_are_held(model):
+def test_the_limit_of_series_is_a_metric(model):
     world = World(model, max_series=7)
     world.send(0, 5)
     world.worker()
     assert world.metric_sum("max_series") == 7
 
 
-def test_when_kafka_last_answered_and_last_took_a_commit_is_told(model):
+def test_when_kafka_last_answered_and_last_took_a_commit_are_metrics(model):
     world = World(model)
     world.send(0, 5)
     world.worker()
@@ -43,7 +43,7 @@ def test_an_idle_worker_tells_of_each_answer_and_of_none_that_did_not_come():
     assert heard == [11.0, 30.0], "at 5 and 15 s it was not asked yet, at 22 s there was no answer"
 
 
-def test_a_transaction_that_came_to_nothing_is_counted_with_its_start_over(model):
+def test_a_transaction_that_failed_is_counted_with_its_start_over(model):
     world = World(model)
     world.send(0, 20)
     world.live(Fault("commit_transaction", 3, BrokerError("the broker was away")), idle=80)
@@ -53,7 +53,7 @@ def test_a_transaction_that_came_to_nothing_is_counted_with_its_start_over(model
     assert world.metric_sum("restore_remaining_records") == 0
 
 
-def test_states_written_to_the_changelog_and_those_still_to_be_are_told(model):
+def test_states_written_to_the_changelog_and_those_not_yet_written_are_counted(model):
     world = World(model, changelog_seconds=3600.0)
     world.send(0, 10)
     unwritten = []
