@@ -10,7 +10,7 @@ import time
 from functools import partial
 
 from tidecast.service.broker.connect import connect
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.config.settings import default
 from tidecast.service.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 
@@ -38,7 +38,9 @@ def main() -> None:
         if n and not pending:
             due = time.monotonic() + interval
         none: list[int | None] = [None] * n
-        delivery.emit(Outgoing(args.output_topic, [*batch.partitions], batch.keys, batch.values, batch.headers, none))
+        delivery.emit(
+            OutgoingBatch(args.output_topic, [*batch.partitions], batch.keys, batch.values, batch.headers, none)
+        )
         pending |= {partition: (offset, "") for partition, offset in batch.next_offsets.items()}
         if pending and (not n or time.monotonic() >= due):
             delivery.flush(TIMEOUT_S)

@@ -31,7 +31,7 @@ from worker_process import PATIENCE
 
 from tidecast.service.broker.kafka_python.batch_reader import FetchedRows
 from tidecast.service.broker.memory.broker import MemoryBroker
-from tidecast.service.broker.port import Broker, Outgoing
+from tidecast.service.broker.port import Broker, OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.config.settings import Settings
 from tidecast.service.model.session import Model
@@ -47,12 +47,12 @@ FETCHED = 2_000  # records of one response: those of 2 MB
 TIME_MS = 1_700_000_000_000
 
 
-def changelog(model: Model, series: int, settings: Settings) -> Iterator[Outgoing]:
+def changelog(model: Model, series: int, settings: Settings) -> Iterator[OutgoingBatch]:
     """A record for each series, some at a time."""
     codec, rng = Codec(model.spec), np.random.default_rng(0)
     for start in range(0, series, AT_ONCE):
         numbers = np.arange(start, min(start + AT_ONCE, series))
-        out = Outgoing(settings.changelog_topic)
+        out = OutgoingBatch(settings.changelog_topic)
         states = rng.standard_normal((len(numbers), codec.state_size)).astype(np.float32)
         for i, value in zip(numbers.tolist(), codec.encode(numbers, numbers, numbers, numbers, states), strict=True):
             group = [(GROUP_HEADER, settings.group.encode())]
@@ -60,7 +60,7 @@ def changelog(model: Model, series: int, settings: Settings) -> Iterator[Outgoin
         yield out
 
 
-def responses(records: Iterator[Outgoing]) -> Iterator[bytes]:
+def responses(records: Iterator[OutgoingBatch]) -> Iterator[bytes]:
     """The same as Kafka sends it."""
     for out in records:
         for start in range(0, len(out), FETCHED):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tidecast.service.broker.port import Broker, Outgoing
+from tidecast.service.broker.port import Broker, OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.config.settings import flag
 
@@ -50,13 +50,13 @@ def make_topics(
 
 def send(broker: Broker, topic: str, records: Iterator[tuple[int, bytes, bytes]]) -> int:
     """Produce (partition, key, value), and wait until Kafka has them; how many."""
-    producer, out, n = broker.producer(), Outgoing(topic), 0
+    producer, out, n = broker.producer(), OutgoingBatch(topic), 0
     for partition, key, value in records:
         out.append(key, value, partition=partition)
         if len(out) >= 10_000:
             n += len(out)
             producer.produce(out)
-            out = Outgoing(topic)
+            out = OutgoingBatch(topic)
     producer.produce(out)
     producer.flush(PATIENCE)
     producer.close()

@@ -38,11 +38,11 @@ class BrokerError(TidecastError):
     """Kafka, or the embedded broker, cannot do what was asked."""
 
 
-class Unanswered(BrokerError):
+class BrokerUnavailable(BrokerError):
     """Kafka does not answer, or not any more; it may soon."""
 
 
-class NotTakenIn(BrokerError):
+class ConnectionRejected(BrokerError):
     """Kafka refuses us, or we it: to try again would change nothing."""
 
 
@@ -54,7 +54,7 @@ class Fenced(BrokerError):
     """
 
 
-class PutOut(Fenced):
+class MemberEvicted(Fenced):
     """The group has moved on without this member: it was silent for too long, and others have its partitions."""
 
     WHAT = "the consumer group has moved on without this member"
@@ -64,7 +64,7 @@ class PutOut(Fenced):
         super().__init__(f"{doing}: {self.WHAT}", do=self.DO)
 
 
-class Replaced(Fenced):
+class InstanceFenced(Fenced):
     """A process that joined later has our name, and our place in the group with it: it goes on, and we end."""
 
     def __init__(self, doing: str, name: str | None) -> None:

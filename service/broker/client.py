@@ -13,7 +13,7 @@ from typing import ClassVar, Self, TypeVar
 
 from tidecast.service.broker.port import Consumer, Headers, Producer
 from tidecast.service.broker.security import PLAIN_TEXT, Security
-from tidecast.service.errors import BrokerError, Fenced, PutOut, Replaced, Unanswered
+from tidecast.service.errors import BrokerError, BrokerUnavailable, Fenced, InstanceFenced, MemberEvicted
 
 T = TypeVar("T")
 _NOT_READY_PAUSE_S = 0.25
@@ -21,23 +21,23 @@ _NOT_READY_PAUSE_S = 0.25
 TRANSACTION_TIMEOUT_MS = 10_000
 
 
-class Trouble(Enum):
+class Failure(Enum):
     """What is wrong, whichever library says it."""
 
     NO_TOPIC = auto()
-    NOT_ALLOWED = auto()
+    NOT_AUTHORIZED = auto()
     TOO_LARGE = auto()
-    REPLACED = auto()  # another process has our name in the group
+    INSTANCE_FENCED = auto()  # another process has our name in the group
     REBALANCING = auto()  # the group moves on; we may still be in it
-    PUT_OUT = auto()  # it has moved on without us
-    ID_TAKEN = auto()  # the transactional id
-    LOST = auto()  # a connection that was not waited for
-    SILENT = auto()  # it was
+    EVICTED = auto()  # it has moved on without us
+    PRODUCER_FENCED = auto()  # the transactional id
+    DISCONNECTED = auto()  # a connection that was not waited for
+    UNAVAILABLE = auto()  # it was
     OTHER = auto()
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class KafkaClient:
     """Where Kafka is, and how long to wait for it. A library's own subclass knows what its errors mean."""
 
     bootstrap_servers: str
@@ -45,13 +45,13 @@ class Server:
     instance: str | None = None  # the name of the group's member that asks
     security: Security = PLAIN_TEXT
 
-    raised: ClassVar[tuple[type[BaseException], ...]] = ()  # what the library raises
+    library_errors: ClassVar[tuple[type[BaseException], ...]] = ()  # what the library raises
 
-    def within(self, seconds: float) -> Self:
+    def with_timeout(self, seconds: float) -> Self:
         """The same, with a time limit of its own."""
         return replace(self, timeout_s=seconds)
 
-    def named(self, instance: str | None) -> Self:
+    def for_instance(self, instance: str | None) -> Self:
         """The same, asked by the member of that name."""
         return replace(self, instance=instance)
 
@@ -60,7 +60,7 @@ class Server:
         """The same limit in the libraries' unit."""
         return int(self.timeout_s * 1_000)
 
-    def trouble(self, error: BaseException) -> tuple[Trouble, str]:
+    def classify(self, error: BaseException) -> tuple[Failure, str]:
         """What an error of the library means, and what it says itself where nothing more is known."""
         raise NotImplementedError
 
@@ -75,50 +75,50 @@ class Server:
             yield
         except BrokerError:
             raise
-        except self.raised as error:
-            raise self.error(error, doing) from error
+        except self.library_errors as error:
+            raise self.translate(error, doing) from error
 
-    def error(self, error: BaseException, doing: str) -> BrokerError:
+    def translate(self, error: BaseException, doing: str) -> BrokerError:
         """The BrokerError that tells a person what `error` means."""
-        return self.tell(*self.trouble(error), doing)
+        return self.broker_error(*self.classify(error), doing)
 
-    def tell(self, trouble: Trouble, detail: str, doing: str) -> BrokerError:
-        """The BrokerError that tells a person of a trouble met while `doing`."""
+    def broker_error(self, failure: Failure, detail: str, doing: str) -> BrokerError:
+        """The BrokerError that tells a person of a failure met while `doing`."""
         where = self.bootstrap_servers
-        match trouble:
-            case Trouble.NO_TOPIC:
+        match failure:
+            case Failure.NO_TOPIC:
                 return BrokerError(f"{doing}: Kafka at {where} has no such topic", do="Make it: tidecast topics create")
-            case Trouble.NOT_ALLOWED:
+            case Failure.NOT_AUTHORIZED:
                 return BrokerError(
                     f"{doing}: Kafka at {where} does not allow it ({detail})", do="Ask its owner for the right."
                 )
-            case Trouble.TOO_LARGE:
+            case Failure.TOO_LARGE:
                 return BrokerError(
                     f"{doing}: Kafka at {where} takes no record that large", do="Raise the topic's max.message.bytes."
                 )
-            case Trouble.REPLACED:
-                return Replaced(doing, self.instance)
-            case Trouble.REBALANCING:
-                return BrokerError(f"{doing}: {PutOut.WHAT}", do=PutOut.DO)
-            case Trouble.PUT_OUT:
-                return PutOut(doing)
-            case Trouble.ID_TAKEN:
+            case Failure.INSTANCE_FENCED:
+                return InstanceFenced(doing, self.instance)
+            case Failure.REBALANCING:
+                return BrokerError(f"{doing}: {MemberEvicted.WHAT}", do=MemberEvicted.DO)
+            case Failure.EVICTED:
+                return MemberEvicted(doing)
+            case Failure.PRODUCER_FENCED:
                 return Fenced(
                     f"{doing}: another producer has taken the transactional id, or the transaction was open for too "
                     "long",
                     do="Give every worker of a group a transactional id of its own.",
                 )
-            case Trouble.LOST:
-                return Unanswered(
+            case Failure.DISCONNECTED:
+                return BrokerUnavailable(
                     f"{doing}: the connection to Kafka at {where} is lost ({detail})", do="Check that the broker is up."
                 )
-            case Trouble.SILENT:
-                return Unanswered(
+            case Failure.UNAVAILABLE:
+                return BrokerUnavailable(
                     f"{doing}: Kafka at {where} did not answer within {self.timeout_s:g} s",
                     do="Check that a broker listens there (start one with: tidecast broker), or name another with "
                     "--bootstrap-servers.",
                 )
-            case Trouble.OTHER:
+            case Failure.OTHER:
                 return BrokerError(f"{doing}: Kafka at {where}: {detail}")
 
     def call(self, doing: str, call: Callable[[], T]) -> T:
@@ -140,7 +140,7 @@ class Server:
             try:
                 value, error = answers.get(timeout=self.timeout_s + 2)  # the library's own limit comes first
             except Empty:
-                raise self.tell(Trouble.SILENT, "", doing) from None
+                raise self.broker_error(Failure.UNAVAILABLE, "", doing) from None
             if error is not None:
                 raise error
             return value  # type: ignore[return-value]

@@ -13,7 +13,7 @@ CLIENTS = ("kafka-python", "confluent")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
 
 
-def connect_as_set(settings: Settings) -> Broker:
+def connect_from_settings(settings: Settings) -> Broker:
     """The broker that the settings name, as who they say.
 
     Raises:

@@ -18,7 +18,7 @@ class Membership:
     """How a consumer is a member of its group.
 
     With an `instance` its place outlives a restart within the session's time-out (KIP-345). Of two with one name, the
-    one that joined later has the place; the other's calls raise Replaced.
+    one that joined later has the place; the other's calls raise InstanceFenced.
     """
 
     instance: str | None = None
@@ -56,7 +56,7 @@ class Batch:
 
 
 @dataclass(slots=True)
-class Outgoing:
+class OutgoingBatch:
     """Records to produce to one topic; the lists are parallel."""
 
     topic: str
@@ -94,7 +94,8 @@ def metadata_of(offsets: Mapping[int, int], metadata: str | Mapping[int, str]) -
 class Consumer(Protocol):
     """One consumer of one topic. Every method but `close` raises BrokerError when the broker says no.
 
-    `poll`, `commit`, `confirm` and a transaction's commit raise Replaced once another has this one's name.
+    `poll`, `commit`, `verify_instance` and a transaction's commit raise InstanceFenced once another member has this
+    instance id.
     """
 
     def subscribe(
@@ -120,11 +121,11 @@ class Consumer(Protocol):
         Blocks until the broker has it.
         """
 
-    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """As `commit`, without waiting for the broker. What came of the last one, `commit_answered` tells later."""
+    def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """As `commit`, without waiting for the broker. What came of the last one, `commit_acknowledged` tells later."""
 
-    def commit_answered(self) -> bool:
-        """Whether the broker has taken what `commit_soon` asked for; False while that is not known.
+    def commit_acknowledged(self) -> bool:
+        """Whether the broker has taken what `commit_async` asked for; False while that is not known.
 
         An answer comes with `poll`. Raises as `commit`, where the broker refused.
         """
@@ -138,14 +139,14 @@ class Consumer(Protocol):
             BrokerError: that took longer than the broker's time limit.
         """
 
-    def confirm(self) -> None:
+    def verify_instance(self) -> None:
         """Ask the group now whether this member's name is still its own; nothing is asked where it has none.
 
         For one whose transactional id was taken: by a process of the same name, which must be let go on, or only
         because a transaction was open for too long.
 
         Raises:
-            Replaced: another process has the name.
+            InstanceFenced: another process has the name.
             BrokerError: the group's coordinator did not answer.
         """
 
@@ -178,7 +179,7 @@ class Producer(Protocol):
     the same transactional id, which ends what this one began. `Consumer.committed` then tells what is true.
     """
 
-    def produce(self, outgoing: Outgoing) -> None:
+    def produce(self, outgoing: OutgoingBatch) -> None:
         """Hand over records in order; does not wait for the broker.
 
         Raises:

@@ -108,9 +108,9 @@ def run(args: argparse.Namespace) -> int:
         with stop_on_signals(clock):
             return send(batches, StdoutProducer(), config.input_topic, 0.0, "printed")
 
-    from tidecast.service.broker.connect import connect_as_set
+    from tidecast.service.broker.connect import connect_from_settings
 
-    broker = connect_as_set(config)
+    broker = connect_from_settings(config)
     try:
         check_topic(broker, config)
         producer = broker.producer()

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker runs, its model is the newest
 
     # Imported here: `tidecast serve --help` need not wait for onnxruntime.
-    from tidecast.service.broker.connect import connect_as_set
+    from tidecast.service.broker.connect import connect_from_settings
     from tidecast.service.observability.http import HttpServer
     from tidecast.service.observability.metrics import Metrics
     from tidecast.service.observability.watchdog import Watchdog
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         extra={"model": model.spec.id, "targets": model.spec.targets, "horizon": model.spec.horizon},
     )
     metrics = Metrics(model.spec, DeadLetterReason)
-    broker = connect_as_set(config)  # which contacts nobody yet
+    broker = connect_from_settings(config)  # which contacts nobody yet
     try:
         worker = Worker(config, model, broker, metrics, watcher.take_newer, gc_pacer.between_batches, tracing)
         with HttpServer(config.http_host, config.http_port, metrics.registry, worker) as http:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tidecast.service.broker.connect import connect_as_set
+from tidecast.service.broker.connect import connect_from_settings
 from tidecast.service.broker.port import Broker
 from tidecast.service.commands.output import open_output
 from tidecast.service.config import loader, settings
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     config = loader.from_args(args)
     _check(args)
     spec = _spec(args, config) if args.action == "show" else None  # before Kafka: a wrong file should not wait for it
-    broker = connect_as_set(config)
+    broker = connect_from_settings(config)
     try:
         if args.action == "list":
             _list(broker, config, limit=args.limit, as_json=bool(args.json))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tidecast.service.broker.connect import connect_as_set
+from tidecast.service.broker.connect import connect_from_settings
 from tidecast.service.broker.topics import DEFAULT_PARTITIONS, create_topics
 from tidecast.service.config import loader, settings
 from tidecast.service.errors import UsageError
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1", got=value)
-    broker = connect_as_set(config)
+    broker = connect_from_settings(config)
     try:
         if args.action == "create":
             made = create_topics(broker, config, partitions=args.partitions, replication_factor=args.replication_factor)

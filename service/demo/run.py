@@ -19,7 +19,7 @@ from types import FrameType
 
 import msgspec
 
-from tidecast.service.broker.connect import connect_as_set
+from tidecast.service.broker.connect import connect_from_settings
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.broker.topics import create_topics
 from tidecast.service.config.settings import Settings
@@ -114,7 +114,7 @@ def _own_topics(settings: Settings, stack: contextlib.ExitStack, *, alone: bool)
     On a Kafka that is ours `alone` the usual names are free, and read better; not where an earlier demo was killed.
     """
     run_name = time.strftime("demo-%Y%m%d-%H%M%S") + f"-{os.getpid()}"
-    broker = connect_as_set(settings)
+    broker = connect_from_settings(settings)
     usual = (settings.input_topic, settings.output_topic, settings.dead_letter_topic, settings.changelog_topic)
     free = alone and not any(broker.partitions(topic) for topic in usual)
     readings, forecasts, dead_letters, state = (
@@ -226,7 +226,7 @@ def _watch(
     """Read both topics from their beginning and show them, until the time is up or the file has ended."""
     target = UNIVARIATE if config.columns.each_column else config.data.targets[0]
     unit = config.data.units.get(config.data.targets[0], "")
-    broker = connect_as_set(settings)
+    broker = connect_from_settings(settings)
     display = make_display(target, unit, title)
     end = time.monotonic() + plan.seconds
     readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))

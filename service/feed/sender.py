@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from tidecast.service.broker.port import Broker, Outgoing
+from tidecast.service.broker.port import Broker, OutgoingBatch
 from tidecast.service.config import settings
 from tidecast.service.config.settings import Settings
 from tidecast.service.datafiles.readings import Reading
@@ -45,7 +45,7 @@ def check_topic(broker: Broker, config: Settings) -> None:
 class ReadingSink(Protocol):
     """Of a producer, what sending readings takes."""
 
-    def produce(self, outgoing: Outgoing) -> None:
+    def produce(self, outgoing: OutgoingBatch) -> None:
         """Hand over records in order."""
 
     def flush(self, timeout_s: float) -> None:
@@ -58,7 +58,7 @@ def send(batches: Iterable[list[Reading]], producer: ReadingSink, topic: str, ti
     count, keys = 0, set()
     try:
         for batch in batches:
-            outgoing = Outgoing(topic)
+            outgoing = OutgoingBatch(topic)
             for reading in batch:
                 outgoing.append(reading.key, reading.value)
                 keys.add(reading.key)
@@ -79,7 +79,7 @@ def send(batches: Iterable[list[Reading]], producer: ReadingSink, topic: str, ti
 class StdoutProducer:
     """A producer to stdout: `{"key": …, "value": {…}}`, as the topic would hold it."""
 
-    def produce(self, outgoing: Outgoing) -> None:
+    def produce(self, outgoing: OutgoingBatch) -> None:
         """Print each record."""
         for key, value in zip(outgoing.keys, outgoing.values, strict=True):
             line = _show({"key": (key or b"").decode(), "value": msgspec.Raw(value or b"null")})

@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from tidecast import __version__
-from tidecast.service.broker.port import Batch, Outgoing
+from tidecast.service.broker.port import Batch, OutgoingBatch
 from tidecast.service.config.settings import Settings
 from tidecast.service.observability.tracing import Tracing
 from tidecast.service.pipeline.batch import BatchResult
@@ -84,7 +84,7 @@ class Spans(Tracing):
         self._add_spans(result.dead_letters, "dead letter")
 
     def _add_spans(
-        self, outgoing: Outgoing, name: str, position_of: Callable[[int], tuple[int, int]] | None = None
+        self, outgoing: OutgoingBatch, name: str, position_of: Callable[[int], tuple[int, int]] | None = None
     ) -> None:
         if not any(outgoing.headers):
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecast.service.broker.port import Batch, Outgoing
+from tidecast.service.broker.port import Batch, OutgoingBatch
 from tidecast.service.model.spec import ModelSpec
 from tidecast.service.pipeline.dead_letters import DeadLetterReason, RecordRejected
 from tidecast.service.pipeline.decode import DecodedReadings
@@ -43,8 +43,8 @@ class BatchCounts:
 class BatchResult:
     """The answers to one batch. Forecasts and dead letters are in the order of their records."""
 
-    forecasts: Outgoing
-    dead_letters: Outgoing
+    forecasts: OutgoingBatch
+    dead_letters: OutgoingBatch
     counts: BatchCounts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
     event_times: Int64  # [forecasts] ms

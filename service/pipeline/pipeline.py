@@ -1,7 +1,7 @@
 """The path of a batch: records in, forecasts and dead letters out. No I/O, no clock of its own.
 
 A batch has three forms. It arrives as a `Batch`, whose columns are Python lists, as the Kafka clients give them. It is
-worked on as a `BatchWork`, whose columns are numpy arrays. It leaves as two `Outgoing`, lists again, as the Kafka
+worked on as a `BatchWork`, whose columns are numpy arrays. It leaves as two `OutgoingBatch`, lists again, as the Kafka
 clients take them. A row of any column is one record of the batch.
 """
 
@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecast.service.broker.port import Batch, Outgoing
+from tidecast.service.broker.port import Batch, OutgoingBatch
 from tidecast.service.model.session import Model
 from tidecast.service.pipeline.batch import BatchCounts, BatchResult, BatchWork
 from tidecast.service.pipeline.dead_letters import (
@@ -243,7 +243,7 @@ class Pipeline:
             outcomes = np.bincount(work.outcome[~work.replayed], minlength=Outcome.KINDS).tolist()
         ts, score = work.readings.ts[rows], work.score[rows]
         positions = RecordPositions(batch.topic, work.partitions[rows], work.offsets[rows])
-        forecasts = Outgoing(
+        forecasts = OutgoingBatch(
             topic=self._output_topic,
             partitions=[*answered.partitions],
             keys=[*answered.keys],
@@ -258,10 +258,10 @@ class Pipeline:
         return BatchResult(forecasts, self._dead_letters(work), counts, score, ts, positions, self._model.spec,
                            work.partitions, work.timestamps)  # fmt: skip
 
-    def _dead_letters(self, work: BatchWork) -> Outgoing:
+    def _dead_letters(self, work: BatchWork) -> OutgoingBatch:
         """Each rejected record as it came, with the reason; counts them."""
         batch = work.batch
-        dead_letters = Outgoing(topic=self._dead_letter_topic)
+        dead_letters = OutgoingBatch(topic=self._dead_letter_topic)
         for r, rejection in sorted(work.rejected.items()):
             if work.replayed[r]:
                 continue

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple, TypeVar
 
 from tidecast.service.broker.partitioner import partition_for
-from tidecast.service.broker.port import Broker, Outgoing
+from tidecast.service.broker.port import Broker, OutgoingBatch
 from tidecast.service.broker.topics import create_command
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, ChangelogError, Fenced
@@ -129,12 +129,12 @@ def append(broker: Broker, settings: Settings, entries: Iterable[ChangelogEntry]
     """
     producer = broker.producer()
     try:
-        outgoing = Outgoing(settings.changelog_topic)
+        outgoing = OutgoingBatch(settings.changelog_topic)
         for (partition, key), value in entries:
             outgoing.append(key, value, partition=partition)
             if len(outgoing) == _MAX_RECORDS:
                 producer.produce(outgoing)
-                outgoing = Outgoing(settings.changelog_topic)
+                outgoing = OutgoingBatch(settings.changelog_topic)
         producer.produce(outgoing)
         producer.flush(settings.broker_timeout_seconds)
     finally:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecast.service.broker.port import Headers, Outgoing
+from tidecast.service.broker.port import Headers, OutgoingBatch
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.store import SeriesStore
 
@@ -44,7 +44,7 @@ class RollingFlush:
         self._flushed_at = clock()
         self._next = np.empty(0, dtype=np.int64)  # slots in the order in which to write them; some may be clean by then
 
-    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[Outgoing]:
+    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[OutgoingBatch]:
         """Tombstones of removed series, then the states due, in parts; everything yielded counts as flushed.
 
         Args:
@@ -52,7 +52,7 @@ class RollingFlush:
             without: partitions of which nothing is due: during their replay, what is committed must not change.
         """
         store = self._store
-        out = Outgoing(topic=self._topic)
+        out = OutgoingBatch(topic=self._topic)
         for key, partition in store.pending_tombstones:
             if partition not in without:
                 out.append(key, None, partition=partition, headers=self._headers)
@@ -65,13 +65,13 @@ class RollingFlush:
         for at in range(0, len(slots), _AT_ONCE):
             yield self._states(slots[at : at + _AT_ONCE])
 
-    def _states(self, slots: NDArray[np.int64]) -> Outgoing:
+    def _states(self, slots: NDArray[np.int64]) -> OutgoingBatch:
         store, n = self._store, len(slots)
         values = self._codec.encode(
             store.offsets[slots], store.last_ts[slots], store.steps[slots], store.seen_ms[slots], store.states[slots]
         )
         store.dirty_since[slots] = -1
-        return Outgoing(
+        return OutgoingBatch(
             topic=self._topic,
             partitions=store.partitions[slots].tolist(),
             keys=[store.key_of(slot) for slot in slots.tolist()],

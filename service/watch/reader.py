@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tidecast.service.broker.port import Batch, Broker, Consumer
-from tidecast.service.errors import NotTakenIn, TidecastError
+from tidecast.service.errors import ConnectionRejected, TidecastError
 from tidecast.service.watch.messages import answered_reading, decode_forecast, decode_measurement, series_name
 from tidecast.service.watch.store import Store
 from tidecast.service.watch.stream_stats import StreamStats
@@ -39,7 +39,7 @@ class Reader:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch-reader", daemon=True)
         self._state, self._reason = "connecting", ""
-        self.failure: NotTakenIn | None = None  # why it has ended by itself
+        self.failure: ConnectionRejected | None = None  # why it has ended by itself
         self._skipped = self._refused = 0
 
     def start(self) -> None:
@@ -68,7 +68,7 @@ class Reader:
         while not self._stop.is_set():
             try:
                 self._read()
-            except NotTakenIn as error:
+            except ConnectionRejected as error:
                 self.failure = error
                 return
             except TidecastError as error:

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 
 from tidecast import __version__
-from tidecast.service.broker.connect import connect_as_set
+from tidecast.service.broker.connect import connect_from_settings
 from tidecast.service.config.rules import is_loopback
 from tidecast.service.config.settings import Settings
 from tidecast.service.observability.http import listen_error, url_of
@@ -49,9 +49,9 @@ def run(config: Settings) -> int:
 
     store = Store(max_series=config.watch_series, points=config.watch_points, max_bytes=config.watch_memory_bytes)
     impatient = replace(config, broker_timeout_seconds=min(config.broker_timeout_seconds, ASKED_TIMEOUT_S))
-    connect_as_set(impatient).close()  # a wrong setting is told at once
+    connect_from_settings(impatient).close()  # a wrong setting is told at once
     reader = Reader(
-        lambda: connect_as_set(impatient),
+        lambda: connect_from_settings(impatient),
         config.input_topic,
         config.output_topic,
         store,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from tidecast.service.broker.port import Batch, Broker, Consumer, Membership
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, Unanswered
+from tidecast.service.errors import BrokerError, BrokerUnavailable
 from tidecast.service.observability.liveness import Liveness
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.worker.committer import Committer
@@ -78,7 +78,7 @@ class PartitionAssignment:
         self.consumer = self._broker.consumer(group=s.group, membership=Membership(instance, s.session_timeout_seconds))
 
     def join(self) -> None:
-        """Subscribe. After an Unanswered the consumer is a new one: the old one would wait in vain.
+        """Subscribe. After an BrokerUnavailable the consumer is a new one: the old one would wait in vain.
 
         Raises:
             BrokerError: Kafka does not answer, or refuses.
@@ -86,7 +86,7 @@ class PartitionAssignment:
         try:
             self._liveness.note_turn()
             self.consumer.subscribe(self._settings.input_topic, self.on_assigned, self.on_revoked)
-        except Unanswered:
+        except BrokerUnavailable:
             self.consumer.close()
             self.connect()
             raise
@@ -159,7 +159,7 @@ class PartitionAssignment:
             try:
                 for number, found in restored.items():
                     self._start_reading(number, found)
-            except Unanswered as error:
+            except BrokerUnavailable as error:
                 log.warning("Kafka does not answer, beginning the restore again", extra={"reason": error.what})
                 self._begin(restored.keys())
                 return
@@ -197,7 +197,7 @@ class PartitionAssignment:
 
         Raises:
             BrokerError: they are lost; what was read before is committed.
-            Unanswered: Kafka does not say where its logs begin.
+            BrokerUnavailable: Kafka does not say where its logs begin.
         """
         firsts, skipped = batch.first_offsets(), {}
         for number, end in batch.next_offsets.items():

@@ -10,7 +10,7 @@ from functools import partial
 
 from tidecast.service.broker.port import Broker, Consumer
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, Fenced, PutOut, Replaced
+from tidecast.service.errors import BrokerError, Fenced, InstanceFenced, MemberEvicted
 from tidecast.service.observability.liveness import SAY_SECONDS
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.pipeline.pipeline import BatchResult
@@ -309,7 +309,7 @@ class Committer:
         name is still its own: of two processes with one name, the one that joined later continues.
 
         Raises:
-            Replaced: the name belongs to another process now.
+            InstanceFenced: the name belongs to another process now.
             Fenced: a named instance was fenced repeatedly: a process outside of the group has its transactional id.
             BrokerError: no broker answers.
         """
@@ -317,8 +317,8 @@ class Committer:
         assert reason is not None
         if isinstance(reason, Fenced) and self._settings.instance != "auto":
             with self._allow_wait(2 * self._settings.broker_timeout_seconds):
-                consumer.confirm()
-            if not isinstance(reason, PutOut):
+                consumer.verify_instance()
+            if not isinstance(reason, MemberEvicted):
                 self._fence_limit.add(reason)
         committed = sorted(number for number, p in self._partitions.items() if p.committed is not None)
         log.warning(
@@ -340,13 +340,13 @@ class Committer:
         """Prepare another attempt, with the next commit or, of a transaction, from what is committed. Returns False.
 
         Raises:
-            Replaced: another process has this worker's name.
+            InstanceFenced: another process has this worker's name.
             BrokerError: commits have failed for `broker_timeout_seconds`.
         """
         self._metrics.transactions.labels("failed").inc()
-        if isinstance(error, Replaced):
+        if isinstance(error, InstanceFenced):
             raise error
-        self._evicted = isinstance(error, PutOut)
+        self._evicted = isinstance(error, MemberEvicted)
         now = self._clock()
         self._due = now + _RETRY_SECONDS
         if self._settings.delivery == "exactly-once":

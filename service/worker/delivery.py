@@ -31,7 +31,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
 
-from tidecast.service.broker.port import Broker, Consumer, Outgoing, Producer
+from tidecast.service.broker.port import Broker, Consumer, OutgoingBatch, Producer
 from tidecast.service.config.settings import Settings
 
 Offsets = Mapping[int, tuple[int, str]]  # partition -> (next offset, metadata)
@@ -57,7 +57,7 @@ class Delivery(Protocol):
     stores_separately: bool  # True where states need requests of their own, so that not every commit writes some
     blocks_emit: bool  # True where nothing may be polled or emitted before the result of a commit is known
 
-    def emit(self, outgoing: Outgoing) -> None:
+    def emit(self, outgoing: OutgoingBatch) -> None:
         """Hand over records; waits for Kafka only if a buffer is full."""
 
     def flush(self, timeout_s: float) -> None:
@@ -66,7 +66,7 @@ class Delivery(Protocol):
     def verify_ownership(self, offsets: Callable[[], Offsets], consumer: Consumer) -> None:
         """Before states are written: raise unless this worker still owns them. `offsets` is called if needed."""
 
-    def store(self, states: Outgoing) -> None:
+    def store(self, states: OutgoingBatch) -> None:
         """Hand over the changelog records due."""
 
     def commit(self, offsets: Offsets, consumer: Consumer, *, wait: bool) -> bool:
@@ -94,7 +94,7 @@ class AtLeastOnce(Delivery):
         self._timeout_s = timeout_s
         self._producer: Producer = broker.producer()
 
-    def emit(self, outgoing: Outgoing) -> None:
+    def emit(self, outgoing: OutgoingBatch) -> None:
         """Hand over records."""
         if len(outgoing):
             self._producer.produce(outgoing)
@@ -107,7 +107,7 @@ class AtLeastOnce(Delivery):
         """Step 2 of the module's second list."""
         self.commit(offsets(), consumer, wait=True)
 
-    def store(self, states: Outgoing) -> None:
+    def store(self, states: OutgoingBatch) -> None:
         """Wait until Kafka has them: the next commit relies on them."""
         if len(states):
             self._producer.produce(states)
@@ -115,13 +115,13 @@ class AtLeastOnce(Delivery):
 
     def commit(self, offsets: Offsets, consumer: Consumer, *, wait: bool) -> bool:
         """Commit the offsets; what was emitted is acknowledged by now."""
-        commit = consumer.commit if wait else consumer.commit_soon
+        commit = consumer.commit if wait else consumer.commit_async
         commit({p: o for p, (o, _) in offsets.items()}, {p: text for p, (_, text) in offsets.items()})
         return wait
 
     def acknowledged(self, consumer: Consumer) -> bool:
         """Whether a poll has brought the answer."""
-        return consumer.commit_answered()
+        return consumer.commit_acknowledged()
 
     def start_over(self) -> None:
         """Nothing to do: what was emitted stays emitted."""
@@ -142,7 +142,7 @@ class ExactlyOnce(Delivery):
         self._open = False
         self._running: Future[None] | None = None  # a commit that is not waited for
 
-    def emit(self, outgoing: Outgoing) -> None:
+    def emit(self, outgoing: OutgoingBatch) -> None:
         """Hand over records, inside of the transaction."""
         if len(outgoing):
             self._begin()
@@ -154,7 +154,7 @@ class ExactlyOnce(Delivery):
     def verify_ownership(self, offsets: Callable[[], Offsets], consumer: Consumer) -> None:
         """Nothing to do: what a fenced worker writes is never committed."""
 
-    def store(self, states: Outgoing) -> None:
+    def store(self, states: OutgoingBatch) -> None:
         """Hand over the changelog records due, inside of the transaction."""
         self.emit(states)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import Unanswered
+from tidecast.service.errors import BrokerUnavailable
 from tidecast.service.model.session import Model
 from tidecast.service.model.spec import ModelSpec
 from tidecast.service.observability.metrics import Metrics
@@ -89,7 +89,7 @@ class ModelSwap:
         with self._allow_wait(self._settings.broker_timeout_seconds):
             try:
                 ready = self._ready({n: p for n, p in left.items() if not p.restoring and not p.replaying})
-            except Unanswered:
+            except BrokerUnavailable:
                 return  # the older model continues, and its commits find out whether Kafka stays away
         if ready is not None:
             self._models.hand_over(ready)

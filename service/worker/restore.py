@@ -22,7 +22,7 @@ import numpy as np
 
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, ChangelogError, Unanswered
+from tidecast.service.errors import BrokerError, BrokerUnavailable, ChangelogError
 from tidecast.service.state.codec import layout_of
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.offset_metadata import Committed
@@ -111,7 +111,7 @@ class Restore:
         try:
             outdated = {number for number, r in done.items() if self._outdated(number, r, consumer)}
             restored = {n: self._finish(n, r, consumer) for n, r in done.items() if n not in outdated}
-        except Unanswered as error:
+        except BrokerUnavailable as error:
             log.warning("Kafka does not answer, beginning the restore again", extra={"reason": error.what})
             outdated, restored = set(done), {}
         if outdated:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecast.service.broker.port import Batch, Outgoing
+from tidecast.service.broker.port import Batch, OutgoingBatch
 from tidecast.service.config.settings import Settings
 from tidecast.service.model.session import Model
 from tidecast.service.pipeline.pipeline import BatchResult
@@ -89,7 +89,7 @@ class ServedModels:
 
     # The changelog -------------------------------------------------------------------------------------------
 
-    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[Outgoing]:
+    def due(self, everything_of: Collection[int] = (), without: Collection[int] = ()) -> Iterator[OutgoingBatch]:
         """The changelog records due, see `RollingFlush.due`."""
         for served in self._all():
             for records in served.rolling.due(everything_of, self._others(served).union(without)):

@@ -16,7 +16,7 @@ from typing import Any
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.broker.topics import check_topics
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, DeadLetterFlood, TidecastError, Unanswered
+from tidecast.service.errors import BrokerError, BrokerUnavailable, DeadLetterFlood, TidecastError
 from tidecast.service.model.session import Model
 from tidecast.service.observability.histogram import Timing
 from tidecast.service.observability.liveness import Liveness
@@ -113,7 +113,7 @@ class Worker:
         while True:
             try:
                 return ask()
-            except Unanswered as error:
+            except BrokerUnavailable as error:
                 if self._clock() - began >= self._settings.broker_timeout_seconds or self._stopping.is_set():
                     raise
                 log.warning("Kafka does not answer, waiting", extra={"reason": error.what})
@@ -218,7 +218,7 @@ class Worker:
         with self._stage("poll"), self._liveness.allow(self._settings.broker_timeout_seconds):
             try:
                 batch = self._consumer.poll(wait, self._settings.max_poll_records)
-            except Unanswered as error:  # while it joins; `probe` limits how long
+            except BrokerUnavailable as error:  # while it joins; `probe` limits how long
                 log.warning("Kafka does not answer, polling again", extra={"reason": error.what})
                 self._stopping.wait(_AGAIN_SECONDS)
                 batch = Batch(self._settings.input_topic)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 
-from tidecast.service.broker.port import Broker, Outgoing, Producer
+from tidecast.service.broker.port import Broker, OutgoingBatch, Producer
 from tidecast.service.errors import BrokerError
 from tidecast.service.model.spec import ModelSpec
 
@@ -76,9 +76,9 @@ class Feeder(threading.Thread):
             self.failure = error
 
     def _run(self) -> None:
-        producer, doubtful, began = self._broker.producer(), Outgoing(self._topic), time.monotonic()
+        producer, doubtful, began = self._broker.producer(), OutgoingBatch(self._topic), time.monotonic()
         while not self._done.wait(0.05):
-            batch = Outgoing(self._topic)
+            batch = OutgoingBatch(self._topic)
             for key, value in islice(self._records, int((time.monotonic() - began) * self._rate) - self.sent):
                 batch.append(key, value)
                 doubtful.append(key, value)
@@ -87,17 +87,17 @@ class Feeder(threading.Thread):
                 producer.produce(batch)
                 if len(doubtful) >= self._rate:  # about once a second
                     producer.flush(30)
-                    doubtful = Outgoing(self._topic)
+                    doubtful = OutgoingBatch(self._topic)
             except BrokerError:
                 producer = self._again(producer, doubtful)
-                doubtful = Outgoing(self._topic)
+                doubtful = OutgoingBatch(self._topic)
         try:
             producer.flush(30)
         except BrokerError:
             producer = self._again(producer, doubtful)
         producer.close()
 
-    def _again(self, broken: Producer, doubtful: Outgoing) -> Producer:
+    def _again(self, broken: Producer, doubtful: OutgoingBatch) -> Producer:
         """Send it once more, in order: what was there already is late or a duplicate then, as anybody's would be."""
         broken.close()
         producer = self._broker.producer()

@@ -9,7 +9,7 @@ import numpy as np
 from tests.chaos.topics import Names
 from tests.chaos.verifier import verify
 from tests.support.models import SUCCESSORS, CountingReference
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.state.codec import Codec
 
 NAMES = Names("readings", "forecasts", "dead", "changelog")
@@ -88,7 +88,7 @@ def judged(topics, models, takes, spoil=None, written=None):
         written: is given the first series and its records (see `play`), and gives those that are in the changelog, in
             order [the last one].
     """
-    forecasts, states = Outgoing(NAMES.forecasts), Outgoing(NAMES.changelog)
+    forecasts, states = OutgoingBatch(NAMES.forecasts), OutgoingBatch(NAMES.changelog)
     for nth, one in enumerate(topics.readings.series.values()):
         own = [Take(0, OLD, 0), *(takes(one) if callable(takes) else takes)]
         answers, records = play(one, own, models)

@@ -13,7 +13,7 @@ from tests.chaos.readings import Readings, Series
 from tests.chaos.topics import read_all
 from tests.support.models import FEATURES, START_MS, counting_models
 from tidecast.service.broker.memory.broker import MemoryBroker
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.model.session import Model
 
 RECORDS, SERIES, PARTITIONS = 1_200, 12, 3
@@ -32,7 +32,7 @@ def topics(models):
     for name in (NAMES.readings, NAMES.forecasts, NAMES.changelog):
         broker.create_topic(name, PARTITIONS)
     broker.create_topic(NAMES.dead_letters, 1)
-    out = Outgoing(NAMES.readings)
+    out = OutgoingBatch(NAMES.readings)
     for key, value in islice(feed(models[0].spec, SERIES, seed=3), RECORDS):
         if value.startswith(b'{"ts": 1') and value.count(b":") == 1 + len(FEATURES):
             out.append(key, value)

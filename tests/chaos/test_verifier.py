@@ -15,7 +15,7 @@ from tests.chaos.topics import Names, read_all
 from tests.chaos.verifier import verify
 from tests.support.models import CountingReference, counting_model
 from tidecast.service.broker.memory.broker import MemoryBroker
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.model.session import Model
 from tidecast.service.pipeline.pipeline import Pipeline, Policy
 from tidecast.service.state.codec import Codec
@@ -36,7 +36,7 @@ def answered(model):
     for name in (NAMES.readings, NAMES.forecasts):
         broker.create_topic(name, PARTITIONS)
     broker.create_topic(NAMES.dead_letters, 1)
-    records = Outgoing(NAMES.readings)
+    records = OutgoingBatch(NAMES.readings)
     for key, value in islice(feed(model.spec, SERIES, seed=3), RECORDS):
         records.append(key, value)
     broker.producer().produce(records)
@@ -64,7 +64,7 @@ def rows(batches):
 
 
 def write(broker, topic, records):
-    out = Outgoing(topic)
+    out = OutgoingBatch(topic)
     for partition, key, value, headers in records:
         out.append(key, value, partition=partition, headers=headers)
     broker.producer().produce(out)

@@ -9,14 +9,14 @@ import uuid
 
 import pytest
 
-from tidecast.service.broker.port import DYNAMIC, Batch, Membership, Outgoing
-from tidecast.service.errors import BrokerError, Replaced
+from tidecast.service.broker.port import DYNAMIC, Batch, Membership, OutgoingBatch
+from tidecast.service.errors import BrokerError, InstanceFenced
 
 PATIENCE_S = 20.0  # a limit, not an expectation
 
 
 def fill(port, topic, count, *, partition=None, start=0):
-    outgoing = Outgoing(topic)
+    outgoing = OutgoingBatch(topic)
     for i in range(start, start + count):
         outgoing.append(b"k%d" % (i % 7), b"v%d" % i, partition=partition, timestamp=1_700_000_000_000 + i)
     producer = port.producer()
@@ -83,7 +83,7 @@ class BrokerContract:
         consumer.close()
 
     def test_a_record_comes_back_byte_for_byte(self, port, topic, reader):
-        outgoing = Outgoing(topic)
+        outgoing = OutgoingBatch(topic)
         headers = [("content-type", b"application/json"), ("ü", b"\x00\xff"), ("empty", b"")]
         outgoing.append(b"key", b'{"ts": 1}', partition=2, headers=headers, timestamp=1_700_000_000_123)
         outgoing.append(b"\x00\xff", None, partition=2, timestamp=5)  # a tombstone, and a key that is not UTF-8
@@ -114,7 +114,7 @@ class BrokerContract:
         assert {p: offset for p, offset in batch.next_offsets.items() if offset} == counts
 
     def test_a_key_goes_where_a_java_producer_would_put_it(self, port, topic, reader):
-        outgoing = Outgoing(topic)
+        outgoing = OutgoingBatch(topic)
         for key in (b"21", b"foobar", b"a-little-bit-long-string"):
             outgoing.append(key, b"")
         producer = port.producer()
@@ -128,7 +128,7 @@ class BrokerContract:
         }
 
     def test_a_record_without_a_timestamp_gets_the_present(self, port, topic, reader):
-        outgoing = Outgoing(topic)
+        outgoing = OutgoingBatch(topic)
         outgoing.append(b"k", b"v")
         before = int(time.time() * 1_000)
         producer = port.producer()
@@ -220,9 +220,9 @@ class BrokerContract:
         member = Member(port, topic, topic)
         drain(member.consumer, 10)
         for offset in (4, 7):
-            member.consumer.commit_soon({0: offset}, {0: f"snapshot={offset}"})
-            poll_until([member.consumer], member.consumer.commit_answered)
-            assert member.consumer.commit_answered(), "asked once more, it says the same"
+            member.consumer.commit_async({0: offset}, {0: f"snapshot={offset}"})
+            poll_until([member.consumer], member.consumer.commit_acknowledged)
+            assert member.consumer.commit_acknowledged(), "asked once more, it says the same"
             assert member.consumer.committed([0]) == {0: (offset, f"snapshot={offset}")}
         member.consumer.close()
 
@@ -231,9 +231,9 @@ class BrokerContract:
         outside.assign(topic, {0: 0})
         member = Member(port, topic, f"g-{topic}")
         poll_until([member.consumer], lambda: len(member.assigned) == 4)
-        outside.commit_soon({0: 5})
+        outside.commit_async({0: 5})
         with pytest.raises(BrokerError, match="moved on without this member"):
-            poll_until([outside, member.consumer], outside.commit_answered)
+            poll_until([outside, member.consumer], outside.commit_acknowledged)
         assert member.consumer.committed([0]) == {0: None}
         member.consumer.close()
         outside.close()
@@ -318,21 +318,21 @@ class BrokerContract:
         fill(port, topic, 4, partition=0)
         older = Member(port, topic, topic, Membership("one"))
         poll_until([older.consumer], lambda: len(older.assigned) == 4)
-        older.consumer.confirm()
+        older.consumer.verify_instance()
         newer = Member(port, topic, topic, Membership("one"))
         poll_until([newer.consumer], lambda: len(newer.assigned) == 4)
         for _ in range(2):
-            for attempt in (older.consumer.confirm, lambda: older.consumer.commit({0: 1})):
-                with pytest.raises(Replaced, match=r"another process has the name 'one'.*a name of its own"):
+            for attempt in (older.consumer.verify_instance, lambda: older.consumer.commit({0: 1})):
+                with pytest.raises(InstanceFenced, match=r"another process has the name 'one'.*a name of its own"):
                     attempt()
-            with pytest.raises(Replaced, match="'one'"):  # its heartbeats have been told
+            with pytest.raises(InstanceFenced, match="'one'"):  # its heartbeats have been told
                 poll_until([older.consumer], lambda: False)
-        newer.consumer.confirm()
+        newer.consumer.verify_instance()
         newer.consumer.commit({0: 4})
         assert newer.consumer.committed([0]) == {0: (4, "")} and len(newer.assigned) == 4
         older.consumer.close()
         newer.consumer.poll(0.1, 10)
-        newer.consumer.confirm()
+        newer.consumer.verify_instance()
         newer.consumer.close()
 
     def test_members_with_names_of_their_own_or_none_share_the_partitions(self, port, topic):
@@ -340,7 +340,7 @@ class BrokerContract:
         consumers = [m.consumer for m in members]
         poll_until(consumers, lambda: all(len(m.assigned) == 1 for m in members))
         for consumer in consumers:
-            consumer.confirm()
+            consumer.verify_instance()
             consumer.close()
 
     def test_callbacks_run_on_the_thread_that_polls(self, port, topic):
@@ -378,7 +378,7 @@ class BrokerContract:
 
     def test_a_topic_that_is_not_there_is_named_and_not_made(self, port):
         missing = f"missing-{uuid.uuid4().hex[:8]}"
-        outgoing = Outgoing(missing)
+        outgoing = OutgoingBatch(missing)
         outgoing.append(b"k", b"v")
         producer, consumer, member = port.producer(), port.consumer(), port.consumer(group=missing)
         for attempt in (
@@ -402,7 +402,7 @@ class BrokerContract:
             port.topic_config(f"missing-{name}")
 
     def test_a_partition_that_is_not_there_is_refused_and_nothing_is_written(self, port, topic, reader):
-        outgoing = Outgoing(topic)
+        outgoing = OutgoingBatch(topic)
         outgoing.append(b"k", b"v", partition=0)
         outgoing.append(b"k", b"v", partition=4)
         producer = port.producer()
@@ -428,6 +428,6 @@ class BrokerContract:
 
     def test_producing_nothing_is_fine(self, port, topic):
         producer = port.producer()
-        producer.produce(Outgoing(topic))
+        producer.produce(OutgoingBatch(topic))
         producer.flush(1.0)
         producer.close()

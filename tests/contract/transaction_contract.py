@@ -6,12 +6,12 @@ import uuid
 import pytest
 
 from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
-from tidecast.service.broker.port import Membership, Outgoing
-from tidecast.service.errors import BrokerError, Fenced, Replaced
+from tidecast.service.broker.port import Membership, OutgoingBatch
+from tidecast.service.errors import BrokerError, Fenced, InstanceFenced
 
 
 def outgoing(topic, *values, partition=0):
-    made = Outgoing(topic)
+    made = OutgoingBatch(topic)
     for value in values:
         made.append(b"k", value, partition=partition)
     return made
@@ -48,7 +48,7 @@ def settle(port, topic, partitions=(0,)):
 class TransactionContract:
     """A subclass has the fixtures of BrokerContract, and
 
-    `put_out(port, member)`: the group throws the member out, without its knowing.
+    `evict(port, member)`: the group throws the member out, without its knowing.
     `offer(port, topic, group)`: a transaction holds offset 7 of the group for partition 0; returns how to commit it.
     `impatient()`: another port to the same cluster, with a time limit of 2 s.
     """
@@ -179,7 +179,7 @@ class TransactionContract:
         zombie.begin()
         zombie.produce(outgoing(topic, b"of the zombie"))
         zombie.flush(PATIENCE_S)
-        self.put_out(port, member)
+        self.evict(port, member)
         heir = Member(port, source, source)
         poll_until([heir.consumer], lambda: len(heir.assigned) == 4)
         producer = take(f"{topic}-heir")
@@ -202,7 +202,7 @@ class TransactionContract:
         producer.produce(outgoing(topic, b"of the older"))
         newer = Member(port, source, source, Membership("one"))
         poll_until([newer.consumer], lambda: len(newer.assigned) == 4)
-        with pytest.raises(Replaced, match="another process has the name 'one'"):
+        with pytest.raises(InstanceFenced, match="another process has the name 'one'"):
             producer.commit_transaction(source, {0: (1, "")}, older.consumer, PATIENCE_S)
         producer.abort(PATIENCE_S)
         assert see() == [] and newer.consumer.committed([0]) == {0: None}
@@ -212,7 +212,7 @@ class TransactionContract:
     def test_offsets_of_a_fenced_commit_do_not_come_with_the_next_one(self, port, topic, source, member, take):
         producer = take(topic)
         producer.begin()
-        self.put_out(port, member)
+        self.evict(port, member)
         with pytest.raises(Fenced):
             producer.commit_transaction(source, {0: (4, ""), 1: (4, "")}, member.consumer, PATIENCE_S)
         producer.abort(PATIENCE_S)

@@ -10,7 +10,7 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 from tests.contract.broker_contract import PATIENCE_S, BrokerContract, drain, fill
 from tests.contract.transaction_contract import TransactionContract
 from tidecast.service.broker.connect import CLIENTS, connect
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.errors import BrokerError, TidecastError
 
 
@@ -22,7 +22,7 @@ class OnKafka(BrokerContract, TransactionContract):
         self.address = broker
         return ports[self.client]
 
-    def put_out(self, port, member):
+    def evict(self, port, member):
         """By the admin's request, as the end of its session would do it 20 s later."""
         admin = KafkaAdminClient(bootstrap_servers=self.address)
         member_id = self.member_id(member.consumer)
@@ -116,7 +116,7 @@ def test_an_open_transaction_is_not_read_before_it_is_committed(kafka, broker, t
 
 def test_a_record_that_kafka_refuses_surfaces_on_flush_and_on_every_later_call(kafka, topic):
     name = topic(config={"max.message.bytes": "1000"})
-    outgoing = Outgoing(name)
+    outgoing = OutgoingBatch(name)
     outgoing.append(b"k", b"x" * 5_000, partition=0)
     producer = kafka.producer()
     producer.produce(outgoing)
@@ -144,7 +144,7 @@ def test_a_header_without_a_value_can_be_read_and_produced_again(kafka, broker, 
     consumer.assign(name, {0: -2})
     read = drain(consumer, 1)
     assert list(read.headers[0]) == [("null", b"")]
-    again = Outgoing(name)
+    again = OutgoingBatch(name)
     again.append(b"k", b"v", headers=read.headers[0])
     producer = kafka.producer()
     producer.produce(again)
@@ -186,7 +186,7 @@ def test_an_address_or_client_that_cannot_be_is_refused_at_once():
 def test_closing_a_producer_does_not_wait_for_a_broker_that_is_gone(kafka, topic):
     name = topic()
     producer = kafka.producer()
-    outgoing = Outgoing(name)
+    outgoing = OutgoingBatch(name)
     outgoing.append(b"k", b"v")
     producer.produce(outgoing)
     producer.close()
@@ -197,7 +197,7 @@ def test_closing_a_producer_does_not_wait_for_a_broker_that_is_gone(kafka, topic
 def test_a_topic_that_grows_while_we_produce_takes_records_in_its_new_partitions(kafka, broker, topic):
     name = topic(partitions=1)
     producer = kafka.producer()
-    outgoing = Outgoing(name)
+    outgoing = OutgoingBatch(name)
     outgoing.append(b"k", b"v", partition=0)
     producer.produce(outgoing)
     admin = KafkaAdminClient(bootstrap_servers=broker)
@@ -206,7 +206,7 @@ def test_a_topic_that_grows_while_we_produce_takes_records_in_its_new_partitions
     deadline = time.monotonic() + PATIENCE_S
     while kafka.partitions(name) != 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    grown = Outgoing(name)
+    grown = OutgoingBatch(name)
     grown.append(b"k", b"v", partition=2)
     producer.produce(grown)
     producer.flush(PATIENCE_S)

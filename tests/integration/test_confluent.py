@@ -15,7 +15,7 @@ from tidecast.service.errors import UsageError
 # Lets go of producers, each a moment after the first records of its transaction.
 LET_GO = """
 import sys, threading, time
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.connect import connect
 
 servers, topic = sys.argv[1:]
@@ -26,7 +26,7 @@ def let_go(name):
         producer = port.producer(transactional_id=f"{topic}-{name}-{i}")
         producer.begin()
         for partition in range(4):
-            outgoing = Outgoing(topic)
+            outgoing = OutgoingBatch(topic)
             outgoing.append(b"k", b"v", partition=partition)
             producer.produce(outgoing)
         time.sleep(i % 8 * 0.0005)
@@ -105,7 +105,7 @@ def test_a_named_member_comes_back_when_kafka_was_away_for_longer_than_its_sessi
         member.told.clear()
         kafka.start()
         poll_until([member.consumer], lambda: len(member.assigned) == 2)
-        member.consumer.confirm()
+        member.consumer.verify_instance()
         fill(port, "t", 5, partition=0)
         assert len(drain(member.consumer, 5)) == 5
         member.consumer.commit({0: 5}, "again")

@@ -9,7 +9,7 @@ from kafka.admin import MemberToRemove
 
 from tests.contract.broker_contract import PATIENCE_S, Member, poll_until
 from tidecast.service.broker.port import Membership
-from tidecast.service.errors import BrokerError, Replaced
+from tidecast.service.errors import BrokerError, InstanceFenced
 
 
 def settle(members, each):
@@ -79,9 +79,9 @@ def test_a_named_member_that_did_not_poll_for_too_long_does_not_take_its_name_ba
     if another:
         newer = Member(kafka, name, name, Membership("one"))
         poll_until([newer.consumer], lambda: len(newer.assigned) == 2)
-        with pytest.raises(Replaced, match="another process has the name 'one'"):
+        with pytest.raises(InstanceFenced, match="another process has the name 'one'"):
             poll_until([stopped.consumer], lambda: False)
-        newer.consumer.confirm()
+        newer.consumer.verify_instance()
         close([newer])
     else:
         poll_until([stopped.consumer], lambda: stopped.told and len(stopped.assigned) == 2)
@@ -128,7 +128,7 @@ def test_a_first_join_that_kafka_forgot_with_its_own_restart_is_begun_again(kafk
     assert not refusals
     refusals.append(errors.FencedInstanceIdError())  # now it has a place that another can have taken
     coordinator.request_rejoin()
-    with pytest.raises(Replaced):
+    with pytest.raises(InstanceFenced):
         poll_until([newcomer.consumer], lambda: not refusals and not newcomer.assigned)
     close([newcomer])
 

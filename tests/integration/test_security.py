@@ -16,7 +16,7 @@ from tests.support.counted import Counted
 from tests.support.serving import serving
 from tests.support.watching import Watch
 from tidecast.service.broker.connect import CLIENTS, connect
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 KINDS = ("SCRAM-SHA-512", "PLAIN", "mTLS")
@@ -260,7 +260,7 @@ def test_a_changelog_of_megabytes_comes_whole_over_tls(secured, client):
     name = f"large-{client}-{time.time_ns()}"
     port.create_topic(name, 1)
     producer, sent = port.producer(), [bytes([i % 251]) * (100_000 + i) for i in range(100)]
-    outgoing = Outgoing(name)
+    outgoing = OutgoingBatch(name)
     for value in sent:
         outgoing.append(b"k", value, partition=0)
     producer.produce(outgoing)

@@ -15,7 +15,7 @@ from tests.contract.transaction_contract import outgoing, read_to_the_end
 from tidecast.service.broker.connect import connect
 from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.broker.kafka_python import transactions
-from tidecast.service.broker.port import Membership, Outgoing
+from tidecast.service.broker.port import Membership, OutgoingBatch
 from tidecast.service.errors import BrokerError, Fenced
 
 
@@ -45,7 +45,7 @@ def member(kafka, topic):
         one.consumer.close()
 
 
-def put_out(broker, member):
+def evict(broker, member):
     me = member.consumer._kafka.group_metadata()
     admin = KafkaAdminClient(bootstrap_servers=broker)
     admin.remove_group_members(me.group_id, [MemberToRemove(member_id=me.member_id)])
@@ -58,7 +58,7 @@ def test_a_zombie_that_has_heard_that_it_is_out_is_fenced(kafka, broker, topic, 
     producer = kafka.producer(transactional_id=name)
     producer.begin()
     producer.produce(outgoing(name, b"of the zombie"))
-    put_out(broker, zombie)
+    evict(broker, zombie)
     heir = member(source)
     heir.consumer.commit({0: 8})
     # its heartbeats hear of it; the name without a generation that is left passes Kafka's check
@@ -80,7 +80,7 @@ def test_a_member_evicted_while_it_joins_continues_from_the_committed_offset(kaf
     early = coordinator._manager.call_soon(coordinator._send_offset_fetch_request, partitions)
     coordinator._offset_fetch_futures[partitions] = early
     poll_until([], lambda: early.is_done)
-    put_out(broker, stopped)
+    evict(broker, stopped)
     heir = member(source)
     heir.consumer.commit({0: 8})
     heir.consumer.close()
@@ -112,7 +112,7 @@ def test_keyed_records_and_many_topics_go_into_one_transaction(kafka, topic, mem
     source, first, second = topic(), topic(), topic(1)
     reader, producer = member(source), kafka.producer(transactional_id=first)
     producer.begin()
-    keyed = Outgoing(first)
+    keyed = OutgoingBatch(first)
     for i in range(10_000):  # more than is handed over in one go
         keyed.append(b"%d" % (i % 50) if i % 2 else None, b"%d" % i)
     producer.produce(keyed)

@@ -14,7 +14,7 @@ from tests.support.serving import PATIENCE, Serve, Topics
 from tests.support.watching import Watch
 from tidecast.service.broker.connect import CLIENTS, connect
 from tidecast.service.broker.embedded.server import EmbeddedBroker
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 
 
 @contextlib.contextmanager
@@ -107,7 +107,7 @@ def test_what_a_transaction_has_not_committed_is_not_shown(topics):
     with watching(t) as watch:
         watch.until("it reads", lambda: watch.status()["kafka"] == "live")
         producer.begin()
-        out = Outgoing(t.readings)
+        out = OutgoingBatch(t.readings)
         out.append(b"secret", value(0), partition=0)
         producer.produce(out)
         producer.flush(PATIENCE)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 
 from tidecast.service.broker.connect import CLIENTS, connect
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 
 PATIENCE = 60.0  # for what must happen; nothing is asserted about how fast it does
@@ -59,7 +59,7 @@ class Topics:
     def send(self, records):
         """Produce (partition, key, value, headers) records and wait until Kafka has them."""
         producer = self.broker.producer()
-        out = Outgoing(self.readings)
+        out = OutgoingBatch(self.readings)
         for partition, key, value, *headers in records:
             out.append(key, value, partition=partition, headers=headers[0] if headers else ())
         producer.produce(out)

@@ -5,7 +5,7 @@ import math
 
 from tests.support.models import OFFSETS, START_MS, STEP_MS, CountingReference
 from tidecast.service.broker.memory.broker import MemoryBroker
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError
@@ -109,14 +109,14 @@ class ObservedConsumer:
     def commit(self, offsets, metadata=""):
         self.observed.around("commit", lambda: self.inner.commit(offsets, metadata))
 
-    def commit_soon(self, offsets, metadata=""):
+    def commit_async(self, offsets, metadata=""):
         self.asked_at, self.refused = self.polls, None
         try:
             self.commit(offsets, metadata)
         except BrokerError as error:
             self.refused = error
 
-    def commit_answered(self):
+    def commit_acknowledged(self):
         if self.observed.silent or self.polls < self.asked_at + 2:
             return False
         if self.refused is not None:
@@ -160,7 +160,7 @@ class World:
 
     def send(self, first, last, rubbish=True):
         """A reading of each series for each of these steps."""
-        producer, out = self.broker.producer(), Outgoing("readings")
+        producer, out = self.broker.producer(), OutgoingBatch("readings")
         for step in range(first, last):
             for number, key in enumerate(SERIES):
                 value = json.dumps({"ts": START_MS + step * STEP_MS, "value": number, "wind": step}).encode()
@@ -170,7 +170,7 @@ class World:
         producer.produce(out)
 
     def send_value(self, key, value, partition=0):
-        producer, out = self.broker.producer(), Outgoing("readings")
+        producer, out = self.broker.producer(), OutgoingBatch("readings")
         out.append(key, value, partition=partition)
         producer.produce(out)
 

@@ -10,11 +10,11 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]
 
-from tidecast.service.broker.client import Trouble
-from tidecast.service.broker.confluent.client import Server
+from tidecast.service.broker.client import Failure
+from tidecast.service.broker.confluent.client import ConfluentClient
 from tidecast.service.broker.confluent.consumer import ConfluentConsumer
 from tidecast.service.broker.confluent.producer import ConfluentProducer
-from tidecast.service.broker.confluent.transactions import TransactionalProducer
+from tidecast.service.broker.confluent.transactions import ConfluentTransactionalProducer
 from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
 from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer
 from tidecast.service.broker.security import PLAIN_TEXT, Security
@@ -29,7 +29,7 @@ class ConfluentBroker(Broker):
     """
 
     def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0, security: Security = PLAIN_TEXT) -> None:
-        self._server = Server(bootstrap_servers, timeout_s, security=security)
+        self._client = ConfluentClient(bootstrap_servers, timeout_s, security=security)
         self._other = KafkaPythonBroker(
             bootstrap_servers, timeout_s=timeout_s, security=security
         )  # see ConfluentConsumer.committed
@@ -40,12 +40,13 @@ class ConfluentBroker(Broker):
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
         """A new consumer; `group` None = only `assign` may be used."""
-        with self._other.explained():
+        with self._other.diagnosed():
             self._reach("connecting to consume")
             return ConfluentConsumer(
-                self._server,
+                self._client,
                 self.partitions,
-                self._other.holder,  # librdkafka (2.16) aborts the process where this call runs into its time limit
+                # librdkafka (2.16) aborts the process when this call times out
+                self._other.member_of_instance,
                 lambda name: self._other.consumer(group=name),
                 group=group,
                 isolation=isolation,
@@ -54,22 +55,22 @@ class ConfluentBroker(Broker):
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
-        with self._other.explained():
+        with self._other.diagnosed():
             if transactional_id is None:
                 self._reach("connecting to produce")
-                return ConfluentProducer(self._server, self.partitions)
-            self._server.call("connecting to produce", self._other.greet)
-            return TransactionalProducer(self._server, self.partitions, transactional_id)
+                return ConfluentProducer(self._client, self.partitions)
+            self._client.call("connecting to produce", self._other.probe)
+            return ConfluentTransactionalProducer(self._client, self.partitions, transactional_id)
 
     def partitions(self, topic: str) -> int | None:
         """How many partitions the topic has, None where there is no such topic."""
         doing = f"looking up the topic {topic}"
         # The library's plain look-up of metadata would make the topic, where the cluster makes topics by itself.
-        with self._other.explained(), self._server.errors(doing):
+        with self._other.diagnosed(), self._client.errors(doing):
             try:
                 found = self._ask("describe_topics", TopicCollection([topic]))[topic]
             except KafkaException as error:
-                if self._server.trouble(error)[0] is Trouble.NO_TOPIC:
+                if self._client.classify(error)[0] is Failure.NO_TOPIC:
                     return None
                 raise
         return len(found.partitions)
@@ -82,7 +83,7 @@ class ConfluentBroker(Broker):
         configs = dict(config or {})
         replicas = int(configs.pop("replication.factor", -1))
         doing = f"making the topic {topic}"
-        with self._server.errors(doing):
+        with self._client.errors(doing):
             try:
                 self._ask("create_topics", [NewTopic(topic, partitions, replicas, config=configs)])
             except KafkaException as error:
@@ -90,20 +91,20 @@ class ConfluentBroker(Broker):
                     return False
                 raise
         # The controller has it; the brokers have it a moment later.
-        deadline = time.monotonic() + self._server.timeout_s
+        deadline = time.monotonic() + self._client.timeout_s
         while self.partitions(topic) is None:
             if time.monotonic() > deadline:
-                raise self._server.tell(Trouble.SILENT, "", doing)
+                raise self._client.broker_error(Failure.UNAVAILABLE, "", doing)
             time.sleep(_LOOK_AGAIN_S)
         return True
 
     def delete_topic(self, topic: str) -> bool:
         """Remove the topic; False where there was none."""
-        with self._server.errors(f"deleting the topic {topic}"):
+        with self._client.errors(f"deleting the topic {topic}"):
             try:
                 self._ask("delete_topics", [topic])
             except KafkaException as error:
-                if self._server.trouble(error)[0] is Trouble.NO_TOPIC:
+                if self._client.classify(error)[0] is Failure.NO_TOPIC:
                     return False
                 raise
         return True
@@ -112,14 +113,14 @@ class ConfluentBroker(Broker):
         """All settings of the topic that Kafka tells, those left at their defaults too."""
         doing = f"asking for the settings of {topic}"
         asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
-        with self._server.errors(doing):
+        with self._client.errors(doing):
             found = self._ask("describe_configs", [asked])[asked]
         return {name: setting.value for name, setting in found.items() if setting.value is not None}
 
     def topics(self) -> dict[str, int]:
         """`topic -> partitions` of all topics that are not internal."""
-        with self._server.errors("listing the topics"):
-            names = list(self._connected().list_topics(timeout=self._server.timeout_s).topics)
+        with self._client.errors("listing the topics"):
+            names = list(self._connected().list_topics(timeout=self._client.timeout_s).topics)
             found = self._ask("describe_topics", TopicCollection(names)) if names else {}
         return {name: len(topic.partitions) for name, topic in found.items() if not topic.is_internal}
 
@@ -131,18 +132,18 @@ class ConfluentBroker(Broker):
 
     def _reach(self, doing: str) -> None:
         """See that the cluster answers: the library's clients themselves would wait for it in silence."""
-        with self._server.errors(doing):
-            self._connected().cluster_id(timeout=self._server.timeout_s)
+        with self._client.errors(doing):
+            self._connected().cluster_id(timeout=self._client.timeout_s)
 
     def _ask(self, method: str, what: Any) -> dict[Any, Any]:
         """The answers to an admin call; raises what went wrong with the first that failed."""
-        limit = self._server.timeout_s
+        limit = self._client.timeout_s
         futures = getattr(self._connected(), method)(what, request_timeout=limit)
         return {key: future.result(limit + 2) for key, future in futures.items()}
 
     def _connected(self) -> Any:
         with self._lock:
             if self._admin is None:
-                self._server.call("connecting", self._other.greet)
-                self._admin = AdminClient(self._server.options())
+                self._client.call("connecting", self._other.probe)
+                self._admin = AdminClient(self._client.options())
             return self._admin

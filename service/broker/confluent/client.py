@@ -8,27 +8,26 @@ from typing import Any, ClassVar
 
 from confluent_kafka import KafkaError, KafkaException
 
-from tidecast.service.broker import client as calls
-from tidecast.service.broker.client import Trouble
+from tidecast.service.broker.client import Failure, KafkaClient
 from tidecast.service.broker.port import Membership
 
 # Named as kafka-python names its network code: `service.observability.logs` lets such lines through once in a while.
 log = logging.getLogger("kafka.net.librdkafka")
 
 _MEANING = {
-    Trouble.NO_TOPIC: (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),
-    Trouble.NOT_ALLOWED: (
+    Failure.NO_TOPIC: (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),
+    Failure.NOT_AUTHORIZED: (
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     ),
-    Trouble.TOO_LARGE: (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE),
-    Trouble.REPLACED: (KafkaError.FENCED_INSTANCE_ID,),
-    Trouble.REBALANCING: (KafkaError.REBALANCE_IN_PROGRESS,),
-    Trouble.PUT_OUT: (KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError._ASSIGNMENT_LOST),
-    Trouble.ID_TAKEN: (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH),
-    Trouble.SILENT: (  # the library tried again until its time was up
+    Failure.TOO_LARGE: (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE),
+    Failure.INSTANCE_FENCED: (KafkaError.FENCED_INSTANCE_ID,),
+    Failure.REBALANCING: (KafkaError.REBALANCE_IN_PROGRESS,),
+    Failure.EVICTED: (KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError._ASSIGNMENT_LOST),
+    Failure.PRODUCER_FENCED: (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH),
+    Failure.UNAVAILABLE: (  # the library tried again until its time was up
         KafkaError._TIMED_OUT,
         KafkaError._TIMED_OUT_QUEUE,
         KafkaError._MSG_TIMED_OUT,
@@ -49,17 +48,17 @@ _MEANING = {
         KafkaError.NETWORK_EXCEPTION,
     ),
 }
-_TROUBLES = {code: trouble for trouble, codes in _MEANING.items() for code in codes}
+_FAILURES = {code: failure for failure, codes in _MEANING.items() for code in codes}
 
 
 @dataclass(frozen=True, slots=True)
-class Server(calls.Server):
+class ConfluentClient(KafkaClient):
     """A Kafka that librdkafka talks to."""
 
-    fatal: Trouble = Trouble.OTHER  # what it means that the client does nothing more, where that is all it says
+    fatal: Failure = Failure.OTHER  # what it means that the client does nothing more, where that is all it says
 
     # What the library raises besides its own errors: mistakes in arguments, a full buffer, a client that was closed.
-    raised: ClassVar[tuple[type[BaseException], ...]] = (
+    library_errors: ClassVar[tuple[type[BaseException], ...]] = (
         KafkaException,
         BufferError,
         OSError,
@@ -81,21 +80,23 @@ class Server(calls.Server):
             **self.security.librdkafka(),
         }
 
-    def trouble(self, error: BaseException | KafkaError) -> tuple[Trouble, str]:
+    def classify(self, error: BaseException | KafkaError) -> tuple[Failure, str]:
         """What an error of the library means."""
         inner = error.args[0] if isinstance(error, KafkaException) and error.args else error
         if isinstance(inner, KafkaError):
-            trouble = self.fatal if inner.code() == KafkaError._FATAL else _TROUBLES.get(inner.code(), Trouble.OTHER)
-            return trouble, f"{inner.name()}: {inner.str()}"
+            failure = self.fatal if inner.code() == KafkaError._FATAL else _FAILURES.get(inner.code(), Failure.OTHER)
+            return failure, f"{inner.name()}: {inner.str()}"
         if isinstance(error, (BufferError, OSError)):
-            return Trouble.SILENT, str(error)
-        return Trouble.OTHER, f"{type(error).__name__}: {error}"
+            return Failure.UNAVAILABLE, str(error)
+        return Failure.OTHER, f"{type(error).__name__}: {error}"
 
 
-def consumer_options(server: Server, group: str | None, isolation: str, membership: Membership) -> dict[str, Any]:
+def consumer_options(
+    client: ConfluentClient, group: str | None, isolation: str, membership: Membership
+) -> dict[str, Any]:
     """What a consumer is told."""
     fetched = (8 if group is None else 4) << 20
-    options = server.options() | {
+    options = client.options() | {
         # The library looks for a coordinator, and wants a name for that, where it will have nothing to do with one.
         "group.id": group or "tidecast-no-group",
         "isolation.level": isolation,

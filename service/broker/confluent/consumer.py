@@ -11,14 +11,14 @@ from typing import Any
 from confluent_kafka import Consumer as Kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from tidecast.service.broker.client import Trouble, no_group, no_partition, not_assigned
-from tidecast.service.broker.confluent.client import Server, consumer_options, topic_errors
+from tidecast.service.broker.client import Failure, no_group, no_partition, not_assigned
+from tidecast.service.broker.confluent.client import ConfluentClient, consumer_options, topic_errors
 from tidecast.service.broker.confluent.client import log as library_log
-from tidecast.service.broker.confluent.fetch_position import Reading
-from tidecast.service.broker.confluent.group import Member
-from tidecast.service.broker.confluent.offsets import BEGINNING, END, Asker, offsets_at
+from tidecast.service.broker.confluent.fetch_position import FetchPositions
+from tidecast.service.broker.confluent.group import ConfluentMember
+from tidecast.service.broker.confluent.offsets import BEGINNING, END, CommittedOffsets, offsets_at
 from tidecast.service.broker.port import Batch, Consumer, Membership, metadata_of
-from tidecast.service.errors import BrokerError, PutOut, Replaced, Unanswered
+from tidecast.service.errors import BrokerError, BrokerUnavailable, InstanceFenced, MemberEvicted
 
 log = logging.getLogger("tidecast.broker")
 
@@ -30,10 +30,10 @@ class ConfluentConsumer(Consumer):
     """Made by `ConfluentBroker.consumer`. Not thread-safe: for one caller's thread.
 
     Args:
-        server: where, and how long to wait.
+        client: where, and how long to wait.
         count: how many partitions a topic has, None where there is none.
-        holder: the id of the member that has a name in a group; the third is the time limit, s.
-        asker: a consumer of another library, to ask for what a group has committed.
+        member_of_instance: the id of the member that has a name in a group; the third is the time limit, s.
+        group_reader: a consumer of another library, to ask for what a group has committed.
         group: None = only `assign` may be used.
         isolation: read_committed or read_uncommitted.
         membership: how to be a member of the group.
@@ -41,35 +41,35 @@ class ConfluentConsumer(Consumer):
 
     def __init__(
         self,
-        server: Server,
+        client: ConfluentClient,
         count: Callable[[str], int | None],
-        holder: Callable[[str, str, float], str | None],
-        asker: Callable[[str], Consumer],
+        member_of_instance: Callable[[str, str, float], str | None],
+        group_reader: Callable[[str], Consumer],
         *,
         group: str | None,
         isolation: str,
         membership: Membership,
     ) -> None:
         # To have lost its name is the only thing that is fatal for a consumer.
-        self.server = self._server = replace(server.named(membership.instance), fatal=Trouble.REPLACED)
-        self._count, self._holder, self._group = count, holder, group
+        self.client = self._client = replace(client.for_instance(membership.instance), fatal=Failure.INSTANCE_FENCED)
+        self._count, self._member_of_instance, self._group = count, member_of_instance, group
         self._isolation = isolation
-        self._member: Member | None = None
-        self._make_member: Callable[[], Member]
-        self._asked: dict[int, int] = {}  # by `commit_soon`
+        self._member: ConfluentMember | None = None
+        self._make_member: Callable[[], ConfluentMember]
+        self._asked: dict[int, int] = {}  # by `commit_async`
         self._answer: tuple[KafkaError | None, list[TopicPartition]] | None = None
-        self._asker = Asker(lambda: asker(group or ""))
-        with server.errors("connecting to consume"):
-            self._options = consumer_options(server, group, isolation, membership) | {
+        self._committed_offsets = CommittedOffsets(lambda: group_reader(group or ""))
+        with client.errors("connecting to consume"):
+            self._options = consumer_options(client, group, isolation, membership) | {
                 "error_cb": self._hear,
                 "on_commit": self._hear_answer,
             }
             self._kafka: Any = Kafka(self._options)
-        self._reading = Reading(self._server, self._kafka, group is not None)
+        self._fetch = FetchPositions(self._client, self._kafka, group is not None)
 
     @property
     def _topic(self) -> str:
-        return self._reading.topic
+        return self._fetch.topic
 
     # Which partitions ----------------------------------------------------------------------------------------
 
@@ -77,22 +77,22 @@ class ConfluentConsumer(Consumer):
         self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
     ) -> None:
         """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
-        group, name = self._group, self._server.instance
+        group, name = self._group, self._client.instance
         if group is None:
             raise no_group("cannot subscribe")
         self._require(topic)
-        self._reading.topic = topic
-        holder = None if name is None else lambda limit_s: self._holder(group, name, limit_s)
+        self._fetch.topic = topic
+        member_of_instance = None if name is None else lambda limit_s: self._member_of_instance(group, name, limit_s)
 
         def take(partitions: Collection[int]) -> None:
-            self._reading.take(partitions, self._begin_of)
+            self._fetch.take(partitions, self._begin_of)
 
-        def member() -> Member:
-            return Member(self._kafka, holder, on_assigned, on_revoked, take, self._reading.drop)
+        def member() -> ConfluentMember:
+            return ConfluentMember(self._kafka, member_of_instance, on_assigned, on_revoked, take, self._fetch.drop)
 
         self._make_member = member
-        self._reading.member = self._member = member()
-        with self._server.errors(f"subscribing to {topic}"):
+        self._fetch.member = self._member = member()
+        with self._client.errors(f"subscribing to {topic}"):
             self._member.subscribe(topic)
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
@@ -100,12 +100,12 @@ class ConfluentConsumer(Consumer):
         count = self._require(topic)
         if wrong := [p for p in offsets if not 0 <= p < count]:
             raise no_partition(topic, count, wrong[0])
-        self._reading.topic = topic
-        with self._server.errors(f"reading {topic}"):
+        self._fetch.topic = topic
+        with self._client.errors(f"reading {topic}"):
             self._kafka.unassign()
         ends = self.end_offsets([p for p, o in offsets.items() if o == END])
         starts = self.beginning_offsets([p for p, o in offsets.items() if o == BEGINNING])
-        self._reading.assign({**offsets} | ends | starts)
+        self._fetch.assign({**offsets} | ends | starts)
 
     def _begin_of(self, partitions: Collection[int], again: Collection[int]) -> dict[int, int]:
         """Where to begin in partitions that the group gave us, so far as the library does not ask by itself."""
@@ -120,47 +120,47 @@ class ConfluentConsumer(Consumer):
         deadline = time.monotonic() + timeout_s
         try:
             self._check_name()
-        except Unanswered as error:  # the library has given up, so there is nothing else to do than to ask again
+        except BrokerUnavailable as error:  # the library has given up, so there is nothing else to do than to ask again
             library_log.warning("%s", error.what)
             return Batch(self._topic)
         if self._member is not None and self._member.fenced:
             self._begin_anew(self._member)
         try:
-            with self._server.errors(f"reading {self._topic}"):
-                return self._reading.next(deadline, max_records)
-        except Replaced as error:
-            self.doubt(error)
+            with self._client.errors(f"reading {self._topic}"):
+                return self._fetch.next(deadline, max_records)
+        except InstanceFenced as error:
+            self.on_instance_fenced(error)
             return Batch(self._topic)  # the next one begins anew
 
-    def _begin_anew(self, member: Member) -> None:
+    def _begin_anew(self, member: ConfluentMember) -> None:
         """The library does no more, though nobody else has our place in the group: a new consumer takes it."""
-        with self._server.errors(f"subscribing to {self._topic}"):
+        with self._client.errors(f"subscribing to {self._topic}"):
             held, self._kafka = [self._kafka], Kafka(self._options)
-            self._reading.kafka = self._kafka
-            self._reading.clear()
-            self._reading.member = self._member = self._make_member()
+            self._fetch.kafka = self._kafka
+            self._fetch.clear()
+            self._fetch.member = self._member = self._make_member()
             self._member.follow(member)
             member.end()
             # The library lets go when nobody holds the object any more. That may take a moment.
-            self._server.within(_CLOSE_SECONDS).call("beginning anew", held.clear)
+            self._client.with_timeout(_CLOSE_SECONDS).call("beginning anew", held.clear)
             self._member.subscribe(self._topic)
 
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""
-        if partition not in self._reading.partitions:
+        if partition not in self._fetch.partitions:
             raise not_assigned(self._topic, partition, offset)
-        with self._server.errors(f"going to offset {offset} of {self._topic}-{partition}"):
-            self._reading.seek(partition, offset)
+        with self._client.errors(f"going to offset {offset} of {self._topic}-{partition}"):
+            self._fetch.seek(partition, offset)
 
     def pause(self, partitions: Collection[int]) -> None:
         """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
-        with self._server.errors(f"pausing partitions of {self._topic}"):
-            self._reading.pause(partitions)
+        with self._client.errors(f"pausing partitions of {self._topic}"):
+            self._fetch.pause(partitions)
 
     def resume(self, partitions: Collection[int]) -> None:
         """Undo `pause`."""
-        with self._server.errors(f"resuming partitions of {self._topic}"):
-            self._reading.resume(partitions)
+        with self._client.errors(f"resuming partitions of {self._topic}"):
+            self._fetch.resume(partitions)
 
     # Offsets -------------------------------------------------------------------------------------------------
 
@@ -170,14 +170,14 @@ class ConfluentConsumer(Consumer):
             asked = self._to_commit(offsets, metadata)
             self._committing(lambda: topic_errors(self._kafka.commit(offsets=asked, asynchronous=False)))
 
-    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+    def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
         """As `commit`, without waiting for the broker."""
         asked = self._to_commit(offsets, metadata)
         self._asked, self._answer = dict(offsets), None
         self._committing(lambda: self._kafka.commit(offsets=asked, asynchronous=True))
 
-    def commit_answered(self) -> bool:
-        """Whether the broker has taken what `commit_soon` asked for; False while that is not known."""
+    def commit_acknowledged(self) -> bool:
+        """Whether the broker has taken what `commit_async` asked for; False while that is not known."""
         if self._answer is None:
             return False
         error, partitions = self._answer
@@ -200,10 +200,10 @@ class ConfluentConsumer(Consumer):
         doing = f"committing offsets of {self._topic}"
         self._check_name(doing)
         try:
-            with self._server.errors(doing):
+            with self._client.errors(doing):
                 call()
-        except Replaced as error:
-            self.doubt(error, doing)
+        except InstanceFenced as error:
+            self.on_instance_fenced(error, doing)
 
     def _hear_answer(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         """Called inside of polls."""
@@ -219,13 +219,13 @@ class ConfluentConsumer(Consumer):
             return {}
         if self._group is None:
             raise no_group("has nothing committed")
-        return self._asker.committed(self._topic, partitions)
+        return self._committed_offsets.committed(self._topic, partitions)
 
     def membership(self, topic: str, partitions: Collection[int]) -> Any:
         """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
 
         Raises:
-            PutOut: it has lost its place in the group, or the partitions.
+            MemberEvicted: it has lost its place in the group, or the partitions.
         """
         if self._group is None:
             raise no_group("has nothing to commit to")
@@ -234,29 +234,29 @@ class ConfluentConsumer(Consumer):
             return self._kafka.consumer_group_metadata()
         found = self._member.metadata(partitions)
         if found is None or topic != self._topic:
-            raise PutOut(f"committing offsets of {topic}")
+            raise MemberEvicted(f"committing offsets of {topic}")
         return found
 
     def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """The first retained offset of each partition."""
-        return offsets_at(self._server, self._kafka, self._topic, partitions, BEGINNING)
+        return offsets_at(self._client, self._kafka, self._topic, partitions, BEGINNING)
 
     def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """The offset after the last record of each partition, as this consumer's isolation level sees it."""
-        return offsets_at(self._server, self._kafka, self._topic, partitions, END)
+        return offsets_at(self._client, self._kafka, self._topic, partitions, END)
 
     def lag(self) -> dict[int, int]:
         """Records between the position and the last known end, for each partition of which both are known."""
-        with self._server.errors(f"asking for the lag of {self._topic}"):
-            return self._reading.lag()
+        with self._client.errors(f"asking for the lag of {self._topic}"):
+            return self._fetch.lag()
 
     # The name, and the end -----------------------------------------------------------------------------------
 
-    def confirm(self) -> None:
+    def verify_instance(self) -> None:
         """Ask the group now whether this member's name is still its own; nothing is asked where it has none."""
         if self._member is not None:
-            with self._server.errors(f"asking for our place in the group {self._group}"):
-                self._member.confirm(self._server.timeout_s)
+            with self._client.errors(f"asking for our place in the group {self._group}"):
+                self._member.verify_instance(self._client.timeout_s)
             if self._member.replaced:
                 raise self._replaced()
 
@@ -269,7 +269,7 @@ class ConfluentConsumer(Consumer):
             self._member.leave()
             error = self._member.error
         try:
-            self._server.within(_CLOSE_SECONDS).call("leaving", self._let_go)
+            self._client.with_timeout(_CLOSE_SECONDS).call("leaving", self._let_go)
         except BrokerError as failure:
             error = error or failure
         if isinstance(error, BrokerError):
@@ -279,7 +279,7 @@ class ConfluentConsumer(Consumer):
 
     def _let_go(self) -> None:
         # A member whose name another has leaves without a word.
-        self._asker.close()
+        self._committed_offsets.close()
         if self._member is None or not (self._member.replaced or self._member.fenced):
             self._kafka.close()
 
@@ -289,29 +289,29 @@ class ConfluentConsumer(Consumer):
             self._member.fenced = True
         library_log.warning("%s", error.str())
 
-    def doubt(self, error: Replaced, committing: str = "") -> None:
-        """The library was told that another has our name: Replaced where that is so; where not, PutOut for a commit."""
+    def on_instance_fenced(self, error: InstanceFenced, committing: str = "") -> None:
+        """Our instance id was reported as fenced: InstanceFenced if that is true, else MemberEvicted for a commit."""
         if self._member is None:
             raise error
         self._member.fenced = True
         self._check_name(committing)
 
     def _check_name(self, committing: str = "") -> None:
-        """Where the library was told that another has our name: Replaced if that is so. Else no commit is possible."""
+        """If our instance id was reported as fenced: InstanceFenced if that is true, else no commit is possible."""
         if self._member is None or not (self._member.fenced or self._member.replaced):
             return
         if not self._member.replaced:
-            self._member.confirm(min(_SOON_S, self._server.timeout_s))
+            self._member.verify_instance(min(_SOON_S, self._client.timeout_s))
         if self._member.replaced:
             raise self._replaced()
         if committing:
-            raise PutOut(committing)
+            raise MemberEvicted(committing)
 
     def _replaced(self) -> BrokerError:
-        return self._server.tell(Trouble.REPLACED, "", f"reading {self._topic}")
+        return self._client.broker_error(Failure.INSTANCE_FENCED, "", f"reading {self._topic}")
 
     def _require(self, topic: str) -> int:
         count = self._count(topic)
         if count is None:
-            raise self._server.tell(Trouble.NO_TOPIC, "", f"reading {topic}")
+            raise self._client.broker_error(Failure.NO_TOPIC, "", f"reading {topic}")
         return count

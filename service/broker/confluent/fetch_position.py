@@ -14,29 +14,29 @@ from typing import Any
 
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
-from tidecast.service.broker.confluent.client import Server
-from tidecast.service.broker.confluent.group import Member
-from tidecast.service.broker.confluent.message_batch import Arrivals, batch_of, without
+from tidecast.service.broker.confluent.client import ConfluentClient
+from tidecast.service.broker.confluent.group import ConfluentMember
+from tidecast.service.broker.confluent.message_batch import MessageBuffer, batch_of, without
 from tidecast.service.broker.port import Batch
 
 _AGAIN_PAUSE_S = 0.005
 _CONNECT_S = 1.0
 
 
-class Reading:
+class FetchPositions:
     """For one caller's thread.
 
     Args:
-        server: where, and how long to wait.
+        client: where, and how long to wait.
         kafka: a Consumer of the library; may be replaced, followed by `clear`.
         grouped: whether it has a group.
     """
 
-    def __init__(self, server: Server, kafka: Any, grouped: bool) -> None:
+    def __init__(self, client: ConfluentClient, kafka: Any, grouped: bool) -> None:
         self.topic = ""
         self.kafka = kafka
-        self.member: Member | None = None
-        self._arrivals = Arrivals(server, grouped)
+        self.member: ConfluentMember | None = None
+        self._buffer = MessageBuffer(client, grouped)
         self._to_assign: dict[int, int] = {}  # done by the first poll: to ask for offsets needs no fetching
         self._assigned: set[int] = set()  # by `assign`
         self._positions: dict[int, int] = {}  # as last told by `next`
@@ -46,7 +46,7 @@ class Reading:
 
     def clear(self) -> None:
         """Nothing is read any more."""
-        for known in (self._positions, self._seeks, self._starts, self._paused, self._arrivals):
+        for known in (self._positions, self._seeks, self._starts, self._paused, self._buffer):
             known.clear()
 
     @property
@@ -97,19 +97,19 @@ class Reading:
         while True:
             going = self._go_on()
             until = min(deadline, time.monotonic() + _AGAIN_PAUSE_S) if going else deadline
-            records, failure = self._arrivals.take(self.kafka, until, max_records)
+            records, failure = self._buffer.take(self.kafka, until, max_records)
             if self.member is not None:
                 records, failure = self._still_ours(self.member, records, failure)
             if going:
                 records = without(records, going)
-                self._arrivals.drop(going)
+                self._buffer.drop(going)
             if failure is not None:
-                self._arrivals.hold(records)
+                self._buffer.hold(records)
                 raise failure
             # A member goes on waiting for records when partitions have come to their ends.
-            ends = self._arrivals.ends
+            ends = self._buffer.ends
             if records or (ends and self.member is None) or time.monotonic() >= deadline:
-                self._arrivals.ends = {}
+                self._buffer.ends = {}
                 return batch_of(self.topic, records, ends, self._positions)
 
     def _connect(self, deadline: float) -> None:
@@ -120,13 +120,13 @@ class Reading:
                 self.kafka.list_topics(self.topic, left)
 
     def _still_ours(
-        self, member: Member, records: list[Any], failure: BaseException | None
+        self, member: ConfluentMember, records: list[Any], failure: BaseException | None
     ) -> tuple[list[Any], BaseException | None]:
         """Without what the callbacks of the same call have given away, and with the error of one that failed."""
         if gone := member.gone:
             member.gone = set()
             records = without(records, gone)
-            self._arrivals.drop(gone)
+            self._buffer.drop(gone)
             for partition in gone:
                 if (start := self._starts.pop(partition, None)) is not None and partition in member.owned:
                     self._seeks.setdefault(partition, start)
@@ -136,7 +136,7 @@ class Reading:
     def seek(self, partition: int, offset: int) -> None:
         """Go on at `offset`."""
         self._positions.pop(partition, None)
-        self._arrivals.drop([partition])
+        self._buffer.drop([partition])
         if partition in self._to_assign:
             self._to_assign[partition] = offset
         else:

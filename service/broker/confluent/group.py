@@ -26,12 +26,12 @@ _NO_GENERATION = b"\xff\xff\xff\xff"
 _FORMAT = b"CGMDv2:"  # then the generation, and, each ended by a zero, the group and the member's id
 
 
-class Member:
+class ConfluentMember:
     """One consumer's part in its group. For one caller's thread.
 
     Args:
         kafka: a Consumer of the library, with a group.
-        holder: asks Kafka, for so many seconds, for the id of the member that has our name; None where we have none.
+        member_of_instance: asks Kafka which member has our instance id; takes a time limit in s. None without an id.
         on_assigned: called inside of the library's calls.
         on_revoked: likewise.
         take: begins to read partitions, after `on_assigned`.
@@ -41,13 +41,13 @@ class Member:
     def __init__(
         self,
         kafka: Any,
-        holder: Callable[[float], str | None] | None,
+        member_of_instance: Callable[[float], str | None] | None,
         on_assigned: Callable[[set[int]], None],
         on_revoked: Callable[[set[int]], None],
         take: Callable[[Collection[int]], None],
         drop: Callable[[Collection[int]], None],
     ) -> None:
-        self._kafka, self._holder = kafka, holder
+        self._kafka, self._member_of_instance = kafka, member_of_instance
         self._on_assigned, self._on_revoked, self._take, self._drop = on_assigned, on_revoked, take, drop
         self._id: str | None = None
         self._lost = False  # in on_revoked: the partitions may be another member's already
@@ -74,20 +74,20 @@ class Member:
         known = found.startswith(_FORMAT) and generation != _NO_GENERATION and rest.partition(b"\0")[0]
         return found if known else None
 
-    def confirm(self, limit_s: float) -> None:
+    def verify_instance(self, limit_s: float) -> None:
         """Ask Kafka whether our name is still our own; `replaced` tells."""
-        if self._holder is None or self._joining():
+        if self._member_of_instance is None or self._joining():
             return
-        holder = self._holder(limit_s)
+        owner = self._member_of_instance(limit_s)
         us = {self._id, self._kafka.memberid()}  # a join that has begun may have given us another id
-        self.replaced = self.replaced or (holder is not None and holder not in us)
+        self.replaced = self.replaced or (owner is not None and owner not in us)
 
     def _joining(self) -> bool:
         """Whether a join is under way for which Kafka may know us by an id that we do not know yet."""
         unknown = self._id is None or (self._kafka.memberid() != self._id and not self._out)
         return unknown and self.newcomer < _NEWCOMER
 
-    def follow(self, earlier: Member) -> None:
+    def follow(self, earlier: ConfluentMember) -> None:
         """Take the place of an earlier member, ours, before it ends."""
         self.newcomer = earlier.newcomer + 1 if earlier._joining() or earlier.newcomer >= _NEWCOMER else 0
         self.error = earlier.error
@@ -129,7 +129,7 @@ class Member:
     def _all_lost(self, kafka: Any, tps: Collection[Any]) -> None:
         self._lost = True
         try:
-            if self._holder is None or self._leaving:
+            if self._member_of_instance is None or self._leaving:
                 self._revoked(kafka, tps)
             else:
                 self._out = True

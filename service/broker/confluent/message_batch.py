@@ -10,18 +10,18 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Message as _Message
 
-from tidecast.service.broker.client import Trouble, without_null
-from tidecast.service.broker.confluent.client import Server
+from tidecast.service.broker.client import Failure, without_null
+from tidecast.service.broker.confluent.client import ConfluentClient
 from tidecast.service.broker.port import Batch
 
 Message: Any = _Message  # its stub takes any of them for missing
 
 
-class Arrivals:
+class MessageBuffer:
     """What has arrived for a consumer and was not given to its caller; whether it is `grouped`, or of no group."""
 
-    def __init__(self, server: Server, grouped: bool) -> None:
-        self._server, self._grouped = server, grouped
+    def __init__(self, client: ConfluentClient, grouped: bool) -> None:
+        self._client, self._grouped = client, grouped
         self._held: list[Any] = []  # records that arrived together with an error
         self.ends: dict[int, int] = {}  # partition -> its end, where it came to that
 
@@ -52,7 +52,7 @@ class Arrivals:
                 self.ends[message.partition()] = message.offset()
             elif not self._grouped and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
                 pass  # of the coordinator that the library looks for all the same, see `consumer_options`
-            elif self._server.trouble(error)[0] is not Trouble.SILENT:  # else the library goes on trying
+            elif self._client.classify(error)[0] is not Failure.UNAVAILABLE:  # else the library goes on trying
                 failure = KafkaException(error)
         return records, failure
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from tidecast.service.broker.confluent.client import Server, topic_errors
+from tidecast.service.broker.confluent.client import ConfluentClient, topic_errors
 from tidecast.service.broker.port import Consumer
 
 BEGINNING, END = -2, -1  # as times, in the question for an offset
@@ -21,17 +21,19 @@ _MOVED = (
 )  # or is new
 
 
-def offsets_at(server: Server, kafka: Any, topic: str, partitions: Collection[int], when: int) -> dict[int, int]:
+def offsets_at(
+    client: ConfluentClient, kafka: Any, topic: str, partitions: Collection[int], when: int
+) -> dict[int, int]:
     """`partition -> offset` of the beginnings or the ends, the latter as the consumer's isolation level sees them."""
     if not partitions:
         return {}
     asked = [TopicPartition(topic, partition, when) for partition in partitions]
-    deadline = time.monotonic() + server.timeout_s
-    with server.errors(f"asking for the offsets of {topic}"):
+    deadline = time.monotonic() + client.timeout_s
+    with client.errors(f"asking for the offsets of {topic}"):
         while True:
             try:
                 return {
-                    tp.partition: tp.offset for tp in topic_errors(kafka.offsets_for_times(asked, server.timeout_s))
+                    tp.partition: tp.offset for tp in topic_errors(kafka.offsets_for_times(asked, client.timeout_s))
                 }
             except KafkaException as error:  # raised at once, where the library should ask again
                 if error.args[0].code() not in _MOVED or time.monotonic() > deadline:
@@ -39,7 +41,7 @@ def offsets_at(server: Server, kafka: Any, topic: str, partitions: Collection[in
             time.sleep(_AGAIN_PAUSE_S)
 
 
-class Asker:
+class CommittedOffsets:
     """Asks for what a group has committed, through another library.
 
     librdkafka (2.16) reads past the end of a text that another client has committed, be it an empty one: it has lost

@@ -17,10 +17,10 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as Kafka
 
-from tidecast.service.broker.client import PlainProducer, Trouble
-from tidecast.service.broker.confluent.client import Server, log
+from tidecast.service.broker.client import Failure, PlainProducer
+from tidecast.service.broker.confluent.client import ConfluentClient, log
 from tidecast.service.broker.partitioner import partitions_for
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.errors import BrokerError
 
 _ROOM_PAUSE_S = 0.05
@@ -31,11 +31,11 @@ _PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # given up by u
 class ConfluentProducer(PlainProducer):
     """Idempotent, acks=all. Once a record could not be delivered, every further call says so."""
 
-    def __init__(self, server: Server, count: Callable[[str], int | None], **more: Any) -> None:
-        self._server = server
+    def __init__(self, client: ConfluentClient, count: Callable[[str], int | None], **more: Any) -> None:
+        self._client = client
         self._count = count
-        self._patience_s = more.get("delivery.timeout.ms", server.timeout_ms) / 1_000
-        options = server.options() | {
+        self._patience_s = more.get("delivery.timeout.ms", client.timeout_ms) / 1_000
+        options = client.options() | {
             "acks": "all",
             "enable.idempotence": True,
             # Of a transaction nothing is seen before its end: there, to linger only makes for fewer requests. Without
@@ -46,7 +46,7 @@ class ConfluentProducer(PlainProducer):
             # Records handed over but not acknowledged: so many, and so many KiB.
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 64 << 10,
-            "delivery.timeout.ms": server.timeout_ms + 1_000,
+            "delivery.timeout.ms": client.timeout_ms + 1_000,
             # lz4 would save a third of the time, but kafka-python reads it only with a package of its own: whoever
             # reads the forecasts, or takes over the states, must not need it.
             "compression.type": "none",
@@ -58,10 +58,10 @@ class ConfluentProducer(PlainProducer):
         self._fatal: KafkaError | None = None  # after which the library does nothing more
         self._failure: tuple[str, BaseException] | None = None
         self._counts: dict[str, int] = {}
-        with server.errors("connecting to produce"):
+        with client.errors("connecting to produce"):
             self._kafka: Any = Kafka(options)
 
-    def produce(self, outgoing: Outgoing) -> None:
+    def produce(self, outgoing: OutgoingBatch) -> None:
         """Hand over records in order. Waits only while the buffer is full.
 
         Raises:
@@ -72,7 +72,7 @@ class ConfluentProducer(PlainProducer):
             return
         topic = outgoing.topic
         highest = max((p for p in set(outgoing.partitions) if p is not None), default=0)
-        with self._server.errors(f"producing to {topic}"):
+        with self._client.errors(f"producing to {topic}"):
             count = self._partitions_of(topic, highest)
             partitions: list[Any] = outgoing.partitions
             if None in partitions:
@@ -100,7 +100,7 @@ class ConfluentProducer(PlainProducer):
                 self._make_room(topic, tuple(c[row] if isinstance(c, list) else None for c in columns))
 
     def _make_room(self, topic: str, record: tuple[Any, ...]) -> None:
-        deadline = time.monotonic() + self._server.timeout_s
+        deadline = time.monotonic() + self._client.timeout_s
         while True:
             self._kafka.poll(_ROOM_PAUSE_S)
             self._raise_failure()
@@ -116,9 +116,9 @@ class ConfluentProducer(PlainProducer):
         if count is None or highest >= count:  # asked again where the topic may have grown
             grown, count = count is not None, self._count(topic)
             if count is None:
-                raise self._server.tell(Trouble.NO_TOPIC, "", f"producing to {topic}")
+                raise self._client.broker_error(Failure.NO_TOPIC, "", f"producing to {topic}")
             if grown:  # the library itself would look again minutes later
-                self._kafka.list_topics(topic, timeout=self._server.timeout_s)
+                self._kafka.list_topics(topic, timeout=self._client.timeout_s)
             self._counts[topic] = count
         if highest >= count:
             raise ValueError(f"there is no partition {highest}, only 0..{count - 1}")
@@ -140,7 +140,7 @@ class ConfluentProducer(PlainProducer):
             raise BrokerError("the producer is closed", do="Make a new one.")
         if self._failure is not None:
             topic, error = self._failure
-            raise self._server.within(self._patience_s).error(error, f"delivering to {topic}") from error
+            raise self._client.with_timeout(self._patience_s).translate(error, f"delivering to {topic}") from error
 
     def flush(self, timeout_s: float) -> None:
         """Wait until all that was produced is acknowledged.
@@ -149,13 +149,13 @@ class ConfluentProducer(PlainProducer):
             BrokerError: a record failed, or `timeout_s` passed.
         """
         doing = "delivering what was produced"
-        server = self._server.within(timeout_s)
+        client = self._client.with_timeout(timeout_s)
         self._raise_failure()
-        with server.errors(doing):
+        with client.errors(doing):
             left = self._kafka.flush(timeout_s)
         self._raise_failure()
         if left:
-            raise server.tell(Trouble.SILENT, "", doing)
+            raise client.broker_error(Failure.UNAVAILABLE, "", doing)
 
     def close(self) -> None:
         """Let go of the connection without waiting for what is still buffered."""
@@ -165,7 +165,7 @@ class ConfluentProducer(PlainProducer):
         # holds the object any more: so it is handed to the thread that waits for that.
         held, self._kafka = [self._kafka], None
         with contextlib.suppress(BrokerError):
-            self._server.within(_CLOSE_SECONDS).call("closing the producer", lambda: self._let_go(held))
+            self._client.with_timeout(_CLOSE_SECONDS).call("closing the producer", lambda: self._let_go(held))
 
     def _let_go(self, held: list[Any]) -> None:
         held[0].purge(True, True, False)

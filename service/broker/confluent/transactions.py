@@ -17,41 +17,41 @@ from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from tidecast.service.broker.client import REPLACE, TRANSACTION_TIMEOUT_MS, Trouble, no_offsets, not_open, open_already
-from tidecast.service.broker.confluent.client import Server
+from tidecast.service.broker.client import REPLACE, TRANSACTION_TIMEOUT_MS, Failure, no_offsets, not_open, open_already
+from tidecast.service.broker.confluent.client import ConfluentClient
 from tidecast.service.broker.confluent.consumer import ConfluentConsumer
 from tidecast.service.broker.confluent.producer import ConfluentProducer
-from tidecast.service.broker.port import Consumer, Outgoing
-from tidecast.service.errors import BrokerError, Replaced
+from tidecast.service.broker.port import Consumer, OutgoingBatch
+from tidecast.service.errors import BrokerError, InstanceFenced
 
 
-class TransactionalProducer(ConfluentProducer):
+class ConfluentTransactionalProducer(ConfluentProducer):
     """Has a transactional id, and has fenced whoever had it. For one caller's thread.
 
     Raises:
-        BrokerError: the id could not be taken within the server's time limit.
+        BrokerError: the id could not be taken within the client's time limit.
     """
 
-    def __init__(self, server: Server, count: Callable[[str], int | None], transactional_id: str) -> None:
+    def __init__(self, client: ConfluentClient, count: Callable[[str], int | None], transactional_id: str) -> None:
         options = {
-            "socket.timeout.ms": min(TRANSACTION_TIMEOUT_MS, server.options()["socket.timeout.ms"]),  # no longer
+            "socket.timeout.ms": min(TRANSACTION_TIMEOUT_MS, client.options()["socket.timeout.ms"]),  # no longer
             "transactional.id": transactional_id,
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
             # A record that is not delivered by then is never: Kafka has ended its transaction.
             "delivery.timeout.ms": TRANSACTION_TIMEOUT_MS,
         }
-        super().__init__(server, count, **options)
+        super().__init__(client, count, **options)
         self._open = False
         self._commit_asked = False  # from when it is asked for until it is known
         try:
-            with server.errors(f"taking the transactional id {transactional_id}"):
-                self._kafka.init_transactions(server.timeout_s)
+            with client.errors(f"taking the transactional id {transactional_id}"):
+                self._kafka.init_transactions(client.timeout_s)
         except BaseException:
             with contextlib.suppress(BrokerError):
                 self.close()
             raise
 
-    def produce(self, outgoing: Outgoing) -> None:
+    def produce(self, outgoing: OutgoingBatch) -> None:
         """Hand over records of the open transaction, in order.
 
         Raises:
@@ -93,17 +93,17 @@ class TransactionalProducer(ConfluentProducer):
             raise not_open()
         if not offsets:
             raise no_offsets()
-        self._server = self._server.named(member.server.instance)  # whose name Kafka may refuse
-        doing, server = "committing a transaction", self._server.within(timeout_s)
-        with self._told(doing, server):
+        self._client = self._client.for_instance(member.client.instance)  # whose name Kafka may refuse
+        doing, client = "committing a transaction", self._client.with_timeout(timeout_s)
+        with self._told(doing, client):
             group = member.membership(topic, offsets)
             found = [TopicPartition(topic, p, offset, text) for p, (offset, text) in offsets.items()]
             try:
                 self._send_offsets(found, group, timeout_s)
-            except Replaced as error:
-                member.doubt(error, doing)
+            except InstanceFenced as error:
+                member.on_instance_fenced(error, doing)
             if self._kafka.flush(max(0.0, deadline - time.monotonic())):
-                raise server.tell(Trouble.SILENT, "", doing)
+                raise client.broker_error(Failure.UNAVAILABLE, "", doing)
             self._raise_failure()
             self._commit_asked = True
             try:
@@ -119,7 +119,7 @@ class TransactionalProducer(ConfluentProducer):
         Not for longer than a transaction may last: Kafka has ended it by then.
         """
         limit_s = min(timeout_s, TRANSACTION_TIMEOUT_MS / 1_000)
-        self._server.within(limit_s).call(
+        self._client.with_timeout(limit_s).call(
             "committing a transaction", lambda: self._kafka.send_offsets_to_transaction(offsets, group, limit_s)
         )
 
@@ -138,7 +138,7 @@ class TransactionalProducer(ConfluentProducer):
         if self._commit_asked:
             raise BrokerError("it is not known whether Kafka has committed the transaction", do=REPLACE)
         try:
-            with self._told("aborting a transaction", self._server.within(timeout_s)):
+            with self._told("aborting a transaction", self._client.with_timeout(timeout_s)):
                 self._kafka.abort_transaction(timeout_s)
         except BrokerError:
             if self._fatal is None:
@@ -163,11 +163,11 @@ class TransactionalProducer(ConfluentProducer):
                 self._fatal = error.args[0]
 
     @contextmanager
-    def _told(self, doing: str, server: Server | None = None) -> Iterator[None]:
+    def _told(self, doing: str, client: ConfluentClient | None = None) -> Iterator[None]:
         """Where a call fails because of something before it, that is what is raised."""
-        server = server or self._server
+        client = client or self._client
         try:
-            with server.errors(doing):
+            with client.errors(doing):
                 yield
         except BrokerError as error:
             self._listen()
@@ -184,5 +184,5 @@ class TransactionalProducer(ConfluentProducer):
     def _raise_failure(self) -> None:
         if self._fatal is not None:
             error = KafkaException(self._fatal)
-            raise self._server.error(error, "producing in a transaction") from error
+            raise self._client.translate(error, "producing in a transaction") from error
         super()._raise_failure()

@@ -11,14 +11,14 @@ from kafka import KafkaAdminClient, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from tidecast.service.broker.kafka_python import transport
-from tidecast.service.broker.kafka_python.client import Server
+from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.kafka_python.consumer import KafkaPythonConsumer
-from tidecast.service.broker.kafka_python.handshake import greet
+from tidecast.service.broker.kafka_python.handshake import probe
 from tidecast.service.broker.kafka_python.producer import KafkaPythonProducer
-from tidecast.service.broker.kafka_python.transactions import TransactionalProducer
+from tidecast.service.broker.kafka_python.transactions import KafkaPythonTransactionalProducer
 from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer
 from tidecast.service.broker.security import PLAIN_TEXT, Security
-from tidecast.service.errors import Unanswered
+from tidecast.service.errors import BrokerUnavailable
 
 _WHY_S = 5.0  # to find out why it is silent
 
@@ -31,8 +31,8 @@ class KafkaPythonBroker(Broker):
 
     def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0, security: Security = PLAIN_TEXT) -> None:
         transport.install()
-        self._server = Server(bootstrap_servers, timeout_s, security=security)
-        self._greeted = False
+        self._client = KafkaPythonClient(bootstrap_servers, timeout_s, security=security)
+        self._probed = False
         self._admin: Any = None
         self._lock = threading.Lock()
 
@@ -40,10 +40,10 @@ class KafkaPythonBroker(Broker):
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
         """A new consumer; `group` None = only `assign` may be used."""
-        with self.explained():
-            self._server.call("connecting to consume", self.greet)
+        with self.diagnosed():
+            self._client.call("connecting to consume", self.probe)
             return KafkaPythonConsumer(
-                self._server,
+                self._client,
                 self.partitions,
                 group=group,
                 isolation=isolation,
@@ -52,18 +52,18 @@ class KafkaPythonBroker(Broker):
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
-        with self.explained():
-            self._server.call("connecting to produce", self.greet)
+        with self.diagnosed():
+            self._client.call("connecting to produce", self.probe)
             if transactional_id is None:
-                return KafkaPythonProducer(self._server, self.partitions)
-            return TransactionalProducer(self._server, self.partitions, transactional_id)
+                return KafkaPythonProducer(self._client, self.partitions)
+            return KafkaPythonTransactionalProducer(self._client, self.partitions, transactional_id)
 
     def partitions(self, topic: str) -> int | None:
         """How many partitions the topic has, None where there is no such topic."""
         doing = f"looking up the topic {topic}"
-        with self.explained():
-            found = self._server.call(doing, lambda: self._connected().describe_topics([topic]))
-        with self._server.errors(doing):
+        with self.diagnosed():
+            found = self._client.call(doing, lambda: self._connected().describe_topics([topic]))
+        with self._client.errors(doing):
             code = found[0]["error_code"]
             if errors.for_code(code) is errors.UnknownTopicOrPartitionError:
                 return None
@@ -83,26 +83,26 @@ class KafkaPythonBroker(Broker):
 
         def create() -> bool:
             try:
-                self._connected().create_topics(new, timeout_ms=self._server.timeout_ms)
+                self._connected().create_topics(new, timeout_ms=self._client.timeout_ms)
             except errors.TopicAlreadyExistsError:
                 return False
             # the controller has it; wait until every broker that a client may ask has it too
-            self._connected().wait_for_topics([topic], timeout_ms=self._server.timeout_ms)
+            self._connected().wait_for_topics([topic], timeout_ms=self._client.timeout_ms)
             return True
 
-        return self._server.call(doing, create)
+        return self._client.call(doing, create)
 
     def delete_topic(self, topic: str) -> bool:
         """Remove the topic; False where there was none."""
 
         def delete() -> bool:
             try:
-                self._connected().delete_topics([topic], timeout_ms=self._server.timeout_ms)
+                self._connected().delete_topics([topic], timeout_ms=self._client.timeout_ms)
             except errors.UnknownTopicOrPartitionError:
                 return False
             return True
 
-        return self._server.call(f"deleting the topic {topic}", delete)
+        return self._client.call(f"deleting the topic {topic}", delete)
 
     def topic_config(self, topic: str) -> dict[str, str]:
         """All settings of the topic that Kafka tells, those left at their defaults too."""
@@ -115,22 +115,22 @@ class KafkaPythonBroker(Broker):
             found = self._connected().describe_configs(asked, config_filter="all")
             return dict(found["topic"][topic])
 
-        found = self._server.call(doing, describe)
+        found = self._client.call(doing, describe)
         return {name: setting["value"] for name, setting in found.items() if setting["value"] is not None}
 
     def topics(self) -> dict[str, int]:
         """`topic -> partitions` of all topics that are not internal."""
-        found = self._server.call("listing the topics", lambda: self._connected().describe_topics())
+        found = self._client.call("listing the topics", lambda: self._connected().describe_topics())
         return {t["name"]: len(t["partitions"]) for t in found if not t["is_internal"]}
 
-    def holder(self, group: str, instance: str, limit_s: float) -> str | None:
+    def member_of_instance(self, group: str, instance: str, limit_s: float) -> str | None:
         """The id of the member that has this name in the group; None where nobody has it.
 
         Raises:
             BrokerError: no answer within `limit_s`.
         """
         doing = f"asking for our place in the group {group}"
-        found = self._server.within(limit_s).call(doing, lambda: self._connected().describe_groups([group]))
+        found = self._client.with_timeout(limit_s).call(doing, lambda: self._connected().describe_groups([group]))
         members = found[group]["members"]
         return next((str(m["member_id"]) for m in members if m["group_instance_id"] == instance), None)
 
@@ -141,19 +141,19 @@ class KafkaPythonBroker(Broker):
         if admin is not None:
             admin.close()
 
-    def greet(self) -> None:
+    def probe(self) -> None:
         """See that Kafka takes us in, once, and wait for it; see `tidecast.service.broker.kafka_python.handshake`.
 
         Raises:
             BrokerError: it refuses us.
             TimeoutError: it does not answer.
         """
-        if not self._greeted:
-            greet(self._server)
-            self._greeted = True
+        if not self._probed:
+            probe(self._client)
+            self._probed = True
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def diagnosed(self) -> Iterator[None]:
         """Where Kafka is silent inside, see whether it is because it refuses us by now: a password may have changed.
 
         Raises:
@@ -161,15 +161,15 @@ class KafkaPythonBroker(Broker):
         """
         try:
             yield
-        except Unanswered:
-            if self._server.security != PLAIN_TEXT:
+        except BrokerUnavailable:
+            if self._client.security != PLAIN_TEXT:
                 with suppress(TimeoutError):
-                    greet(self._server.within(_WHY_S))
+                    probe(self._client.with_timeout(_WHY_S))
             raise
 
     def _connected(self) -> Any:
         with self._lock:
             if self._admin is None:
-                self.greet()
-                self._admin = KafkaAdminClient(**self._server.options())
+                self.probe()
+                self._admin = KafkaAdminClient(**self._client.options())
             return self._admin

@@ -7,19 +7,18 @@ from typing import Any, ClassVar
 
 from kafka import errors
 
-from tidecast.service.broker import client as calls
-from tidecast.service.broker.client import Trouble
+from tidecast.service.broker.client import Failure, KafkaClient
 
 # The group has moved on without the member.
 _PUT_OUT = (errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError)
 
 
 @dataclass(frozen=True, slots=True)
-class Server(calls.Server):
+class KafkaPythonClient(KafkaClient):
     """A Kafka that kafka-python talks to."""
 
     # What the library raises besides its own errors: mistakes in arguments, and its event loop being gone.
-    raised: ClassVar[tuple[type[BaseException], ...]] = (
+    library_errors: ClassVar[tuple[type[BaseException], ...]] = (
         errors.KafkaError,
         OSError,
         RuntimeError,
@@ -32,7 +31,7 @@ class Server(calls.Server):
     def options(self) -> dict[str, Any]:
         """What admin client, consumer and producer have in common."""
         return {
-            "bootstrap_servers": [server.strip() for server in self.bootstrap_servers.split(",")],
+            "bootstrap_servers": [address.strip() for address in self.bootstrap_servers.split(",")],
             "client_id": "tidecast",
             "bootstrap_timeout_ms": self.timeout_ms,
             "request_timeout_ms": max(1_000, min(30_000, self.timeout_ms)),
@@ -44,31 +43,31 @@ class Server(calls.Server):
         """Whether the broker is just coming back."""
         return isinstance(error, errors.NodeNotReadyError)
 
-    def trouble(self, error: BaseException) -> tuple[Trouble, str]:
+    def classify(self, error: BaseException) -> tuple[Failure, str]:
         """What an error of the library means."""
         if type(error) is errors.KafkaError:  # "cannot, because": what counts is inside
             error = next((inner for inner in error.args if isinstance(inner, errors.KafkaError)), error)
         text = str(error).strip()
         match error:
             case errors.UnknownTopicOrPartitionError():
-                return Trouble.NO_TOPIC, text
+                return Failure.NO_TOPIC, text
             case errors.AuthorizationError():
-                return Trouble.NOT_ALLOWED, text
+                return Failure.NOT_AUTHORIZED, text
             case errors.MessageSizeTooLargeError() | errors.RecordListTooLargeError():
-                return Trouble.TOO_LARGE, text
+                return Failure.TOO_LARGE, text
             case errors.FencedInstanceIdError():
-                return Trouble.REPLACED, text
+                return Failure.INSTANCE_FENCED, text
             case errors.RebalanceInProgressError():
-                return Trouble.REBALANCING, text
+                return Failure.REBALANCING, text
             case errors.ProducerFencedError() | errors.InvalidProducerEpochError():
-                return Trouble.ID_TAKEN, text
+                return Failure.PRODUCER_FENCED, text
             case errors.KafkaConnectionError():  # it was not waited for
-                return Trouble.LOST, text.rpartition(": ")[2]
+                return Failure.DISCONNECTED, text.rpartition(": ")[2]
         if isinstance(error, _PUT_OUT):
-            return Trouble.PUT_OUT, text
+            return Failure.EVICTED, text
         if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time was up
-            return Trouble.SILENT, text
-        return Trouble.OTHER, f"{type(error).__name__}{f': {text}' if text else ''}"
+            return Failure.UNAVAILABLE, text
+        return Failure.OTHER, f"{type(error).__name__}{f': {text}' if text else ''}"
 
 
 def poll(kafka: Any, timeout_ms: int, max_records: int) -> dict[Any, Any]:

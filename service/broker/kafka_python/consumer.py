@@ -14,10 +14,10 @@ from kafka.structs import ConsumerGroupMetadata
 
 from tidecast.service.broker.client import no_group, no_partition
 from tidecast.service.broker.kafka_python.batch_reader import FetchedRows, Row
-from tidecast.service.broker.kafka_python.client import Server, poll
-from tidecast.service.broker.kafka_python.group import Member
+from tidecast.service.broker.kafka_python.client import KafkaPythonClient, poll
+from tidecast.service.broker.kafka_python.group import KafkaPythonMember
 from tidecast.service.broker.port import Batch, Consumer, Membership, metadata_of
-from tidecast.service.errors import BrokerError, PutOut
+from tidecast.service.errors import BrokerError, MemberEvicted
 
 log = logging.getLogger("tidecast.broker")
 
@@ -32,22 +32,22 @@ class KafkaPythonConsumer(Consumer):
 
     def __init__(
         self,
-        server: Server,
+        client: KafkaPythonClient,
         count: Callable[[str], int | None],
         *,
         group: str | None,
         isolation: str,
         membership: Membership,
     ) -> None:
-        self.server = self._server = server.named(membership.instance)
+        self.client = self._client = client.for_instance(membership.instance)
         self._count = count
         self._group = group
         self._topic = ""
         self._positions: dict[int, int] = {}  # as last told by `poll`
         self._owned: set[int] = set()  # the group's share, as the callbacks have told the caller
-        self._member: Member | None = None
-        self._answers: list[Any] = []  # to what `commit_soon` asked
-        options = server.options() | {
+        self._member: KafkaPythonMember | None = None
+        self._answers: list[Any] = []  # to what `commit_async` asked
+        options = client.options() | {
             "group_id": group,
             "isolation_level": isolation,
             "enable_auto_commit": False,
@@ -66,7 +66,7 @@ class KafkaPythonConsumer(Consumer):
         }
         if group is None:  # it has just connected when it is to read, and waits so long for the topic's leaders
             options["retry_backoff_ms"] = _ASK_AGAIN_MS
-        self._kafka: Any = server.call("connecting to consume", lambda: KafkaConsumer(**options))
+        self._kafka: Any = client.call("connecting to consume", lambda: KafkaConsumer(**options))
         self._kafka._fetcher.PartitionRecords = FetchedRows
         # So long after it has connected it asks for the topic that it is to read; its options do not reach that far.
         self._kafka._cluster.config["retry_backoff_ms"] = _ASK_AGAIN_MS
@@ -99,10 +99,10 @@ class KafkaPythonConsumer(Consumer):
 
         # The library shares out the partitions that it knows of: without this it may join before it knows of any.
         # Not for long: a client that met the broker as it went away may never ask again.
-        soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
+        soon = self._client.with_timeout(min(_ASK_SECONDS, self._client.timeout_s))
         soon.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
-        self._member = Member(self._kafka, assigned, revoked)
-        with self._server.errors(f"subscribing to {topic}"):
+        self._member = KafkaPythonMember(self._kafka, assigned, revoked)
+        with self._client.errors(f"subscribing to {topic}"):
             self._member.subscribe(topic)
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
@@ -112,7 +112,7 @@ class KafkaPythonConsumer(Consumer):
             raise no_partition(topic, count, wrong[0])
         self._topic = topic
         self._positions = {}
-        with self._server.errors(f"reading {topic}"):
+        with self._client.errors(f"reading {topic}"):
             self._kafka.assign([self._tp(p) for p in offsets])
             self._kafka.resume(*map(self._tp, offsets))  # the library keeps in mind that one was paused before
             # asked for now: the library would only ask at the first fetch, and miss what arrives in between
@@ -123,11 +123,11 @@ class KafkaPythonConsumer(Consumer):
 
     def poll(self, timeout_s: float, max_records: int) -> Batch:
         """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
-        with self._server.errors(f"reading {self._topic}"):
+        with self._client.errors(f"reading {self._topic}"):
             if self._member is None:
                 found: dict[TopicPartition, Any] | None = poll(self._kafka, int(timeout_s * 1_000), max_records)
             else:
-                found = self._member.poll(timeout_s, max_records, self._server.timeout_s)
+                found = self._member.poll(timeout_s, max_records, self._client.timeout_s)
             return Batch(self._topic) if found is None else self._batch(found)
 
     def _batch(self, found: dict[TopicPartition, list[Row]]) -> Batch:
@@ -151,18 +151,18 @@ class KafkaPythonConsumer(Consumer):
         """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
         if not offsets:
             return
-        with self._server.errors(f"committing offsets of {self._topic}"):
-            self._kafka.commit(self._named(offsets, metadata), timeout_ms=self._server.timeout_ms)
+        with self._client.errors(f"committing offsets of {self._topic}"):
+            self._kafka.commit(self._named(offsets, metadata), timeout_ms=self._client.timeout_ms)
 
-    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+    def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
         """As `commit`, without waiting for the broker."""
         answers = self._answers = []
-        with self._server.errors(f"committing offsets of {self._topic}"):
+        with self._client.errors(f"committing offsets of {self._topic}"):
             self._kafka.commit_async(self._named(offsets, metadata), lambda _, answer: answers.append(answer))
 
-    def commit_answered(self) -> bool:
-        """Whether the broker has taken what `commit_soon` asked for; False while that is not known."""
-        with self._server.errors(f"committing offsets of {self._topic}"):
+    def commit_acknowledged(self) -> bool:
+        """Whether the broker has taken what `commit_async` asked for; False while that is not known."""
+        with self._client.errors(f"committing offsets of {self._topic}"):
             self._kafka._coordinator._invoke_completed_offset_commit_callbacks()
             for answer in self._answers:
                 if isinstance(answer, Exception):
@@ -186,7 +186,7 @@ class KafkaPythonConsumer(Consumer):
             raise no_group("has nothing committed")
         coordinator, tps = self._kafka._coordinator, {p: self._tp(p) for p in partitions}
         # Not for long: a coordinator that went away meanwhile is found again by polling, not by this call.
-        soon = self._server.within(min(_ASK_SECONDS, self._server.timeout_s))
+        soon = self._client.with_timeout(min(_ASK_SECONDS, self._client.timeout_s))
 
         async def ask() -> dict[TopicPartition, Any]:
             # One request for all, and a new one: the library would wait for the answer to one that it sent by itself
@@ -208,7 +208,7 @@ class KafkaPythonConsumer(Consumer):
         """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
 
         Raises:
-            PutOut: it has lost its place in the group, or the partitions.
+            MemberEvicted: it has lost its place in the group, or the partitions.
             FencedInstanceIdError: another process has its name, as a heartbeat was told.
         """
         if self._group is None:
@@ -220,29 +220,29 @@ class KafkaPythonConsumer(Consumer):
         # once a heartbeat was told that the member is out.
         out = self._member is not None and (found.generation_id < 0 or not found.member_id)
         if out or topic != self._topic or (self._member is not None and not self._owned.issuperset(partitions)):
-            raise PutOut(f"committing offsets of {topic}")
+            raise MemberEvicted(f"committing offsets of {topic}")
         return found
 
-    def confirm(self) -> None:
+    def verify_instance(self) -> None:
         """Ask the group now whether this member's name is still its own; nothing is asked where it has none."""
-        if self._member is not None and self._server.instance is not None:
-            with self._server.errors(f"asking for our place in the group {self._group}"):
-                self._member.confirm(self._server.timeout_s)
+        if self._member is not None and self._client.instance is not None:
+            with self._client.errors(f"asking for our place in the group {self._group}"):
+                self._member.verify_instance(self._client.timeout_s)
 
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""
-        with self._server.errors(f"going to offset {offset} of {self._topic}-{partition}"):
+        with self._client.errors(f"going to offset {offset} of {self._topic}-{partition}"):
             self._for_each([partition], lambda tp: self._kafka.seek(tp, offset))
         self._positions.pop(partition, None)
 
     def pause(self, partitions: Collection[int]) -> None:
         """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
-        with self._server.errors(f"pausing partitions of {self._topic}"):
+        with self._client.errors(f"pausing partitions of {self._topic}"):
             self._for_each(partitions, self._kafka.pause)
 
     def resume(self, partitions: Collection[int]) -> None:
         """Undo `pause`."""
-        with self._server.errors(f"resuming partitions of {self._topic}"):
+        with self._client.errors(f"resuming partitions of {self._topic}"):
             self._for_each(partitions, self._kafka.resume)
 
     def _for_each(self, partitions: Collection[int], do: Callable[[TopicPartition], object]) -> None:
@@ -265,14 +265,14 @@ class KafkaPythonConsumer(Consumer):
     def _offsets(self, ask: Callable[..., dict[Any, int]], partitions: Collection[int]) -> dict[int, int]:
         if not partitions:
             return {}
-        with self._server.errors(f"asking for the offsets of {self._topic}"):
-            found = ask([self._tp(p) for p in partitions], timeout_ms=self._server.timeout_ms)
+        with self._client.errors(f"asking for the offsets of {self._topic}"):
+            found = ask([self._tp(p) for p in partitions], timeout_ms=self._client.timeout_ms)
         return {tp.partition: offset for tp, offset in found.items()}
 
     def lag(self) -> dict[int, int]:
         """Records between the position and the last known end, for each partition of which both are known."""
         found = {}
-        with self._server.errors(f"asking for the lag of {self._topic}"):
+        with self._client.errors(f"asking for the lag of {self._topic}"):
             for tp in self._kafka.assignment():
                 end = self._kafka.highwater(tp)
                 if end is not None and (position := self._positions.get(tp.partition)) is not None:
@@ -287,16 +287,16 @@ class KafkaPythonConsumer(Consumer):
 
         try:
             if self._member is None:
-                self._server.call("leaving", leave)
+                self._client.call("leaving", leave)
             else:
-                self._member.leave(leave, _CLOSE_TIMEOUT_MS / 1_000 + self._server.timeout_s)
+                self._member.leave(leave, _CLOSE_TIMEOUT_MS / 1_000 + self._client.timeout_s)
         except (BrokerError, errors.KafkaError, OSError, RuntimeError) as error:
             log.debug("leaving the group failed; it notices at the end of the session", exc_info=error)
 
     def _require(self, topic: str) -> int:
         count = self._count(topic)
         if count is None:
-            raise self._server.error(errors.UnknownTopicOrPartitionError(), f"reading {topic}")
+            raise self._client.translate(errors.UnknownTopicOrPartitionError(), f"reading {topic}")
         return count
 
     def _tp(self, partition: int) -> TopicPartition:

@@ -48,7 +48,7 @@ class _JoinFirstError(Exception):
     """A poll of the library wants to join."""
 
 
-class Member:
+class KafkaPythonMember:
     """One consumer's part in its group. For one caller's thread.
 
     Args:
@@ -133,7 +133,7 @@ class Member:
         if self._replaced is not None:
             raise self._replaced
 
-    def confirm(self, timeout_s: float) -> None:
+    def verify_instance(self, timeout_s: float) -> None:
         """Ask the coordinator whether this member's name is still its own; FencedInstanceIdError where it is not."""
         self.check()
         self._kafka._net.run(self._ask_for_our_place, time.monotonic() + timeout_s)

@@ -19,10 +19,10 @@ from kafka import errors
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 
-from tidecast.service.broker.kafka_python.client import Server
+from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.security import Security
 from tidecast.service.config.settings import flag
-from tidecast.service.errors import BrokerError, NotTakenIn
+from tidecast.service.errors import BrokerError, ConnectionRejected
 
 _TRY_S = 5.0  # for one connection
 _AGAIN_S = 0.25
@@ -34,44 +34,44 @@ class _HungUp(Exception):
     """Kafka ended the connection in the midst of the first words."""
 
 
-def greet(server: Server) -> None:
-    """Wait until Kafka has taken us in, at most `server.timeout_s`.
+def probe(client: KafkaPythonClient) -> None:
+    """Wait until Kafka has taken us in, at most `client.timeout_s`.
 
     Raises:
-        NotTakenIn: it refuses us, or we it.
+        ConnectionRejected: it refuses us, or we it.
         BrokerError: it hangs up again and again.
         TimeoutError: it was silent for so long.
     """
-    deadline = time.monotonic() + server.timeout_s
+    deadline = time.monotonic() + client.timeout_s
     hung_up: float | None = None  # since when it does nothing else
     while True:
         try:
-            if _tried(server, deadline):
+            if _tried(client, deadline):
                 return
             hung_up = None
         except _HungUp:
             hung_up = hung_up or time.monotonic()
-            if time.monotonic() - hung_up >= min(_HUNG_UP_S, server.timeout_s / 2):
-                raise _closed(server) from None
+            if time.monotonic() - hung_up >= min(_HUNG_UP_S, client.timeout_s / 2):
+                raise _closed(client) from None
         if time.monotonic() + _AGAIN_S >= deadline:
-            raise TimeoutError(server.bootstrap_servers)
+            raise TimeoutError(client.bootstrap_servers)
         time.sleep(_AGAIN_S)
 
 
-def _tried(server: Server, deadline: float) -> bool:
+def _tried(client: KafkaPythonClient, deadline: float) -> bool:
     """Whether one of the servers has taken us in."""
     net = NetworkSelector()
-    manager = KafkaConnectionManager(net, **server.options())
+    manager = KafkaConnectionManager(net, **client.options())
     net.start()
     try:
         for node in manager.cluster.bootstrap_brokers():
-            if _met(server, manager, node, deadline):
+            if _met(client, manager, node, deadline):
                 # Not waited for long: that the others are away is no reason to refuse.
                 with contextlib.suppress(errors.KafkaError, OSError):
                     asked = manager.call_soon(manager.cluster.refresh_metadata, node.node_id)
                     manager.run(manager.wait_for, asked, 1_000 * _TRY_S)
                     for other in manager.cluster.brokers():
-                        _met(server, manager, other, deadline)
+                        _met(client, manager, other, deadline)
                 return True
         return False
     finally:
@@ -79,7 +79,7 @@ def _tried(server: Server, deadline: float) -> bool:
         net.stop()
 
 
-def _met(server: Server, manager: Any, node: Any, deadline: float) -> bool:
+def _met(client: KafkaPythonClient, manager: Any, node: Any, deadline: float) -> bool:
     """Whether the broker has taken us in; False where it is not there."""
     limit_ms = int(1_000 * max(0.1, min(_TRY_S, deadline - time.monotonic())))
 
@@ -91,17 +91,17 @@ def _met(server: Server, manager: Any, node: Any, deadline: float) -> bool:
         manager.run(meet)
     except (errors.KafkaError, OSError, ValueError, KeyError) as error:
         where = f"{node.host}:{node.port}"
-        if (refusal := _refusal(server, where, error)) is not None:
+        if (refusal := _refusal(client, where, error)) is not None:
             raise refusal from error
-        if _ended(error) and (server.security.tls or server.security.sasl):
+        if _ended(error) and (client.security.tls or client.security.sasl):
             raise _HungUp from error
         return False
     return True
 
 
-def _refusal(server: Server, where: str, error: BaseException) -> NotTakenIn | None:
+def _refusal(client: KafkaPythonClient, where: str, error: BaseException) -> ConnectionRejected | None:
     """What the error says of a Kafka that will not take us in, or that we do not trust; None where it may yet."""
-    security = server.security
+    security = client.security
     for cause in _causes(error):
         match cause:
             case errors.SaslAuthenticationFailedError():
@@ -115,12 +115,12 @@ def _refusal(server: Server, where: str, error: BaseException) -> NotTakenIn | N
             case ssl.SSLError() if "ALERT" in str(cause):
                 return _certificate_refused(security, where, str(cause))
             case errors.InvalidReceiveError() if not security.tls:
-                return NotTakenIn(
+                return ConnectionRejected(
                     f"Kafka at {where} does not answer to {security.protocol} in Kafka's own words: it may want TLS",
                     do=f"Use {flag('security_protocol')} {'SASL_SSL' if security.sasl else 'SSL'}, or its other port.",
                 )
             case ValueError() if security.sasl and not isinstance(cause, (OSError, UnicodeError)):
-                return NotTakenIn(
+                return ConnectionRejected(
                     f"Kafka at {where} could not prove that it knows the password of {security.username!r}: {cause}",
                     do="Check the address: this may not be your Kafka.",
                 )
@@ -146,8 +146,8 @@ def _ended(error: BaseException) -> bool:
     return False
 
 
-def _unknown_user(security: Security, where: str, said: str) -> NotTakenIn:
-    return NotTakenIn(
+def _unknown_user(security: Security, where: str, said: str) -> ConnectionRejected:
+    return ConnectionRejected(
         f"Kafka at {where} refuses the user {security.username!r} with {security.mechanism}: the name or the password "
         f"is wrong, or not for this mechanism{_in_its_words(said)}",
         do=f"Check {flag('kafka_username')}, {flag('kafka_password')} and {flag('sasl_mechanism')}.",
@@ -160,28 +160,28 @@ def _in_its_words(said: str) -> str:
     return f" ({words})" if words else ""
 
 
-def _other_mechanism(security: Security, where: str, said: str) -> NotTakenIn:
-    return NotTakenIn(
+def _other_mechanism(security: Security, where: str, said: str) -> ConnectionRejected:
+    return ConnectionRejected(
         f"Kafka at {where} does not take {security.mechanism}{_in_its_words(said)}",
         do=f"Use another {flag('sasl_mechanism')}, or another of its ports.",
     )
 
 
-def _untrusted(where: str, error: ssl.SSLCertVerificationError) -> NotTakenIn:
+def _untrusted(where: str, error: ssl.SSLCertVerificationError) -> ConnectionRejected:
     why = error.verify_message.rstrip(".") or str(error)
     if re.search("mismatch", why, re.I):
-        return NotTakenIn(
+        return ConnectionRejected(
             f"the certificate of Kafka at {where} is for another name: {why}",
             do="Use a name that the certificate has in --bootstrap-servers and in the brokers' advertised.listeners.",
         )
-    return NotTakenIn(
+    return ConnectionRejected(
         f"the certificate of Kafka at {where} is not trusted: {why}",
         do=f"Give the file of the authority that signed it with {flag('tls_ca_file')}; {_FILE}",
     )
 
 
-def _no_tls(security: Security, where: str) -> NotTakenIn:
-    return NotTakenIn(
+def _no_tls(security: Security, where: str) -> ConnectionRejected:
+    return ConnectionRejected(
         f"Kafka at {where} does not speak TLS on this port",
         got=f"the security protocol {security.protocol}",
         do=f"Use the port of its TLS listener, or {flag('security_protocol')} "
@@ -189,22 +189,22 @@ def _no_tls(security: Security, where: str) -> NotTakenIn:
     )
 
 
-def _certificate_refused(security: Security, where: str, said: str) -> NotTakenIn:
+def _certificate_refused(security: Security, where: str, said: str) -> ConnectionRejected:
     alert = re.search(r"ALERT_(\w+)", said)
     why = alert[1].lower().replace("_", " ") if alert else said
     if not security.cert_file:
-        return NotTakenIn(
+        return ConnectionRejected(
             f"Kafka at {where} wants a certificate of ours, and there is none ({why})",
             do=f"Give it with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
         )
-    return NotTakenIn(
+    return ConnectionRejected(
         f"Kafka at {where} refuses our certificate {security.cert_file} ({why})",
         do=f"Give one that it trusts with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
     )
 
 
-def _closed(server: Server) -> BrokerError:
-    security = server.security
+def _closed(client: KafkaPythonClient) -> BrokerError:
+    security = client.security
     if security.tls:
         what = "it may not speak TLS on this port" + ("" if security.cert_file else ", or want a certificate of ours")
         do = f"Use the port of its TLS listener, or give {flag('tls_cert_file')}; {_FILE}"
@@ -212,7 +212,7 @@ def _closed(server: Server) -> BrokerError:
         what = "it may want TLS, or no password"
         do = f"Use another {flag('security_protocol')}, or another of its ports."
     return BrokerError(
-        f"Kafka at {server.bootstrap_servers} closes each connection at its first words: {what}",
+        f"Kafka at {client.bootstrap_servers} closes each connection at its first words: {what}",
         got=f"the security protocol {security.protocol}",
         do=do,
     )

@@ -24,10 +24,10 @@ from typing import Any, cast
 from kafka import OffsetAndMetadata, TopicPartition, errors
 
 from tidecast.service.broker.client import REPLACE, TRANSACTION_TIMEOUT_MS, no_offsets, not_open, open_already
-from tidecast.service.broker.kafka_python.client import Server
+from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.kafka_python.consumer import KafkaPythonConsumer
 from tidecast.service.broker.kafka_python.producer import KafkaPythonProducer
-from tidecast.service.broker.port import Consumer, Outgoing
+from tidecast.service.broker.port import Consumer, OutgoingBatch
 from tidecast.service.errors import BrokerError
 
 # The wait before a request is sent again. A transaction soon after another is often told to wait for that one's end.
@@ -36,16 +36,16 @@ _FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
 _SLICE_S = 0.25  # so long may a failure go unnoticed while records are delivered
 
 
-class TransactionalProducer(KafkaPythonProducer):
+class KafkaPythonTransactionalProducer(KafkaPythonProducer):
     """Has a transactional id, and has fenced whoever had it. For one caller's thread.
 
     Raises:
-        BrokerError: the id could not be taken within the server's time limit.
+        BrokerError: the id could not be taken within the client's time limit.
     """
 
-    def __init__(self, server: Server, count: Callable[[str], int | None], transactional_id: str) -> None:
+    def __init__(self, client: KafkaPythonClient, count: Callable[[str], int | None], transactional_id: str) -> None:
         super().__init__(
-            server,
+            client,
             count,
             transactional_id=transactional_id,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
@@ -56,16 +56,16 @@ class TransactionalProducer(KafkaPythonProducer):
         self._added: set[TopicPartition] = set()  # the partitions of the open transaction
         self._commit: Any = None  # the answer to a commit, from when it is asked for until it is known
         self._abort: Any = None  # likewise
-        client = self._kafka._sender._client
-        client.await_ready = partial(_connected, client.await_ready)
+        network = self._kafka._sender._client
+        network.await_ready = partial(_connected, network.await_ready)
         try:
-            server.call(f"taking the transactional id {transactional_id}", self._kafka.init_transactions)
+            client.call(f"taking the transactional id {transactional_id}", self._kafka.init_transactions)
         except BaseException:
             with contextlib.suppress(BrokerError):
                 self.close()
             raise
 
-    def produce(self, outgoing: Outgoing) -> None:
+    def produce(self, outgoing: OutgoingBatch) -> None:
         """Hand over records of the open transaction, in order.
 
         Raises:
@@ -93,7 +93,7 @@ class TransactionalProducer(KafkaPythonProducer):
             raise open_already()
         with self._transactions._lock:
             self._transactions._pending_txn_offset_commits.clear()
-        with self._server.errors("beginning a transaction"):
+        with self._client.errors("beginning a transaction"):
             self._kafka.begin_transaction()
         self._added.clear()
         self._open = True
@@ -109,13 +109,13 @@ class TransactionalProducer(KafkaPythonProducer):
         """
         deadline = time.monotonic() + timeout_s
         member = cast(KafkaPythonConsumer, consumer)
-        self._server = self._server.named(member.server.instance)  # whose name Kafka may refuse
-        server = self._server.within(timeout_s)
+        self._client = self._client.for_instance(member.client.instance)  # whose name Kafka may refuse
+        client = self._client.with_timeout(timeout_s)
         if not self._open or self._commit is not None or self._abort is not None:
             raise not_open()
         if not offsets:
             raise no_offsets()
-        with server.errors("committing a transaction"):
+        with client.errors("committing a transaction"):
             group = member.membership(topic, offsets)
             found = {TopicPartition(topic, p): OffsetAndMetadata(o, text, -1) for p, (o, text) in offsets.items()}
             added = self._transactions.send_offsets_to_transaction(found, group)  # two requests, beside the records
@@ -140,9 +140,9 @@ class TransactionalProducer(KafkaPythonProducer):
             return
         if self._commit is not None:
             raise BrokerError("it is not known whether Kafka has committed the transaction", do=REPLACE)
-        server = self._server.within(timeout_s)
+        client = self._client.with_timeout(timeout_s)
         deadline = time.monotonic() + timeout_s
-        with server.errors("aborting a transaction"):
+        with client.errors("aborting a transaction"):
             if self._abort is None:
                 try:
                     self._abort = transactions.begin_abort()
@@ -205,7 +205,7 @@ class TransactionalProducer(KafkaPythonProducer):
     def _raise_failure(self) -> None:
         error = self._transactions.last_error  # None but in its error states
         if error is not None:
-            raise self._server.error(error, "producing in a transaction") from error
+            raise self._client.translate(error, "producing in a transaction") from error
         super()._raise_failure()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tidecast.service.broker.port import Headers, Outgoing
+from tidecast.service.broker.port import Headers, OutgoingBatch
 
 if TYPE_CHECKING:
     from tidecast.service.broker.memory.consumer import MemoryConsumer
@@ -28,7 +28,7 @@ class Log:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def extend(self, outgoing: Outgoing, now: int) -> range:
+    def extend(self, outgoing: OutgoingBatch, now: int) -> range:
         """Append all of them; their offsets."""
         start = len(self)
         self.keys += outgoing.keys

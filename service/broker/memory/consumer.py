@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tidecast.service.broker.client import no_group, not_assigned
 from tidecast.service.broker.memory.cluster import Group
 from tidecast.service.broker.port import Batch, Consumer, metadata_of
-from tidecast.service.errors import BrokerError, PutOut, Replaced
+from tidecast.service.errors import BrokerError, InstanceFenced, MemberEvicted
 
 if TYPE_CHECKING:
     from tidecast.service.broker.memory.broker import MemoryBroker
@@ -36,7 +36,7 @@ class MemoryConsumer(Consumer):
         self._paused: set[int] = set()
         self._member: Group | None = None
         self._closed = False
-        self._refused: BrokerError | None = None  # what `commit_soon` met
+        self._refused: BrokerError | None = None  # what `commit_async` met
         self._joined = False  # the callback has told of a first share, be it empty
         self._on_assigned: Callback = _nothing
         self._on_revoked: Callback = _nothing
@@ -63,7 +63,7 @@ class MemoryConsumer(Consumer):
 
     def _require_name(self, doing: str) -> None:
         if self._replaced:
-            raise Replaced(doing, self._instance)
+            raise InstanceFenced(doing, self._instance)
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
@@ -125,26 +125,26 @@ class MemoryConsumer(Consumer):
             group = self._broker.groups.get(name)
             if self._member is None and group is not None and group.members:
                 # from outside, offsets are taken for a group without members only
-                raise PutOut(f"committing offsets of {self._topic}")
+                raise MemberEvicted(f"committing offsets of {self._topic}")
             known = self._broker.commits.setdefault(name, {})
             known.update({p: (offset, texts[p]) for p, offset in offsets.items()})
 
-    def commit_soon(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """As `commit`; what is refused is kept for `commit_answered`."""
+    def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
+        """As `commit`; what is refused is kept for `commit_acknowledged`."""
         self._refused = None
         try:
             self.commit(offsets, metadata)
         except BrokerError as error:
             self._refused = error
 
-    def commit_answered(self) -> bool:
-        """True, or raises what `commit_soon` met."""
+    def commit_acknowledged(self) -> bool:
+        """True, or raises what `commit_async` met."""
         if self._refused is not None:
             raise self._refused
         return True
 
     def may_commit(self, topic: str, partitions: Collection[int]) -> str:
-        """The group for which this consumer may commit offsets of these partitions; PutOut where it may not."""
+        """The group for which this consumer may commit offsets of these partitions; MemberEvicted where it may not."""
         if self._group is None:
             raise no_group("has nothing to commit to")
         for partition in partitions:
@@ -153,7 +153,7 @@ class MemoryConsumer(Consumer):
         member = self._member
         mine = member is None or all(member.owner.get(p) is self and self in member.members for p in partitions)
         if self._closed or topic != self._topic or not mine:
-            raise PutOut(f"committing offsets of {topic}")
+            raise MemberEvicted(f"committing offsets of {topic}")
         return self._group
 
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
@@ -175,8 +175,8 @@ class MemoryConsumer(Consumer):
         undecided = self._broker.undecided.get((self._group or "", self._topic), {})
         return not any(undecided.get(p) for p in partitions)
 
-    def confirm(self) -> None:
-        """Raise Replaced where another member has the name."""
+    def verify_instance(self) -> None:
+        """Raise InstanceFenced where another member has the name."""
         self._require_name(f"asking for our place in the group {self._group}")
 
     def seek(self, partition: int, offset: int) -> None:

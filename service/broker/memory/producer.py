@@ -10,7 +10,7 @@ from tidecast.service.broker.client import no_id, no_offsets, not_open, open_alr
 from tidecast.service.broker.memory.cluster import Log
 from tidecast.service.broker.memory.consumer import MemoryConsumer
 from tidecast.service.broker.partitioner import partition_for
-from tidecast.service.broker.port import Consumer, Outgoing, Producer
+from tidecast.service.broker.port import Consumer, OutgoingBatch, Producer
 from tidecast.service.errors import Fenced
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class MemoryProducer(Producer):
                     former.end(commit=False)
                 broker.transactional[transactional_id] = self
 
-    def produce(self, outgoing: Outgoing) -> None:
+    def produce(self, outgoing: OutgoingBatch) -> None:
         """Append the records, each to its partition or to its key's."""
         with self._broker.changed:
             if self._id is not None:
@@ -42,7 +42,7 @@ class MemoryProducer(Producer):
                 self._append(outgoing)
                 self._broker.changed.notify_all()
 
-    def _append(self, outgoing: Outgoing) -> None:
+    def _append(self, outgoing: OutgoingBatch) -> None:
         broker = self._broker
         now = int(time.time() * 1_000)
         broker.log(outgoing.topic, 0)

@@ -5,13 +5,13 @@ import time
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from tidecast.service.broker.confluent.client import Server
-from tidecast.service.broker.confluent.fetch_position import Reading
-from tidecast.service.broker.confluent.group import Member
+from tidecast.service.broker.confluent.client import ConfluentClient
+from tidecast.service.broker.confluent.fetch_position import FetchPositions
+from tidecast.service.broker.confluent.group import ConfluentMember
 from tidecast.service.broker.confluent.producer import ConfluentProducer
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 
-SERVER = Server("127.0.0.1:1", 1.0)
+CLIENT = ConfluentClient("127.0.0.1:1", 1.0)
 
 
 def record(partition, offset):
@@ -53,24 +53,26 @@ class Library:
         time.sleep(timeout)
 
 
-def member(library, holder):
-    return Member(library, lambda limit: holder, lambda new: None, lambda gone: None, lambda p: None, lambda p: None)
+def member(library, owner):
+    return ConfluentMember(
+        library, lambda limit: owner, lambda new: None, lambda gone: None, lambda p: None, lambda p: None
+    )
 
 
-def settled(library, holder):
-    found = member(library, holder)
+def settled(library, owner):
+    found = member(library, owner)
     found._assigned(library, [])
     return found
 
 
-@pytest.mark.parametrize(("holder", "replaced"), [("A", False), (None, False), ("B", True)])
-def test_a_named_member_whose_session_has_ended_joins_only_after_kafka_was_asked_who_has_the_name(holder, replaced):
+@pytest.mark.parametrize(("owner", "replaced"), [("A", False), (None, False), ("B", True)])
+def test_a_named_member_whose_session_has_ended_joins_only_after_kafka_was_asked_who_has_the_name(owner, replaced):
     library = Library("A")
-    one = settled(library, holder)
+    one = settled(library, owner)
     library.member_id = ""  # the library forgets it
     one._all_lost(library, [])
     assert one.fenced and library.assigned == [[]], "the library would join by itself, and take the name"
-    one.confirm(1.0)
+    one.verify_instance(1.0)
     assert one.replaced == replaced
 
 
@@ -78,26 +80,26 @@ def test_the_id_of_our_own_join_under_way_is_not_taken_for_a_namesakes():
     """Storms: the library joined again by itself, Kafka had us under a new id, and the worker ended as replaced."""
     for one in (member(Library(), "new"), settled(Library("A"), "new")):
         one._kafka.member_id = ""
-        one.confirm(1.0)
+        one.verify_instance(1.0)
         assert not one.replaced
 
 
 def test_a_newcomer_that_is_refused_again_and_again_gives_way():
     one = member(Library(), "other")
     for _ in range(3):
-        one.confirm(1.0)
+        one.verify_instance(1.0)
         assert not one.replaced
         next_one = member(Library(), "other")
         next_one.follow(one)
         one = next_one
-    one.confirm(1.0)
+    one.verify_instance(1.0)
     assert one.replaced
 
 
 def test_where_to_go_on_is_kept_while_the_library_refuses_and_nothing_else_of_the_partition_is_given():
     """A storm: resume waited in it for a library that had given up, and a worker hung until its watchdog."""
     library = Library()
-    reading = Reading(SERVER, library, grouped=True)
+    reading = FetchPositions(CLIENT, library, grouped=True)
     reading.topic = "t"
     reading.member = settled(library, None)
     reading.member.owned |= {0}
@@ -127,9 +129,9 @@ def test_a_buffer_that_is_full_for_a_while_neither_loses_nor_doubles_nor_reorder
             return 0
 
     for headers in ((), (("source", b"x"),)):
-        producer = ConfluentProducer(SERVER, lambda topic: 2)
+        producer = ConfluentProducer(CLIENT, lambda topic: 2)
         real, producer._kafka = producer._kafka, Full()
-        outgoing = Outgoing("t")
+        outgoing = OutgoingBatch("t")
         for i in range(6):
             outgoing.append(b"k", b"%d" % i, partition=i % 2, headers=headers)
         producer.produce(outgoing)

@@ -3,7 +3,7 @@ import pytest
 from tests.contract.broker_contract import BrokerContract, Member, drain, fill
 from tests.contract.transaction_contract import TransactionContract
 from tidecast.service.broker.memory.broker import MemoryBroker
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.errors import BrokerError
 
 
@@ -13,7 +13,7 @@ class TestMemoryBroker(BrokerContract, TransactionContract):
         self.broker = MemoryBroker()
         return self.broker
 
-    def put_out(self, port, member):
+    def evict(self, port, member):
         group = member.consumer._member
         group.members.remove(member.consumer)
         group.owner.clear()
@@ -44,7 +44,7 @@ class TestMemoryBroker(BrokerContract, TransactionContract):
             port.create_topic("none", 0)
 
     def test_records_without_a_key_are_spread(self, port, topic, reader):
-        outgoing = Outgoing(topic)
+        outgoing = OutgoingBatch(topic)
         for _ in range(8):
             outgoing.append(None, b"v")
         port.producer().produce(outgoing)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidecast.service.broker.memory.broker import MemoryBroker
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.cli import main
 from tidecast.service.commands import produce
 from tidecast.service.config.loader import load
@@ -255,7 +255,7 @@ class Recorder:
         self.flushed = 0
         self.fails_at = fails_at
 
-    def produce(self, outgoing: Outgoing) -> None:
+    def produce(self, outgoing: OutgoingBatch) -> None:
         if self.fails_at is not None and len(self.keys) >= self.fails_at:
             raise BrokerError("gone")
         self.keys += outgoing.keys

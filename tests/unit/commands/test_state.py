@@ -12,7 +12,7 @@ from tests.support.models import START_MS, STATE, STEP_MS, counting_model, count
 from tidecast.service import cli
 from tidecast.service.broker.memory.broker import MemoryBroker, MemoryConsumer
 from tidecast.service.broker.partitioner import partition_for
-from tidecast.service.broker.port import Batch, Outgoing
+from tidecast.service.broker.port import Batch, OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.commands import state
 from tidecast.service.model.compatibility import layout_hash
@@ -34,7 +34,7 @@ class Bench:
                 self.put("readings", partition, b"k", b"{}")
 
     def put(self, topic, partition, key, value):
-        out = Outgoing(topic)
+        out = OutgoingBatch(topic)
         out.append(key, value, partition=partition)
         self.broker.producer().produce(out)
 
@@ -68,7 +68,7 @@ def record(offset, steps=1):
 @pytest.fixture
 def bench(monkeypatch):
     bench = Bench()
-    monkeypatch.setattr(state, "connect_as_set", lambda config: bench.broker)
+    monkeypatch.setattr(state, "connect_from_settings", lambda config: bench.broker)
     return bench
 
 

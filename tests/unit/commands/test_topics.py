@@ -10,7 +10,7 @@ from tidecast.service.errors import BrokerError
 @pytest.fixture
 def memory(monkeypatch):
     broker = MemoryBroker()
-    monkeypatch.setattr("tidecast.service.commands.topics.connect_as_set", lambda config: broker)
+    monkeypatch.setattr("tidecast.service.commands.topics.connect_from_settings", lambda config: broker)
     return broker
 
 

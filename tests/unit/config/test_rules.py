@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from tests.integration.secured import make
-from tidecast.service.broker.connect import connect_as_set
+from tidecast.service.broker.connect import connect_from_settings
 from tidecast.service.cli import main
 from tidecast.service.config.loader import load, resolve
 from tidecast.service.config.secrets import Secret, masked
@@ -92,9 +92,9 @@ def test_files_of_certificates_that_cannot_be_used_are_refused_with_their_name(t
         (cert, "without its key"),
     ):
         with pytest.raises(UsageError, match=says):
-            connect_as_set(load(flags, {}))
+            connect_from_settings(load(flags, {}))
     right = {**cert, "tls_key_file": str(files.client_key), "tls_key_password": str(files.key_password)}
-    connect_as_set(load(right, {})).close()
+    connect_from_settings(load(right, {})).close()
 
 
 def test_config_masks_secrets(monkeypatch, capsys, password):

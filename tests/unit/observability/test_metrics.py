@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.model.spec import Diagnostic, ModelSpec, SelfTest, TrainingData
 from tidecast.service.observability.histogram import BulkHistogram
 from tidecast.service.observability.metrics import Metrics
@@ -245,8 +245,8 @@ def test_the_sums_of_scores_are_those_of_a_plain_sum_for_any_number_of_rows(metr
 def result(n, spec=SPEC):
     """What came of one batch of `n` readings of partition 1, each with an error of 1."""
     return BatchResult(
-        forecasts=Outgoing("forecasts"),
-        dead_letters=Outgoing("dead-letters"),
+        forecasts=OutgoingBatch("forecasts"),
+        dead_letters=OutgoingBatch("dead-letters"),
         counts=BatchCounts(readings=n, forecasts=n),
         scores=np.ones((n, len(spec.diagnostics)), dtype=np.float32),
         event_times=np.full(n, 999_000),

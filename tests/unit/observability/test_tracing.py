@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.models import START_MS, STEP_MS, counting_model
 from tidecast.service.broker.memory.broker import MemoryBroker
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.commands.serve import open_tracing
 from tidecast.service.config.settings import Settings
@@ -47,7 +47,7 @@ class Bench:
         self.broker.create_topic("tidecast-state", 1, CHANGELOG_CONFIG)
 
     def send(self, step, *headers, value=None):
-        out = Outgoing("readings")
+        out = OutgoingBatch("readings")
         reading = json.dumps({"ts": START_MS + step * STEP_MS, "value": 1.0, "wind": 2.0}).encode()
         out.append(b"a", value or reading, partition=0, headers=headers)
         producer = self.broker.producer()

@@ -11,7 +11,7 @@ from tests.support.models import START_MS, STEP_MS, CountingReference, counting_
 from tests.support.world import SERIES, Fault, Killed, Observer, World, linear
 from tidecast.service.broker.port import Membership
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, ChangelogError, Fenced, PutOut, Replaced
+from tidecast.service.errors import BrokerError, ChangelogError, Fenced, InstanceFenced, MemberEvicted
 from tidecast.service.model.compatibility import layout_hash
 from tidecast.service.model.session import Model
 from tidecast.service.pipeline.pipeline import Pipeline
@@ -100,10 +100,10 @@ def test_a_worker_whose_name_another_has_taken_ends_with_an_error_and_the_newer_
             return do()
 
     with pytest.raises(
-        Replaced, match=r"another process has the name 'one'.*joined later and goes on.*name of its own"
+        InstanceFenced, match=r"another process has the name 'one'.*joined later and goes on.*name of its own"
     ):
         world.live(Taken(), idle=1_000)
-    newer.confirm()  # the older one has not taken the name back
+    newer.verify_instance()  # the older one has not taken the name back
     newer.close()
     world.live()
     world.check()
@@ -311,7 +311,7 @@ def test_a_worker_that_is_evicted_repeatedly_is_not_taken_for_one_whose_name_is_
         def around(self, call, do):
             if call == "commit_transaction" and left[0] > 0:
                 left[0] -= 1
-                raise PutOut("committing offsets")
+                raise MemberEvicted("committing offsets")
             return do()
 
     world.live(Out(), idle=80)

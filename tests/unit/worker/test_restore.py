@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.streams import model
 from tidecast.service.broker.memory.broker import MemoryBroker
-from tidecast.service.broker.port import Outgoing
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.config.settings import Settings
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import GROUP_HEADER
@@ -34,7 +34,7 @@ def restored(changelog: list[tuple[int, bytes, int | None]], batch: int, max_ser
     broker = MemoryBroker()
     for topic in ("readings", "tidecast-state"):
         broker.create_topic(topic, PARTITIONS)
-    out = Outgoing("tidecast-state")
+    out = OutgoingBatch("tidecast-state")
     for partition, key, number in changelog:
         value = None if number is None else record(number)
         out.append(key, value, partition=partition, headers=[(GROUP_HEADER, b"tidecast")])

@@ -8,7 +8,7 @@ from tests.support.models import START_MS, STEP_MS, CountingReference, counting_
 from tests.support.world import ObservedProducer, Spy, World
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.config.settings import Settings, default
-from tidecast.service.errors import BrokerError, DeadLetterFlood, PutOut, TidecastError, Unanswered
+from tidecast.service.errors import BrokerError, BrokerUnavailable, DeadLetterFlood, MemberEvicted, TidecastError
 from tidecast.service.model.session import Model
 from tidecast.service.observability.liveness import STALLED_SECONDS, Liveness
 from tidecast.service.pipeline.dead_letters import DeadLetterReason
@@ -242,7 +242,7 @@ def test_a_last_commit_that_is_refused_does_not_end_as_a_success(bench):
 def test_a_worker_that_stops_while_the_group_shares_out_again_has_not_failed(bench):
     bench.reading(b"a", 0)
     worker = bench.worker(idle=5)
-    bench.spy.fail["commit"] = [PutOut("committing")] * 1_000
+    bench.spy.fail["commit"] = [MemberEvicted("committing")] * 1_000
     assert worker.run() == 0
     assert bench.committed() == {0: None, 1: None}
 
@@ -259,7 +259,7 @@ def test_an_idle_worker_whose_broker_stays_away_ends_with_an_error(model):
 def test_a_connection_that_is_lost_while_the_group_is_joined_is_waited_for(bench):
     bench.reading(b"a", 0)
     worker = bench.worker()
-    bench.spy.fail["poll"] = [Unanswered("the connection is lost")] * 2
+    bench.spy.fail["poll"] = [BrokerUnavailable("the connection is lost")] * 2
     assert worker.run() == 0
     assert bench.committed()[0] == (1, 1)
 
@@ -269,7 +269,7 @@ def test_a_connection_that_stays_lost_while_the_group_is_joined_ends_the_worker(
     worker = bench.worker()
     worker.prepare()
     for call in ("poll", "partitions"):
-        bench.spy.fail[call] = [Unanswered("no answer")] * 1_000
+        bench.spy.fail[call] = [BrokerUnavailable("no answer")] * 1_000
     monkeypatch.setattr(StopFlag, "wait", lambda self, seconds: setattr(bench, "now", bench.now + seconds))
     with pytest.raises(BrokerError, match="no answer"):
         worker.run()
