@@ -70,7 +70,7 @@ class Frame:
     def __len__(self) -> int:
         return len(self._data)
 
-    def broker_error(self) -> int:
+    def tell(self) -> int:
         """Where the next is written or read."""
         return self._at
 
