@@ -1,4 +1,4 @@
-"""A flag that a signal's handler may set."""
+"""A flag that a signal handler may set."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from queue import Empty, SimpleQueue
 
 
 class StopFlag:
-    """Set once, for good, from any thread or from within a signal's handler.
+    """Can be set once, from any thread or from a signal handler.
 
-    Not a `threading.Event`: a handler runs in the main thread, wherever that is just then. Where it is inside of the
-    event's own lock, as in a part of each `wait`, `set` would wait for ever for the thread that it runs in. `put` of a
-    SimpleQueue may be called there.
+    Not a `threading.Event`: a handler interrupts the main thread at any point. If the thread holds the event's lock at
+    that moment, as in part of each `wait`, `set` would deadlock. `SimpleQueue.put` is safe in a handler.
     """
 
     def __init__(self) -> None:
@@ -19,7 +18,7 @@ class StopFlag:
         self._wake: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
-        """End the present waits and every later one."""
+        """End all present and later waits."""
         self._set = True
         self._wake.put(None)
 
@@ -28,9 +27,9 @@ class StopFlag:
         return self._set
 
     def wait(self, seconds: float) -> bool:
-        """Wait, for so long at most; True = it is set."""
+        """Wait for the flag for at most this long; True = it is set."""
         if not self._set:
             with suppress(Empty):
                 self._wake.get(timeout=seconds)
-                self._wake.put(None)  # for whoever else waits
+                self._wake.put(None)  # for other waiting threads
         return self._set

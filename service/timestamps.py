@@ -1,4 +1,4 @@
-"""Event times and step lengths, both in milliseconds (UTC), from the forms that people write."""
+"""Event times and step lengths in milliseconds (UTC), and the text forms that people write."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from numpy.typing import NDArray
 
 from tidecast.service.errors import UsageError
 
-# 1900-01-01 .. 2200-01-01: outside of it a number is seconds, microseconds or noise, not epoch ms.
+# 1900-01-01 .. 2200-01-01: a number outside this range is not epoch milliseconds.
 MIN_TS_MS = -2_208_988_800_000
 MAX_TS_MS = 7_258_118_400_000
-NEVER = MIN_TS_MS - 1  # the last ts of a series that has had no reading: earlier than any other
+NEVER = MIN_TS_MS - 1  # the last ts of a series without a reading: earlier than any other
 
-# Units that a bare epoch may count, in ms. A number is taken for a time only within 1990..2100.
+# Units of epoch times, in ms. A number counts as a time only within 1990..2100.
 EPOCH_UNITS_MS = {"seconds": 1_000.0, "milliseconds": 1.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
 _PLAUSIBLE_MS = (631_152_000_000, 4_102_444_800_000)
 
-# As milliseconds these are days of January and February 1970: what holds such a number counts seconds.
+# As milliseconds these would be in January or February 1970, so a number in this range is in seconds.
 LOWEST_SECONDS, HIGHEST_SECONDS = _PLAUSIBLE_MS[0] // 1_000, _PLAUSIBLE_MS[1] // 1_000
 
 _UNIT_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-_EPOCH = re.compile(r"(-?\d{5,})(?:\.0*)?")  # a whole number, also as programs write one that they hold as a float
+_EPOCH = re.compile(r"(-?\d{5,})(?:\.0*)?")  # a whole number, perhaps written as a float
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d|w)")
 
 
 def parse_time(value: str | int) -> int:
-    """Epoch milliseconds (UTC) of an ISO 8601 text or of a number of epoch ms; a text without a zone is UTC.
+    """Epoch milliseconds (UTC) of an ISO 8601 text or of a number of epoch ms; text without a zone is UTC.
 
     Raises:
-        ValueError: the text is not ISO 8601, or the time lies outside 1900..2200.
+        ValueError: the text is not ISO 8601, or the time is outside 1900..2200.
     """
     if isinstance(value, str):
         text = value.strip()
@@ -51,7 +51,7 @@ def parse_time(value: str | int) -> int:
 
 
 def epoch_unit(lowest: float, highest: float) -> str | None:
-    """The unit in which both numbers are times of 1990..2100 since 1970, None where there is none."""
+    """The unit in which both numbers are epoch times of 1990..2100; None if there is none."""
     for unit, ms in EPOCH_UNITS_MS.items():
         if lowest * ms >= _PLAUSIBLE_MS[0] and highest * ms <= _PLAUSIBLE_MS[1]:
             return unit
@@ -59,7 +59,7 @@ def epoch_unit(lowest: float, highest: float) -> str | None:
 
 
 def format_time(ms: int) -> str:
-    """ISO 8601 in UTC with a `Z`, with milliseconds only where there are some."""
+    """ISO 8601 in UTC with a `Z`, with milliseconds only if they are not zero."""
     moment = datetime.fromtimestamp(ms // 1_000, UTC)
     text = moment.strftime("%Y-%m-%dT%H:%M:%S")
     rest = ms % 1_000
@@ -90,10 +90,10 @@ def format_duration(ms: int) -> str:
 
 
 def missing_steps(ts: NDArray[np.int64], previous: NDArray[np.int64], step_ms: int) -> NDArray[np.int64]:
-    """[readings] how many steps lie between a series' newest time and each reading that follows it.
+    """[readings] how many steps are missing between the previous reading of a series and each reading.
 
-    round((ts - previous) / step) - 1, so a reading less than half a step on is simply the next. None are missing
-    before a series' first reading, nor for a model without a step.
+    round((ts - previous) / step) - 1, at least 0. No steps are missing before the first reading of a series, or for a
+    model without a fixed step.
     """
     if step_ms <= 0:
         return np.zeros(len(ts), dtype=np.int64)

@@ -1,1 +1,1 @@
-"""What the ONNX file holds, and a session that runs it."""
+"""The contents of the ONNX file, and a session that runs it."""

@@ -1,4 +1,4 @@
-"""Which models may follow which: the layout of their state, and their name."""
+"""Which model may replace which: it depends on the layout of their state and on their name."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ LAYOUT_BYTES = 8
 
 
 def layout_hash(spec: ModelSpec) -> bytes:
-    """8 bytes that two models share where the state of one means the same to the other.
+    """A hash of 8 bytes. Models with the same hash can use each other's states.
 
-    Made of the slices' names, places and shapes, and of the whole size; not of the weights.
+    It covers the names, positions and shapes of the state's slices and the total size, not the weights.
     """
     slices = sorted((part.start, part.name, part.shape) for part in spec.state)
     return hashlib.sha256(msgspec.json.encode([spec.state_size, slices])).digest()[:LAYOUT_BYTES]
 
 
 def check_successor(older: ModelSpec, newer: ModelSpec) -> None:
-    """See that `newer` can follow `older` without a restart.
+    """Check that `newer` can replace `older` without a restart.
 
     Raises:
-        ModelError: it is another kind of model: neither name nor layout is the same.
+        ModelError: it is a different model: neither its name nor its state layout is the same.
     """
     if older.name != newer.name and layout_hash(older) != layout_hash(newer):
         raise ModelError(
-            f"the model {newer.id} cannot follow {older.id}: neither its name nor the layout of its state is the same",
+            f"the model {newer.id} cannot replace {older.id}: neither its name nor the layout of its state is the same",
             do=f"Publish it as {older.name!r}, or serve it with a --group and a --changelog-topic of its own",
         )

@@ -1,8 +1,7 @@
-"""Reads what must be known of an ONNX file before a runtime may open it, with nothing but the standard library.
+"""Checks an ONNX file before a runtime opens it, using only the standard library.
 
-ONNX files are protobuf messages; protobuf's wire format is small enough to walk by hand, and the walk
-sees the bytes themselves: every node of every subgraph and function, every tensor, and the raw bytes that
-the content hash is made of.
+ONNX files are protobuf messages. The wire format is simple enough to parse by hand, and this way the code sees the
+bytes themselves: every node of every subgraph and function, every tensor, and the raw bytes of the content hash.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from tidecast.service.errors import ModelError
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 100  # protobuf's own limit
 
-# Field numbers of onnx.proto: message -> field -> the message inside of it. Only what can hold an operator or
-# a tensor is walked into; all else (names, shapes, documentation) is passed over.
+# Field numbers of onnx.proto: message -> field -> the message inside it. Only messages that can contain an operator or
+# a tensor are parsed; others (names, shapes, documentation) are skipped.
 _INSIDE: dict[str, dict[int, str]] = {
     "model": {7: "graph", 14: "metadata", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -45,15 +44,15 @@ class _DamagedError(ValueError):
 class _Field:
     number: int
     value: int | memoryview  # an int for a varint, bytes for all else
-    raw: memoryview  # tag, length and value as they lie in the file
+    raw: memoryview  # tag, length and value as in the file
 
 
 def content_hash(model: bytes) -> str:
     """The sha256 (hex) of a serialised ModelProto without its `metadata_props`.
 
     Precisely: over the raw bytes (tag, length, value) of every top-level field whose number is not 14, in the
-    order of the file. So a writer serialises the model, takes the hash, puts it into the metadata and
-    serialises again; a reader needs no ONNX library to come to the same hash.
+    order of the file. A writer serialises the model, computes the hash, puts it into the metadata and serialises
+    again; a reader needs no ONNX library to compute the same hash.
 
     Raises:
         ModelError: `model` is not a protobuf message.
@@ -69,7 +68,7 @@ def content_hash(model: bytes) -> str:
 
 
 def read_metadata(model: bytes) -> dict[str, str]:
-    """The `metadata_props` of a serialised ModelProto that is safe to hand to a runtime.
+    """The `metadata_props` of a serialised ModelProto after checking that a runtime may open it.
 
     Raises:
         ModelError: not an ONNX model; an operator or function outside of the standard domain, anywhere; tensor
@@ -96,7 +95,7 @@ def read_metadata(model: bytes) -> dict[str, str]:
 
 
 def _check(kind: str, message: _Field, depth: int) -> None:
-    """Walk one message; raise ModelError at the first operator or tensor that is not allowed."""
+    """Check one message; raises ModelError at the first operator or tensor that is not allowed."""
     if depth > _MAX_DEPTH:
         raise _DamagedError("its graphs are nested too deeply")
     inside, domain_field = _INSIDE[kind], _DOMAIN_FIELD.get(kind)
@@ -129,7 +128,7 @@ def _fields(message: memoryview) -> Iterator[_Field]:
         tag, position = _varint(message, position)
         number, wire = tag >> 3, tag & 7
         if number == 0 or tag >= 1 << 32:
-            raise _DamagedError(f"byte {start} of a message is no field")
+            raise _DamagedError(f"byte {start} of a message is not a field")
         value: int | memoryview
         if wire == _VARINT:
             value, position = _varint(message, position)

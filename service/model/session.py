@@ -1,6 +1,6 @@
-"""Loads a model file, refuses one that breaks the contract, and runs its single step.
+"""Loads a model file, refuses it if it breaks the contract, and runs its single step.
 
-The graph is the whole forecaster; this file knows shapes and names, nothing about forecasting.
+The graph is the whole forecaster; this module knows shapes and names, but nothing about forecasting.
 """
 
 from __future__ import annotations
@@ -26,27 +26,29 @@ Int64 = NDArray[np.int64]
 
 MODEL_FILE = "model.onnx"
 MAX_BYTES = 64 * 1024 * 1024
-ort.disable_telemetry_events()  # what a plant measures is nobody else's business
-# onnxruntime works on a few rows at a time, and on what is left over in another way, with another last bit. In a batch
-# of a multiple of so many rows nothing is left over: so a series' forecasts do not depend on who shares its wave.
-_ROWS = 4
-_FEW = 128  # rows: what each operator asks for memory counts, and a plan of it is kept for each size of a batch
-_ERRORS_ONLY = 3  # onnxruntime's severity: its warnings speak to its developers
+ort.disable_telemetry_events()  # no data leaves the machine
+# onnxruntime computes a few rows at a time, and the remaining ones in another way, which may differ in the last bit.
+# With a multiple of this number of rows none remain, so forecasts do not depend on which series share a wave.
+_ROW_MULTIPLE = 4
+_MAX_SMALL_BATCH = 128  # rows: up to here memory allocation dominates, and a memory plan is kept for each batch size
+_ERRORS_ONLY = 3  # onnxruntime's severity: its warnings are for its developers
 
 
 class Model:
     """One checked model, ready to step. Not for use from several threads at once."""
 
-    __slots__ = ("_buffers", "_few", "_session", "initial_state", "sha256", "spec")
+    __slots__ = ("_buffers", "_session", "_small_batch_session", "initial_state", "sha256", "spec")
 
-    def __init__(self, spec: ModelSpec, session: ort.InferenceSession, few: ort.InferenceSession, sha256: str) -> None:
+    def __init__(
+        self, spec: ModelSpec, session: ort.InferenceSession, small: ort.InferenceSession, sha256: str
+    ) -> None:
         self.spec = spec
         self.sha256 = sha256  # of the whole file
         self.initial_state: Float32 = np.array(spec.initial_state, dtype=np.float32)  # [state]
         self.initial_state.flags.writeable = False
         self._session = session
-        self._few = few  # for calls of at most _FEW rows
-        self._buffers: tuple[NDArray[Any], ...] = ()  # for batches that are to be filled up: x, ts, state
+        self._small_batch_session = small  # for calls of at most _MAX_SMALL_BATCH rows
+        self._buffers: tuple[NDArray[Any], ...] = ()  # for padded batches: x, ts, state
 
     @classmethod
     def load(
@@ -55,10 +57,10 @@ class Model:
         """Read a model directory, or the .onnx file itself, check it against the contract, and run its self-test.
 
         Args:
-            path: a directory with a model.onnx in it, or a file.
-            max_bytes: a larger file is refused unread.
+            path: a directory that contains model.onnx, or a file.
+            max_bytes: a larger file is refused without being read.
             intra_op_threads: threads inside one operator; 1 is fastest for small recurrent models.
-            sha256: where given, the file's bytes must have this hash (hex).
+            sha256: if given, the file must have this hash (hex).
 
         Raises:
             ModelError: the file breaks the contract in any way.
@@ -71,7 +73,7 @@ class Model:
                 got=f"sha256 {digest}",
                 do=f"Expected {sha256}: serve that file, or give --model-sha256 this one's once you trust it",
             )
-        spec = _read_spec(read_metadata(data))  # refuses foreign operators and external data before a runtime sees them
+        spec = _read_spec(read_metadata(data))  # before the runtime sees foreign operators
         check_spec(spec)
         if content_hash(data) != spec.hash:
             raise ModelError(
@@ -79,14 +81,14 @@ class Model:
                 got=f"content hash {content_hash(data)[:12]}, the spec says {spec.hash[:12]}",
                 do=EXPORT_AGAIN,
             )
-        few = open_session(data, intra_op_threads, few_sizes=True)
-        model = cls(spec, open_session(data, intra_op_threads), few, digest)
+        small = open_session(data, intra_op_threads, plan_memory=True)
+        model = cls(spec, open_session(data, intra_op_threads), small, digest)
         model._check_tensors()
         model._self_test()
         return model
 
     def step(self, x: Float32, ts: Int64, state: Float32) -> tuple[Float32, Float32, Float32]:
-        """One step of a batch of series. A row's answer is the same to the last bit, whatever else is in the batch.
+        """One step for a batch of series. The result of a row is bit-identical, whatever the other rows are.
 
         Args:
             x: [batch, features], raw units, NaN = missing.
@@ -98,22 +100,22 @@ class Model:
             [batch, state], score [batch, diagnostics].
 
         Raises:
-            ModelError: the runtime refuses to run the graph on this input.
+            ModelError: the runtime failed.
         """
         rows = len(ts)
-        if rows % _ROWS:
-            x, ts, state = self._filled_up(x, ts, state)
-        session = self._few if len(ts) <= _FEW else self._session
+        if rows % _ROW_MULTIPLE:
+            x, ts, state = self._padded(x, ts, state)
+        session = self._small_batch_session if len(ts) <= _MAX_SMALL_BATCH else self._session
         try:
             y, next_state, score = session.run(("y", "next_state", "score"), {"x": x, "ts": ts, "state": state})
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise ModelError("the model failed in a step", got=_first_line(error), do=EXPORT_AGAIN) from error
         return y[:rows], next_state[:rows], score[:rows]
 
-    def _filled_up(self, *inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """The inputs [batch, ...] with a few more rows, whatever these hold."""
+    def _padded(self, *inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """The inputs [batch, ...] with a few more rows of arbitrary values."""
         rows = len(inputs[0])
-        wanted = rows + -rows % _ROWS
+        wanted = rows + -rows % _ROW_MULTIPLE
         if not self._buffers or len(self._buffers[0]) < wanted:
             self._buffers = tuple(np.zeros((wanted, *each.shape[1:]), dtype=each.dtype) for each in inputs)
         for buffer, each in zip(self._buffers, inputs, strict=True):
@@ -121,7 +123,7 @@ class Model:
             yield buffer[:wanted]
 
     def _check_tensors(self) -> None:
-        """Names, types and shapes of the graph against the spec; only batch may be dynamic."""
+        """Check names, types and shapes of the graph against the spec; only the batch axis may be dynamic."""
         spec = self.spec
         forecast = [len(spec.classes)] if is_classifier(spec) else forecast_shape(spec)
         inputs = {
@@ -138,7 +140,7 @@ class Model:
         _compare("output", outputs, self._session.get_outputs())
 
     def _self_test(self) -> None:
-        """Fold the spec's own readings and compare the last forecast with what the trainer got."""
+        """Run the readings of the spec's self-test and compare the last forecast with the trainer's."""
         test, state = self.spec.self_test, self.initial_state[np.newaxis]
         x = np.array(test.x, dtype=np.float32).reshape(len(test.ts), 1, len(self.spec.features))  # None -> NaN
         for row, ts in zip(x, test.ts, strict=True):
@@ -162,7 +164,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
     """The bytes of the model file, at most `max_bytes` of them."""
     file = path / MODEL_FILE if path.is_dir() else path
     try:
-        if file.exists() and not file.is_file():  # a pipe would be waited for, a device never ends
+        if file.exists() and not file.is_file():  # reading a pipe would block, a device never ends
             raise OSError(0, "it is not a file")
         with file.open("rb") as stream:
             data = stream.read(max_bytes + 1)
@@ -182,19 +184,19 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 
 def _read_spec(metadata: dict[str, str]) -> ModelSpec:
-    """The spec in the metadata; the contract's version is looked at before anything that depends on it."""
+    """The spec in the metadata. The contract's version is checked first, since all else depends on it."""
     if METADATA_KEY not in metadata:
         raise ModelError(
             f"the model has no {METADATA_KEY!r} in its metadata",
             got=sorted(metadata),
-            do="Serve a model that `tidecast train` exported, or add the metadata that the contract asks for",
+            do="Serve a model that `tidecast train` exported, or add the metadata that the contract requires",
         )
     text = metadata[METADATA_KEY]
     try:
         contract = msgspec.json.decode(text, type=_Version).contract
         if contract != CONTRACT:
             raise ModelError(
-                f"the model keeps version {contract} of the contract, this is version {CONTRACT}",
+                f"the model has version {contract} of the contract, this tidecast supports version {CONTRACT}",
                 do="Serve it with the tidecast that exported it, or export it again with this one",
             )
         return msgspec.json.decode(text, type=ModelSpec)
@@ -208,21 +210,21 @@ class _Version(msgspec.Struct):
     contract: int
 
 
-def open_session(data: bytes, intra_op_threads: int = 1, *, few_sizes: bool = False) -> ort.InferenceSession:
-    """A session as the worker runs it, and the trainer's gate too; `few_sizes`: for batches of a few sizes alone.
+def open_session(data: bytes, intra_op_threads: int = 1, *, plan_memory: bool = False) -> ort.InferenceSession:
+    """A session for the worker and for the trainer's parity check. `plan_memory`: for a limited number of batch sizes.
 
     Raises:
-        ModelError: onnxruntime does not take the graph.
+        ModelError: onnxruntime refuses the graph.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # What comes on top folds activations into products, where they are slower, and moves transpositions about: an
-    # exported graph has the batch as the last axis of all that is small, and knows why.
+    # Higher levels fuse activations into products, which is slower here, and move transpositions, which the exporter
+    # placed on purpose: small tensors have the batch as their last axis.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = _ERRORS_ONLY
-    options.enable_mem_pattern = few_sizes  # it keeps a plan for each batch size ever seen, and waves have all sizes
+    options.enable_mem_pattern = plan_memory  # keeps a plan for each batch size, and waves can have any size
     try:
         return ort.InferenceSession(
             data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["TransposeOptimizer"]

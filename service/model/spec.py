@@ -1,7 +1,7 @@
 """The model's own description of itself: the JSON under `tidecast.spec` in the ONNX file's metadata.
 
-Written by `training.export.export`, read by `service.model.session`; both sides share these structs, so they cannot
-drift apart.
+Written by `training.export.export`, read by `service.model.session`; both share these structs, so they always
+agree.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Diagnostic(msgspec.Struct, frozen=True):
 
 
 class SelfTest(msgspec.Struct, frozen=True):
-    """Readings to fold from the initial state, and what the last forecast must then be (row-major y, batch 1)."""
+    """Readings to run from the initial state, and the expected last forecast (row-major y, batch 1)."""
 
     x: list[list[float | None]]  # [steps][features], None = missing
     ts: list[int]  # [steps], ms
@@ -40,7 +40,7 @@ class SelfTest(msgspec.Struct, frozen=True):
 
 
 class TrainingData(msgspec.Struct, frozen=True):
-    """What the model was fitted on: sha256 of the file, and the period of its training rows (ms, UTC)."""
+    """The training data: sha256 of the file, and the period of its training rows (ms, UTC)."""
 
     sha256: str
     start: int
@@ -49,7 +49,7 @@ class TrainingData(msgspec.Struct, frozen=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
-    """All that a host must know to run the graph. Units of features and targets are the user's own."""
+    """All that is needed to run the graph. Features and targets are in the user's own units."""
 
     name: str
     hash: str  # sha256 over the graph without this metadata
@@ -73,7 +73,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """What forecasts carry as `model`: the name and the start of the content hash."""
+        """The field `model` of forecasts: the name and the start of the content hash."""
         return f"{self.name}@{self.hash[:12]}"
 
 

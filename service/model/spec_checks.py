@@ -1,4 +1,4 @@
-"""What a model's spec must hold: it comes from outside, so each of its parts is looked at before it is used."""
+"""Checks of a model's spec. It comes from outside, so each part is checked before it is used."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def check_spec(spec: ModelSpec) -> None:
     """Refuse a spec that contradicts itself.
 
     Raises:
-        ModelError: with the first fault found.
+        ModelError: for the first fault found.
     """
     require(bool(spec.name.strip()), "the spec's name is empty", spec.name)
     require(re.fullmatch("[0-9a-f]{64}", spec.hash) is not None, "the spec's hash is not a sha256", spec.hash)
-    require(spec.kind in ("forecaster", "classifier"), "the spec's kind is not known", spec.kind)
+    require(spec.kind in ("forecaster", "classifier"), "the spec's kind is unknown", spec.kind)
     _check_names("features", spec.features)
     require("ts" not in spec.features, 'a feature is called "ts", the name of the time of a reading', spec.features)
     if is_classifier(spec):
@@ -85,7 +85,7 @@ def require(holds: bool, what: str, got: object) -> None:
 
 
 def is_classifier(spec: ModelSpec) -> bool:
-    """True where it answers with classes instead of forecasts."""
+    """True if the model returns classes instead of forecasts."""
     return spec.kind == "classifier"
 
 

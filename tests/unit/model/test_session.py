@@ -124,7 +124,7 @@ def test_a_spec_that_is_not_the_right_json_is_refused(tmp_path: Path, text: str)
 
 
 def test_a_later_contract_is_refused_before_its_fields_are_looked_at(tmp_path: Path) -> None:
-    refused(save_text(tmp_path, counting_graph(), '{"contract": 2, "new": true}'), "keeps version 2")
+    refused(save_text(tmp_path, counting_graph(), '{"contract": 2, "new": true}'), "has version 2")
 
 
 def spec_changes() -> dict[str, tuple[dict[str, object], str]]:
@@ -140,7 +140,7 @@ def spec_changes() -> dict[str, tuple[dict[str, object], str]]:
 
     return {
         "no name": ({"name": " "}, "name is empty"),
-        "kind": ({"kind": "oracle"}, "kind is not known"),
+        "kind": ({"kind": "oracle"}, "kind is unknown"),
         "no features": ({"features": []}, "no features"),
         "features twice": ({"features": ["a", "a"]}, "features are not unique"),
         "feature called ts": ({"features": ["value", "ts"]}, 'called "ts"'),

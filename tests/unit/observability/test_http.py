@@ -58,13 +58,13 @@ def test_metrics_are_served_as_prometheus_reads_them(server):
     assert "tidecast_readings_total 7.0" in body
 
 
-def test_openmetrics_are_served_to_who_asks_for_them(server):
+def test_openmetrics_are_served_on_request(server):
     response, body = get(server, "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert response.headers["Content-Type"].startswith("application/openmetrics-text")
     assert body.endswith("# EOF\n")
 
 
-def test_a_loop_that_stands_still_is_reported_with_its_reason(server, status):
+def test_a_loop_that_hangs_is_reported_with_its_reason(server, status):
     assert get(server, "/livez")[0].status == 200
     status.reason = "the loop has not turned for 31 s"
     response, body = get(server, "/livez")
@@ -133,7 +133,7 @@ def test_a_body_is_not_waited_for(server):
         assert connection.recv(100).startswith(b"HTTP/1.0 200 ")
 
 
-def test_who_sends_a_byte_now_and_then_keeps_no_place(server, monkeypatch):
+def test_a_client_that_sends_a_byte_now_and_then_is_disconnected(server, monkeypatch):
     monkeypatch.setattr(pages, "TOTAL_SECONDS", 0.3)
     with sent(server, b"GET /livez HTTP/1.0\r\nX-Slow: ") as connection:
         connection.settimeout(0.02)
@@ -149,7 +149,7 @@ def test_who_sends_a_byte_now_and_then_keeps_no_place(server, monkeypatch):
     pytest.fail("it was never closed")
 
 
-def test_who_asks_and_says_nothing_more_is_let_go(server, monkeypatch):
+def test_a_client_that_stops_sending_is_disconnected(server, monkeypatch):
     monkeypatch.setattr(pages, "REQUEST_TIMEOUT_SECONDS", 0.2)
     with sent(server, b"GET /li") as connection:
         assert connection.recv(1) == b""
@@ -171,7 +171,7 @@ def test_more_connections_than_it_serves_are_dropped_and_do_not_stop_it(server, 
     pytest.fail("it never answered again")
 
 
-def test_a_port_that_is_taken_is_named_with_the_flag_that_mends_it(server, status):
+def test_a_port_that_is_taken_is_named_with_the_flag_that_fixes_it(server, status):
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(TidecastError, match=rf"port {port} of 127.0.0.1 is taken.*--http-port"):
         HttpServer("127.0.0.1", port, CollectorRegistry(), status)

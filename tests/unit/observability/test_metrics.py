@@ -185,7 +185,7 @@ def test_after_a_swap_the_scores_of_both_models_are_in_one_sum(metrics):
     assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 3
 
 
-def test_the_lag_in_seconds_goes_on_growing_while_nothing_is_processed(metrics):
+def test_the_lag_in_seconds_keeps_growing_while_nothing_is_processed(metrics):
     now = [1_000.0]
     metrics = Metrics(SPEC, [], wall=lambda: now[0])
     metrics.partitions.update("readings", {0: 5, 1: 0}, {0: 2}, {0: 2})
@@ -284,7 +284,7 @@ def test_batches_of_one_reading_do_not_pile_up_where_nobody_scrapes(metrics):
     assert found["tidecast_stage_seconds_count{stage=step}"] == 600
 
 
-def test_scrapes_amid_of_counting_lose_and_double_nothing(metrics):
+def test_scrapes_during_counting_lose_and_double_nothing(metrics):
     over = threading.Event()
 
     def scrape():

@@ -1,4 +1,4 @@
-"""A reading's trace goes on to its forecast or dead letter; spans are made only where they are asked for."""
+"""A reading's trace is passed to its forecast or dead letter; spans are made only if requested."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_without_traces_nothing_of_opentelemetry_is_loaded(monkeypatch):
     assert type(open_tracing(Settings())) is Tracing
 
 
-def test_traces_without_the_extra_are_refused_with_the_command_that_mends_it(monkeypatch):
+def test_traces_without_the_extra_are_refused_with_the_command_that_fixes_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tidecast.service.observability.otel", None)
     with pytest.raises(TidecastError, match=r"pip install 'tidecast\[otel\]'"):
         open_tracing(Settings(traces=True))

@@ -84,14 +84,14 @@ def test_a_process_that_was_stopped_as_a_whole_gets_the_time_to_turn_again(said)
     assert (world.shown, world.ended) == (0, 0)
     world.reason = "the loop has not turned for 31 s"
     world.pass_(20)
-    world.now += 1_000  # in the midst of a stall: it does not count as time to mend itself
+    world.now += 1_000  # during a stall: it does not count as time to recover
     world.pass_(40)
     assert (world.shown, world.ended) == (1, 0)
     world.pass_(2)
     assert (world.shown, world.ended) == (2, 1)
 
 
-def test_it_looks_by_itself_until_it_is_left_whatever_a_look_meets(monkeypatch, said):
+def test_it_checks_by_itself_until_closed_even_if_a_check_fails(monkeypatch, said):
     monkeypatch.setattr("tidecast.service.observability.watchdog.CHECK_SECONDS", 0.01)
     looked = threading.Semaphore(0)
 

@@ -224,7 +224,7 @@ def test_the_set_of_reasons_is_closed() -> None:
     }
 
 
-def test_only_the_trace_of_a_reading_goes_on_to_its_forecast() -> None:
+def test_only_the_trace_of_a_reading_is_passed_to_its_forecast() -> None:
     theirs = [("a", b"1"), ("traceparent", b"00-x")], (), [("a", b"1")]
     assert [list(headers) for headers in forecast_headers(theirs)] == [[("traceparent", b"00-x")], [], []]
     assert forecast_headers([(), ()]) == [(), ()]

@@ -146,7 +146,7 @@ def test_many_numbers_at_once_are_written_as_each_alone(size: float) -> None:
     assert numbers_of(values)[::1_000] == [numbers_of(values[i : i + 1])[0] for i in range(0, 10_000, 1_000)]
 
 
-def test_numbers_beside_powers_of_ten_and_of_two_are_written_right() -> None:
+def test_numbers_next_to_powers_of_ten_and_of_two_are_written_right() -> None:
     powers = np.array([10.0**n for n in range(-38, 39)] + [2.0**n for n in range(-120, 120)], dtype=np.float32)
     lower, upper = np.nextafter(powers, np.float32(0)), np.nextafter(powers, np.float32(3e38))
     for values in (powers, -powers, lower, upper, np.arange(100_000, dtype=np.float32)):

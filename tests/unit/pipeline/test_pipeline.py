@@ -202,7 +202,7 @@ def test_late_readings_and_duplicates_are_dead_letters_where_that_is_asked_for(m
     assert b"2023-11-14T22:13:00Z" in dict(late.dead_letters.headers[0])["tidecast.message"]
 
 
-def test_a_gap_is_filled_with_silent_missing_steps(model: Model) -> None:
+def test_a_gap_is_filled_with_imputed_steps(model: Model) -> None:
     result = pipeline(model).process(batch([(b"a", reading(0)), (b"b", reading(0)), (b"a", reading(3))]))
     want = expected([(0, 1, 2), (1, NAN, NAN), (2, NAN, NAN), (3, 1, 2)])
     assert answers(result) == [want[0], want[0], want[3]]
@@ -222,7 +222,7 @@ def test_a_gap_over_the_limit_starts_the_series_again_cold(model: Model) -> None
     assert result.counts.resets["gap"] == 1
 
 
-def test_silent_steps_count_towards_warm(model: Model) -> None:
+def test_imputed_steps_count_towards_warm(model: Model) -> None:
     result = pipeline(model).process(batch([(b"a", reading(0)), (b"a", reading(2))]))
     assert [warm for _, _, warm in forecasts(result)] == [False, True]
 
@@ -299,7 +299,7 @@ def test_an_imputed_step_that_is_not_finite_costs_its_reading_and_no_other(
     assert answers(result) == [a, b[0], b[1], expected([(5, 1, 2)])[0]]
 
 
-def test_a_tombstone_forgets_its_series_between_two_readings(model: Model) -> None:
+def test_a_tombstone_removes_its_series_between_two_readings(model: Model) -> None:
     line = pipeline(model)
     records = [(b"a", reading(5)), (b"b", reading(5)), (b"a", None), (b"a", reading(1)), (b"b", reading(6))]
     result = line.process(batch(records))
@@ -312,7 +312,7 @@ def test_a_tombstone_forgets_its_series_between_two_readings(model: Model) -> No
     assert list(line.store) == [b"b"]
 
 
-def test_over_max_series_the_least_recently_seen_is_forgotten(model: Model) -> None:
+def test_over_max_series_the_least_recently_seen_is_dropped(model: Model) -> None:
     line = pipeline(model, max_series=2)
     line.process(batch([(b"a", reading(0)), (b"b", reading(0)), (b"a", reading(1))]))
     result = line.process(batch([(b"c", reading(0)), (b"a", reading(2)), (b"b", reading(1))]))
@@ -362,7 +362,7 @@ def test_a_revoked_partition_takes_its_series_along(model: Model) -> None:
     assert answers(line.process(batch([(b"b", reading(1))], partition=1))) == expected([(1, 1, 2)])
 
 
-def test_the_table_knows_where_each_series_is(model: Model) -> None:
+def test_the_store_knows_where_each_series_is(model: Model) -> None:
     line = pipeline(model)
     line.process(batch([(b"a", reading(0)), (b"a", reading(2)), (b"a", reading(1))], partition=3, first=40))
     found = line.store.snapshot(b"a") or {}

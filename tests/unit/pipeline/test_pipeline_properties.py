@@ -170,7 +170,7 @@ any_bytes = st.binary(max_size=30) | st.sampled_from(
     ),
     policies,
 )
-def test_no_bytes_raise_and_every_record_has_one_fate(
+def test_no_bytes_raise_and_every_record_has_one_outcome(
     records: list[tuple[bytes | None, bytes | None, int, int]], policy: Policy
 ) -> None:
     stream = [Sent(key, value, 0, None, timestamp, partition) for key, value, timestamp, partition in records]

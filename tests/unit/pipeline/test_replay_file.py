@@ -92,7 +92,7 @@ def test_a_file_with_one_series_after_the_other_gives_the_same_forecasts(replay:
     assert sorted(got(lines)) == sorted(got(replay(merged)[0]))
 
 
-def test_a_file_longer_than_what_is_held_at_once_keeps_its_states_and_its_order(
+def test_a_file_longer_than_one_window_keeps_its_states_and_its_order(
     replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [(f"k{i % 2}", at(i // 2), float(i % 5), 1.0) for i in range(50)]

@@ -148,7 +148,7 @@ def test_the_state_of_another_model_is_named() -> None:
     assert refused.value.layout == other.layout
 
 
-def test_the_same_layout_with_other_weights_can_go_on_with_the_states() -> None:
+def test_a_model_with_the_same_layout_can_continue_from_the_states() -> None:
     again = counting_spec(hash="f" * 64, name="later", state=list(reversed(SPEC.state)), initial_state=[1.0] * 4)
     assert layout_hash(again) == layout_hash(SPEC)
 

@@ -39,7 +39,7 @@ class Flushed:
     st.lists(st.one_of(st.just(-1), st.integers(0, 50)), min_size=80, max_size=80),
     st.sets(st.integers(0, 5)),
 )
-def test_a_replay_begins_at_the_first_reading_that_no_written_state_holds(
+def test_a_replay_begins_at_the_first_reading_that_no_written_state_includes(
     owners: list[int], since: list[int], asked: set[int]
 ) -> None:
     world = Flushed(owners)
@@ -101,7 +101,7 @@ def test_partitions_that_leave_are_written_at_once_and_the_others_in_their_turn(
     assert [i for i in written if i % 2] == [3]
 
 
-def test_a_series_that_was_forgotten_while_it_waited_is_not_written() -> None:
+def test_a_series_that_was_removed_while_it_waited_is_not_written() -> None:
     world = Flushed([0] * 100)
     world.read(list(range(100)), 0)
     world.now += 0.1

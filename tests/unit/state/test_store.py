@@ -1,4 +1,4 @@
-"""The table of series: slots are given, found, reused and forgotten without one series touching another."""
+"""The series store: slots are assigned, found, reused and freed without one series affecting another."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_reused_slot_starts_from_the_initial_state() -> None:
     assert series.find(b"a") is None
 
 
-def test_the_one_to_forget_is_the_least_recently_seen() -> None:
+def test_the_first_to_be_dropped_is_the_least_recently_seen() -> None:
     series = table()
     for key in (b"a", b"b", b"c"):
         series.add(key, 0)
@@ -70,7 +70,7 @@ without_a_key = st.sampled_from([[], [], [], [None]])
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.lists(asked, min_size=2, max_size=40), without_a_key), max_size=12))
-def test_among_so_many_that_slots_are_guessed_each_key_finds_its_own_series(
+def test_with_the_key_index_each_key_finds_its_own_series(
     turns: list[tuple[bool, list[bytes], list[None]]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +104,7 @@ def test_of_keys_that_were_found_before_few_are_looked_up_again() -> None:
     assert sum(asked_for[2:]) < 100
 
 
-def test_many_are_forgotten_in_the_order_in_which_they_were_last_seen() -> None:
+def test_many_are_dropped_in_the_order_in_which_they_were_last_seen() -> None:
     series, numbers = table(200), np.random.default_rng(0).permutation(200).tolist()
     for number in range(200):
         series.add(b"%d" % number, 0)
@@ -118,7 +118,7 @@ def test_many_are_forgotten_in_the_order_in_which_they_were_last_seen() -> None:
 
 
 @given(st.integers(1, 40), st.lists(st.lists(st.integers(0, 60), max_size=30), max_size=12))
-def test_whoever_comes_the_least_recently_seen_go_first(max_series: int, seen: list[list[int]]) -> None:
+def test_for_any_arrivals_the_least_recently_seen_are_dropped_first(max_series: int, seen: list[list[int]]) -> None:
     series, expected = table(max_series), dict[bytes, None]()
     for numbers in seen:
         known = [key for key in (b"%d" % number for number in numbers) if key in expected]
@@ -142,8 +142,8 @@ def test_whoever_comes_the_least_recently_seen_go_first(max_series: int, seen: l
     assert series.keys_of_partition(0) == list(expected)
 
 
-class Model:
-    """A table as a plain dict, least recently seen first."""
+class PlainStore:
+    """A store as a plain dict, least recently seen first."""
 
     def __init__(self, max_series: int) -> None:
         self.max_series, self.rows = max_series, dict[bytes, tuple[int, int]]()
@@ -161,7 +161,7 @@ keys = st.lists(st.integers(0, 11).map(lambda i: b"%d" % i), unique=True, max_si
 def test_series_restored_many_at_a_time_are_those_restored_one_by_one(
     batches: list[tuple[list[bytes], int]], max_series: int
 ) -> None:
-    many, single, expected = table(max_series), table(max_series), Model(max_series)
+    many, single, expected = table(max_series), table(max_series), PlainStore(max_series)
     number = 0
     for batch, partition in batches:
         column = np.arange(number, number + len(batch), dtype=np.int64)
@@ -185,7 +185,7 @@ def test_series_restored_many_at_a_time_are_those_restored_one_by_one(
             assert (found.partitions[slot], found.dirty_since[slot]) == (partition, -1)
 
 
-def test_leaving_partitions_take_only_their_own_series() -> None:
+def test_revoked_partitions_take_only_their_own_series() -> None:
     series = table()
     for i in range(200):
         series.add(b"%d" % i, i % 4)
@@ -195,7 +195,7 @@ def test_leaving_partitions_take_only_their_own_series() -> None:
     assert np.count_nonzero(series.partitions >= 0) == 100
 
 
-def test_idle_series_of_one_partition_are_forgotten() -> None:
+def test_idle_series_of_one_partition_are_removed() -> None:
     series = table()
     for i in range(4):
         series.seen_ms[series.add(b"%d" % i, i % 2)] = i
@@ -219,7 +219,7 @@ def test_a_snapshot_names_the_slices_of_the_state() -> None:
     assert series.snapshot(b"nobody") is None
 
 
-def test_the_newest_time_before_each_reading_knows_the_table_and_the_batch() -> None:
+def test_the_newest_time_before_each_reading_considers_store_and_batch() -> None:
     slots = np.array([2, 2, 2, 2, 5, 5, 9])
     ts = np.array([10, 30, 20, 40, 10, 10, 10])
     last = np.array([15, 15, 15, 15, NEVER, NEVER, 10])

@@ -147,7 +147,7 @@ def test_only_a_model_of_the_same_name_or_layout_may_follow(models, tmp_path):
 
     check_successor(models[OLD].spec, models[NEW_LAYOUT].spec)
     check_successor(models[OLD].spec, named(SAME_LAYOUT, "another"))
-    with pytest.raises(ModelError, match=r"cannot follow counting@.*Publish it as 'counting'"):
+    with pytest.raises(ModelError, match=r"cannot replace counting@.*Publish it as 'counting'"):
         check_successor(models[OLD].spec, named(NEW_LAYOUT, "another"))
 
 
