@@ -33,7 +33,7 @@ from worker_process import ROOT, spread
 
 from tidecast.training.config import Config, read_config
 from tidecast.training.data.dataset import load_dataset
-from tidecast.training.fit import loop as loop
+from tidecast.training.fit import loop
 from tidecast.training.fit.prepare import Prepared
 from tidecast.training.model.forecaster import Forecaster
 from tidecast.training.model.recurrent import KINDS
@@ -85,7 +85,7 @@ class PlainLoop:
         for group in lanes:
             hidden, longest = None, max(end - start for start, end in group)
             for begin in range(0, longest, self.config.fit.window):
-                at, inside = loop._steps(group, begin, self.config.fit.window)
+                at, inside = loop.steps_of_window(group, begin, self.config.fit.window)
                 out, hidden = self.net(self.data.inputs[at], hidden)
                 hidden = tuple(h.detach() for h in hidden) if isinstance(hidden, tuple) else hidden.detach()
                 self.optimizer.zero_grad()
@@ -115,7 +115,7 @@ class Alternating:
 
     def __init__(self, threads: int) -> None:
         self._clock = time.process_time if threads == 1 else time.perf_counter
-        self._epoch, self._validate, self._lanes = loop._epoch, loop._validate, loop._lanes
+        self._epoch, self._validate, self._lanes = loop.run_epoch, loop.validate, loop.cut_into_lanes
         self._plain: PlainLoop | None = None
         self._cut: list[list[tuple[int, int]]] = []  # the lanes of the epoch under way
         self._spent = 0.0
@@ -149,17 +149,18 @@ class Alternating:
 
     def fit(self, config: Config, dataset: Any) -> None:
         """The fit, with the plain loop in between."""
-        loop._epoch, loop._validate, loop._lanes = self.epoch, self.validate, self.lanes
+        loop.run_epoch, loop.validate, loop.cut_into_lanes = self.epoch, self.validate, self.lanes
         try:
             with Progress(quiet=True) as progress:
                 loop.fit(config, dataset, progress)
         finally:
-            loop._epoch, loop._validate, loop._lanes = self._epoch, self._validate, self._lanes
+            loop.run_epoch, loop.validate, loop.cut_into_lanes = self._epoch, self._validate, self._lanes
 
 
 def show_profile(config: Config, dataset: Any) -> None:
     """Where the time of the fit's epochs goes; the first is not counted, for it warms caches up."""
-    profiled, wall, seen, plain_epoch = profile(activities=[ProfilerActivity.CPU], acc_events=True), 0.0, 0, loop._epoch
+    profiled = profile(activities=[ProfilerActivity.CPU], acc_events=True)
+    wall, seen, plain_epoch = 0.0, 0, loop.run_epoch
 
     def epoch(*given: Any) -> float:
         nonlocal wall, seen
@@ -172,7 +173,7 @@ def show_profile(config: Config, dataset: Any) -> None:
             wall += time.perf_counter() - began
         return loss
 
-    loop._epoch = epoch
+    loop.run_epoch = epoch
     with Progress(quiet=True) as progress:
         loop.fit(config, dataset, progress)
     averages = profiled.key_averages()

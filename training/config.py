@@ -54,9 +54,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     scale: Literal["auto", "global", "local"] = "auto"  # local: each series by its own recent past; see choose_scale
     transform: Literal["none", "sqrt", "log"] = "none"  # what is forecast of a target: sqrt suits counts, log sizes
     interval_adaptation: float = 0.02  # how fast intervals follow what they missed; 0 = not at all
-    experts: int | None = (
-        None  # linear experts beside the ridge; settled by the data: see training/linear/expert_bank.py; 0 = none
-    )
+    experts: int | None = None  # linear experts besides the ridge; default: chosen from the data; 0 = none
     score_horizons: list[int] | None = None  # steps ahead at which the graph scores itself; default: 1 and `horizon`
 
 
@@ -163,11 +161,11 @@ def read_config(path: Path | str) -> Config:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         data = table.get("data")
-        if isinstance(data, dict):  # TOML has times of its own; a text is as good
+        if isinstance(data, dict):  # TOML has a type for times; texts are accepted too
             table["data"] = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in data.items()}
         config = msgspec.convert(table, Config)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}", do="Mend the line that it names.") from error
+        raise UsageError(f"{path} is not TOML: {error}", do="Fix the line that it names.") from error
     except msgspec.ValidationError as error:
         raise UsageError(
             f"{path}: {error}", do="The names and types are in the README, under 'Training config'."

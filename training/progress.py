@@ -78,7 +78,7 @@ class Progress:
         return done
 
     def _show(self, text: str) -> TaskID:
-        """Show a new bar in the place of the one before; it moves to and fro until it is known how much is done."""
+        """Replace the bar with a new one; it pulses until its progress is known."""
         for earlier in self.bars.task_ids:
             self.bars.update(earlier, visible=False)
         return self.bars.add_task(text, total=None, count="", left="")

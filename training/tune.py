@@ -4,7 +4,7 @@ Test rows are cut off before anything else is done, so no trial can see them. Th
 validation rows (`training.evaluation.metrics.crps`), each series in units of its training rows' standard deviation, so
 that
 trials with other lags or another past still compare. Every trial is kept in DIR/study.db as it ends; the same command
-goes on from there. Sampler: tree-structured Parzen estimators (Bergstra et al. 2011), by optuna; a trial whose
+continues from there. Sampler: tree-structured Parzen estimators (Bergstra et al. 2011), by optuna; a trial whose
 validation loss by epoch is worse than most others' at that epoch is stopped.
 """
 
@@ -31,13 +31,12 @@ from tidecast.training.data.dataset import Dataset
 from tidecast.training.data.stretch import Stretch
 from tidecast.training.evaluation.baselines import Scales
 from tidecast.training.evaluation.metrics import crps, mean
-from tidecast.training.fit.loop import fit
+from tidecast.training.fit.loop import CONTEXT_STEPS, fit
 from tidecast.training.linear.ridge import DENSE_HISTORY, ahead
 from tidecast.training.model.forecaster import Forecaster
 from tidecast.training.progress import EpochDone, Progress
 
 STUDY = "tidecast"
-CONTEXT_STEPS = 512  # steps before the validation rows that warm the state up, beyond the history
 WARMUP_EPOCHS, WARMUP_TRIALS = 4, 5  # no trial is stopped before so many epochs, nor before so many trials ended
 SEARCHED = (
     "model.cell", "model.hidden", "model.layers", "model.dropout", "model.history",
@@ -80,7 +79,7 @@ def search(wanted: Search, say: Callable[[str], None]) -> optuna.Study:
     if before == 0:
         study.enqueue_trial(own_values(wanted.config))  # the config as it is: what others must beat
     else:
-        say(f"going on after {before} trials in {wanted.out / 'study.db'}")
+        say(f"continuing after {before} trials in {wanted.out / 'study.db'}")
     count = 0
     while time.monotonic() < ends and (wanted.trials is None or count < wanted.trials):
         trial = study.ask()
@@ -102,7 +101,7 @@ def search(wanted: Search, say: Callable[[str], None]) -> optuna.Study:
             cut = time.monotonic() >= ends  # by the end of the search: it counts only if it leads all the same
             if cut and any(loss >= float(t.value or 0.0) for t in finished(study)):
                 study.tell(trial, state=TrialState.FAIL)
-                say(f"trial {trial.number}: the time was over before it ended")
+                say(f"trial {trial.number}: the time ran out before it ended")
                 break
             study.tell(trial, loss)
             best = f"best {study.best_value:.5f}, trial {study.best_trial.number}"
@@ -118,7 +117,7 @@ def _open(wanted: Search) -> optuna.Study:
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(WARMUP_TRIALS, WARMUP_EPOCHS),
     )
-    seed = wanted.config.fit.seed + len(study.trials)  # going on must not try the same again
+    seed = wanted.config.fit.seed + len(study.trials)  # a continued search must not try the same values again
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=8)
     mark = fingerprint(wanted.config, wanted.dataset)
     held = study.user_attrs.get("fingerprint")
@@ -194,13 +193,13 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
 
 
 def limited(config: Config, minutes: float) -> Config:
-    """No trial goes on past the end of the search."""
+    """The config with a time limit, so that no trial runs past the end of the search."""
     own = config.fit.max_minutes
     limit = max(min(own, minutes) if own else minutes, 1e-3)
     return msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, max_minutes=limit))
 
 
-class _Watched(Progress):
+class PrunableProgress(Progress):
     """Reports each epoch of a trial to optuna, which may stop it."""
 
     def __init__(self, trial: Trial) -> None:
@@ -224,7 +223,7 @@ class _Watched(Progress):
 
 def _run(config: Config, dataset: Dataset, trial: Trial) -> float:
     started = time.monotonic()
-    model, history = fit(config, dataset, _Watched(trial))
+    model, history = fit(config, dataset, PrunableProgress(trial))
     if history.interrupted:  # Ctrl-C while it was fitting: half a trial says nothing
         raise KeyboardInterrupt
     loss = validation_loss(model, config, dataset)

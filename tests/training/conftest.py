@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import fcntl
+import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 import torch
 
 from tests.support.daily import write_daily
 from tidecast.training.config import Config, read_config
 from tidecast.training.data.dataset import Dataset, load_dataset
+from tidecast.training.export.export import build_graph
+from tidecast.training.fit.loop import History, fit
+from tidecast.training.model.forecaster import Forecaster
+from tidecast.training.progress import Progress
 
 torch.set_num_threads(1)  # waiting threads spin: tests must not depend on a second core being free
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test is first trains and exports the shared model: that takes minutes on a busy machine."""
+    for item in items:
+        if "fitted" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +47,31 @@ def config(daily_file: Path) -> Config:
 def dataset(config: Config, daily_file: Path) -> Dataset:
     """The daily file as stretches."""
     return load_dataset(config, daily_file)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A forecaster of the daily file. Tests share it: change only a copy of the model."""
+
+    model: Forecaster
+    history: History
+    onnx_data: bytes
+
+    def graph(self) -> onnx.ModelProto:
+        """A new copy of the exported graph, without metadata."""
+        return onnx.load_from_string(self.onnx_data)
+
+
+@pytest.fixture(scope="session")
+def fitted(config: Config, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Fitted:
+    """Trained and exported once in a test run, by the process that needs it first: an export takes many seconds."""
+    path = tmp_path_factory.getbasetemp().parent / f"fitted-{testrun_uid}"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            model, history = fit(config, dataset, Progress(quiet=True))
+            path.write_bytes(pickle.dumps(Fitted(model, history, build_graph(model).SerializeToString())))
+        return pickle.loads(path.read_bytes())
 
 
 @pytest.fixture

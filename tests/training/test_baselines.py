@@ -1,4 +1,4 @@
-"""The measures and the methods that a model is held against: by hand on small numbers."""
+"""Measures and baselines, compared with values computed by hand."""
 
 from __future__ import annotations
 

@@ -6,34 +6,26 @@ import argparse
 import json
 import shutil
 
-import msgspec
 import numpy as np
-import onnx
 import pytest
 
 from tidecast.service.errors import UsageError
 from tidecast.training.commands import evaluate as command
 from tidecast.training.config import read_config, write_config
-from tidecast.training.export.export import build_graph, write
-from tidecast.training.fit.loop import fit
-from tidecast.training.progress import Progress
+from tidecast.training.export.export import write
 
 
 @pytest.fixture(scope="module")
-def models(config, dataset, daily_file, tmp_path_factory):
+def models(fitted, config, dataset, daily_file, tmp_path_factory):
     """Two model directories over the same rows: one as it was fitted, one with a tensor of it spoilt."""
     folder = tmp_path_factory.mktemp("models")
-    config = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, epochs=1))
-    model, _ = fit(config, dataset, Progress(quiet=True))
-    graph = build_graph(model)
-    spoilt = onnx.ModelProto()
-    spoilt.CopyFrom(graph)
+    spoilt = fitted.graph()
     tensor = max((t for t in spoilt.graph.initializer if t.data_type == 1), key=lambda t: len(t.raw_data))
     tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(1.005)).tobytes()
-    for name, made in (("fitted", graph), ("spoilt", spoilt)):
+    for name, made in (("fitted", fitted.graph()), ("spoilt", spoilt)):
         (folder / name).mkdir()
         write_config(config, daily_file, folder / name)
-        write(made, model, config, dataset, {}, folder / name / "model.onnx")
+        write(made, fitted.model, config, dataset, {}, folder / name / "model.onnx")
     return folder
 
 

@@ -56,7 +56,7 @@ def test_the_seasonal_mean_is_the_mean_of_the_same_hour_of_past_days():
 
 
 def test_series_of_two_kinds_find_an_expert_each():
-    # One kind goes on as it goes, the other turns back at each step: one linear map is wrong for both.
+    # One kind keeps its direction, the other reverses at each step: one linear map is wrong for both.
     generator, series = np.random.default_rng(2), {}
     for i in range(12):
         values, noise = np.zeros(STEPS), generator.normal(size=STEPS)

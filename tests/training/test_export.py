@@ -13,42 +13,28 @@ from tidecast.service.errors import ModelError
 from tidecast.service.model.session import Model
 from tidecast.training import train as pipeline
 from tidecast.training.commands import evaluate as evaluate_command
-from tidecast.training.config import write_config
-from tidecast.training.export.export import build_graph, write
+from tidecast.training.export.export import write
 from tidecast.training.export.parity import STEPS, check_parity, fold, onnx_step, sequences, torch_step
-from tidecast.training.fit.loop import fit
-from tidecast.training.progress import Progress
-
-
-@pytest.fixture(scope="module")
-def fitted(config, dataset):
-    model, history = fit(config, dataset, Progress(quiet=True))
-    return model, history, build_graph(model)
 
 
 def test_the_three_ways_to_run_the_model_agree(fitted, dataset):
-    model, _, graph = fitted
-    results = check_parity(model, graph.SerializeToString(), dataset)
+    results = check_parity(fitted.model, fitted.onnx_data, dataset)
     assert [r.batch for r in results] == [1, 64]
     assert all(r.steps >= 500 for r in results)
 
 
 def test_a_graph_that_differs_from_the_model_is_refused(fitted, dataset):
-    model, _, graph = fitted
-    wrong = onnx.ModelProto()
-    wrong.CopyFrom(graph)
+    wrong = fitted.graph()
     for tensor in wrong.graph.initializer:  # all large ones: of two paths one may hardly count
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) > 1000:
             tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(1.01)).tobytes()
     with pytest.raises(ModelError, match="No model was written"):
-        check_parity(model, wrong.SerializeToString(), dataset)
+        check_parity(fitted.model, wrong.SerializeToString(), dataset)
 
 
 def test_the_file_loads_as_the_worker_loads_it(fitted, config, dataset, tmp_path):
-    model, _, graph = fitted
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    spec = write(copy, model, config, dataset, {"load.mae": 1.0}, tmp_path / "model.onnx")
+    model = fitted.model
+    spec = write(fitted.graph(), model, config, dataset, {"load.mae": 1.0}, tmp_path / "model.onnx")
     served = Model.load(tmp_path)
     assert served.spec == spec
     x, ts = sequences(model, dataset, 3, seed=1)
@@ -60,24 +46,21 @@ def test_the_file_loads_as_the_worker_loads_it(fitted, config, dataset, tmp_path
 
 
 def test_a_file_that_the_worker_would_refuse_is_not_written(fitted, config, dataset, tmp_path, monkeypatch):
-    model, _, graph = fitted
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
     monkeypatch.setattr("tidecast.training.export.export.content_hash", lambda data: "0" * 64)
     with pytest.raises(ModelError):
-        write(copy, model, config, dataset, {}, tmp_path / "model.onnx")
+        write(fitted.graph(), fitted.model, config, dataset, {}, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_of_this_machine_is_in_the_graph(fitted):
-    data = fitted[2].SerializeToString()
+    data = fitted.onnx_data
     for trace in (b"/root", b"/home", b"/tmp", b".py", b'File "', b"site-packages"):
         assert trace not in data
     assert torch.__version__.encode() not in data.split(b"pytorch")[0]
 
 
 def test_only_batch_is_dynamic_and_only_standard_operators_are_used(fitted):
-    graph = fitted[2]
+    graph = fitted.graph()
     assert [o.domain for o in graph.opset_import] == [""]
     assert not graph.functions
     assert not [n for n in graph.graph.node if n.op_type in ("Loop", "Scan", "If")]
@@ -88,9 +71,9 @@ def test_only_batch_is_dynamic_and_only_standard_operators_are_used(fitted):
 
 
 def test_the_limits_that_the_card_names_are_those_at_which_the_graph_clips(fitted):
-    model, _, graph = fitted
+    model = fitted.model
     ((_, high), _) = model.units.limits().numpy()
-    step = onnx_step(graph.SerializeToString())
+    step = onnx_step(fitted.onnx_data)
     ts, state = np.zeros(4, np.int64), np.tile(model.initial_state().numpy(), (4, 1))
     x = np.array([[high, 0], [high * 5, 0], [high * 1000, 0], [high * 0.9, 0]], np.float32)
     y = step(x, ts, state)[0]
@@ -121,12 +104,13 @@ def test_a_model_directory_holds_all_that_the_readme_says(config, daily_file, tm
     np.testing.assert_allclose(again["scores"]["load"]["tidecast"]["mae"], evaluation.scores["load"]["tidecast"].mae)
 
 
-def test_an_interrupted_export_leaves_no_model(config, daily_file, tmp_path, monkeypatch):
+def test_an_interrupted_export_leaves_no_model(fitted, config, daily_file, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise ModelError("the export is wrong")
 
+    monkeypatch.setattr(pipeline, "fit", lambda *args: (fitted.model, fitted.history))
+    monkeypatch.setattr(pipeline, "build_graph", lambda model: fitted.graph())
     monkeypatch.setattr(pipeline, "check_parity", broken)
     with pytest.raises(ModelError):
         pipeline.train(config, daily_file, tmp_path, quiet=True)
     assert not (tmp_path / "model.onnx").exists()
-    write_config(config, daily_file, tmp_path)

@@ -4,7 +4,6 @@ import json
 import math
 import re
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,11 +13,7 @@ from tests.support.models import POISON_FORECAST, POISON_STATE, counting_model
 from tidecast.service.broker.port import Batch
 from tidecast.service.model.session import Model
 from tidecast.service.pipeline.pipeline import Pipeline, Policy
-from tidecast.training.export.export import build_graph, write
-from tidecast.training.fit.loop import fit
-from tidecast.training.progress import Progress
-
-pytestmark = pytest.mark.timeout(300)  # one model is trained and exported first
+from tidecast.training.export.export import write
 
 START_MS = 1_700_000_000_000 // 3_600_000 * 3_600_000
 CALM = [b"calm-%d" % i for i in range(7)]
@@ -47,13 +42,11 @@ EXTREMES = (
 
 
 @pytest.fixture(scope="module")
-def models(config, dataset, tmp_path_factory):
+def models(fitted, config, dataset, tmp_path_factory):
     """`name -> Model`: the one that counts its steps, and a trained one."""
     found = {"counting": Model.load(counting_model(tmp_path_factory.mktemp("counting")))}
-    config = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, epochs=1))
-    forecaster, _ = fit(config, dataset, Progress(quiet=True))
     file = tmp_path_factory.mktemp("trained") / "model.onnx"
-    write(build_graph(forecaster), forecaster, config, dataset, {}, file)
+    write(fitted.graph(), fitted.model, config, dataset, {}, file)
     return {**found, "trained": Model.load(file.parent)}
 
 

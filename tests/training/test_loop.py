@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from tidecast.training.fit.loop import _lanes, balanced, calibrate, fit, outputs, pinball
+from tidecast.training.fit.loop import balanced, calibrate, cut_into_lanes, fit, outputs, pinball
 from tidecast.training.fit.prepare import prepare
 from tidecast.training.progress import Progress
 
@@ -21,10 +23,10 @@ def test_training_lowers_the_loss_on_training_rows(changed, dataset):
     assert history.train[0][-1] < 0.95 * history.train[0][0]
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(changed, dataset):
-    one, _ = _fit(changed(fit={"threads": 1}), dataset)
-    two, _ = _fit(changed(fit={"threads": 1}), dataset)
-    other, _ = _fit(changed(fit={"threads": 1, "seed": 1}), dataset)
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(fitted, changed, dataset):
+    one = fitted.model
+    two, _ = _fit(changed(), dataset)
+    other, _ = _fit(changed(fit={"seed": 1}), dataset)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
@@ -52,18 +54,16 @@ def test_early_stopping_ends_the_training(changed, dataset):
     assert min(history.validation[0]) == history.validation[0][history.best_epoch[0] - 1]
 
 
-def test_lanes_cover_every_training_step_once_and_none_of_validation(changed, dataset):
-    config = changed()
-    model, _ = _fit(config, dataset)
-    data = prepare(model, dataset, config, lambda done: None)
+def test_lanes_cover_every_training_step_once_and_none_of_validation(fitted, config, dataset):
+    data = prepare(copy.deepcopy(fitted.model), dataset, config, lambda done: None)
     generator = np.random.default_rng(0)
-    covered = [step for group in _lanes(data, config, generator) for a, b in group for step in range(a, b)]
+    covered = [step for group in cut_into_lanes(data, config, generator) for a, b in group for step in range(a, b)]
     assert len(covered) == len(set(covered))
     assert set(covered) == set(np.flatnonzero(data.ts < config.train_until_ms).tolist())
 
 
-def test_the_pinball_loss_is_least_at_the_quantile(changed, dataset):
-    model, _ = _fit(changed(), dataset)
+def test_the_pinball_loss_is_least_at_the_quantile(fitted):
+    model = fitted.model
     truth = torch.randn(4000, 3, 1)
     level = torch.tensor(model.quantiles)
     right = torch.distributions.Normal(0.0, 1.0).icdf(level).expand(4000, 3, 1, -1)
@@ -75,8 +75,8 @@ def test_the_pinball_loss_is_least_at_the_quantile(changed, dataset):
         assert worse > best
 
 
-def test_unknown_truths_do_not_count(changed, dataset):
-    model, _ = _fit(changed(), dataset)
+def test_unknown_truths_do_not_count(fitted):
+    model = fitted.model
     out, truth = torch.zeros(10, 3, 1, len(model.quantiles)), torch.ones(10, 3, 1)
     whole = pinball(model, out, truth)
     truth[4:] = float("nan")
@@ -84,9 +84,8 @@ def test_unknown_truths_do_not_count(changed, dataset):
     assert pinball(model, out, torch.full((10, 3, 1), float("nan"))) is None
 
 
-def test_calibration_makes_validation_intervals_cover_what_they_say(changed, dataset):
-    config = changed(fit={"epochs": 6})
-    model, _ = _fit(config, dataset)
+def test_calibration_makes_validation_intervals_cover_what_they_say(fitted, config, dataset):
+    model = copy.deepcopy(fitted.model)
     data = prepare(model, dataset, config, lambda done: None)
     with torch.no_grad():
         model.calibration.factors.fill_(0.1)

@@ -44,7 +44,7 @@ def test_the_bars_say_what_is_done_and_how_well_and_nothing_is_cut_off(
         progress.stage("evaluating on the test rows")
         (last,) = on_terminal(progress.bars.get_renderable(), width)
     assert "…" not in fold + fit + last
-    assert "7/40" not in last and "50/100" not in last  # what is over is not shown as if it had stopped half-way
+    assert "7/40" not in last and "50/100" not in last  # a finished bar is not shown as stopped half-way
     assert fold.startswith("folding the readings into the model's inputs") and "50/100" in fold
     assert "validation 0.3855  best 0.3807" in fit and "7/40" in fit
     assert ("loss 0.4400" in fit) == loss

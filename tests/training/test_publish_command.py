@@ -1,4 +1,4 @@
-"""`tidecast publish`: what is worse than the model in force is not served."""
+"""`tidecast publish`: a model that is worse than the current one is not served."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ import threading
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
-import torch
 
 from tests.support.daily import HOUR, START
 from tidecast.service.errors import ModelError, UsageError
+from tidecast.service.model.onnx_file import content_hash
 from tidecast.service.model.session import Model
 from tidecast.training.commands import publish as command
 from tidecast.training.config import read_config, write_config
-from tidecast.training.export.export import build_graph, write
-from tidecast.training.fit.loop import fit
-from tidecast.training.progress import Progress
+from tidecast.training.export.export import describe, write_model
+from tidecast.training.export.parity import fold, onnx_step
 from tidecast.training.release.publish import judge
 
 
 @pytest.fixture(scope="module")
-def made(config, dataset, daily_file, tmp_path_factory):
-    """Model directories over the same rows: one as it was fitted, one with its weights spoilt."""
+def made(fitted, config, dataset, daily_file, tmp_path_factory):
+    """Model directories over the same rows: one as it was fitted, one with its largest tensor spoilt."""
     folder = tmp_path_factory.mktemp("models")
-    config = msgspec.structs.replace(config, fit=msgspec.structs.replace(config.fit, epochs=1))
-    model, _ = fit(config, dataset, Progress(quiet=True))
-    for name in ("better", "worse"):
-        if name == "worse":
-            with torch.no_grad():
-                for weights in model.parameters():
-                    weights.mul_(5)
+    for name, factor in (("better", 1.0), ("worse", 1.02)):
         (folder / name).mkdir()
         write_config(config, daily_file, folder / name)
         (folder / name / "metrics.json").write_text("{}")
-        write(build_graph(model), model, config, dataset, {}, folder / name / "model.onnx")
+        graph = fitted.graph()
+        tensor = max((t for t in graph.graph.initializer if t.data_type == 1), key=lambda t: len(t.raw_data))
+        tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(factor)).tobytes()
+        data = graph.SerializeToString()
+        spec = describe(fitted.model, config, dataset, {}, content_hash(data))
+        x, ts = np.array([spec.self_test.x], np.float32), np.array([spec.self_test.ts])
+        y = fold(onnx_step(data), np.array(spec.initial_state, np.float32), x, ts)[0, -1]
+        spec = msgspec.structs.replace(spec, self_test=msgspec.structs.replace(spec.self_test, y=y.ravel().tolist()))
+        write_model(graph, spec, folder / name / "model.onnx")
     assert judge(folder / "better", folder / "worse", daily_file).ratio < 0.99  # or the tests below show nothing
     return folder
 

@@ -18,6 +18,6 @@ def folder(path: Path | str) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"cannot make the directory {directory}: {error.strerror or error}", do="Name another."
+            f"cannot make the directory {directory}: {error.strerror or error}", do="Choose another directory."
         ) from None
     return directory

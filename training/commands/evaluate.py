@@ -1,4 +1,4 @@
-"""`tidecast evaluate`: a trained model on test rows, beside the baselines, or several models side by side."""
+"""`tidecast evaluate`: score a trained model on test rows next to the baselines, or several models side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from tidecast.service.errors import UsageError
 from tidecast.training.commands import folder
 
-HELP = "measure a trained model on test rows, beside persistence, seasonal naive and a linear autoregression"
+HELP = "score a trained model on test rows, compared with persistence, seasonal naive and a linear autoregression"
 EXAMPLE = "tidecast evaluate --model build/weather"
 
 

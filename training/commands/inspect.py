@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found on stdout; write what was asked for."""
+    """Print the findings on stdout; write the config and plots if requested."""
     from tidecast.training.inspection.inspect import InspectOptions, inspect
     from tidecast.training.inspection.report import show
 

@@ -1,4 +1,4 @@
-"""`tidecast publish`: a model takes the place of the one in force, unless it is worse."""
+"""`tidecast publish`: a new model replaces the current one, unless it is worse."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from tidecast.service.errors import UsageError
 
 HELP = """\
-put a trained model in the place of the one in force, unless it is worse on rows that are new to both
+replace the current model by a newly trained one, unless it is worse on rows that are new to both
 
-Workers that serve the place take it over while readings flow. Where the candidate's forecasts are worse, nothing is
-changed, and the exit code is 1."""
+Running workers load the new model without a restart. Where the candidate's forecasts are worse, nothing is changed, and
+the exit code is 1."""
 EXAMPLE = """\
 tidecast publish --candidate build/newer --model model
 tidecast publish --candidate build/newer --model model --data readings.csv --tolerance 0.02"""
@@ -19,9 +19,9 @@ tidecast publish --candidate build/newer --model model --data readings.csv --tol
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--candidate", required=True, metavar="DIR", help="the model directory that is to be served")
-    parser.add_argument("--model", required=True, metavar="DIR", help="the one in force; made if there is none yet")
-    parser.add_argument("--data", metavar="FILE", help="readings to measure both by [the candidate's]")
+    parser.add_argument("--candidate", required=True, metavar="DIR", help="the new model directory")
+    parser.add_argument("--model", required=True, metavar="DIR", help="the served directory; created if missing")
+    parser.add_argument("--data", metavar="FILE", help="readings to score both on [the candidate's]")
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, decide, and say in one line what was done."""
+    """Compare, decide, and print in one line what was done."""
     if not 0 <= args.tolerance < 1:
         raise UsageError("--tolerance must be from 0 to below 1", got=args.tolerance)
 

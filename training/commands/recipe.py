@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List them, or run one or all; 1 where a figure is missed or data is not there."""
+    """List the recipes, or run one or all; returns 1 if a figure is missed or data is missing."""
     if args.name is None:
         width = max(map(len, RECIPES))
         for name in RECIPES:
@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
     if args.name not in (*RECIPES, "all"):
         near = difflib.get_close_matches(args.name, [*RECIPES, "all"], n=1)
         do = f"Did you mean {near[0]}?" if near else f"There are {', '.join(RECIPES)}, and all."
-        raise UsageError("there is no such recipe", got=args.name, do=do)
+        raise UsageError("unknown recipe", got=args.name, do=do)
     names = list(RECIPES) if args.name == "all" else [args.name]
     missed: list[str] = []
     for name in names:
         try:
-            if not cook(name, args):
+            if not run_recipe(name, args):
                 missed.append(name)
         except DataError as error:
             if len(names) == 1:
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
-def cook(name: str, args: argparse.Namespace) -> bool:
-    """Run one recipe and show it; False where a figure is missed, which in the reduced form none is."""
+def run_recipe(name: str, args: argparse.Namespace) -> bool:
+    """Run one recipe and print its table; False if a figure is missed (never with --quick)."""
     import torch  # takes seconds to import: not for the list
 
     from tidecast.training.progress import Progress

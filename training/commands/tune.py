@@ -1,4 +1,4 @@
-"""`tidecast tune`: search for a better config within a time, by validation rows alone."""
+"""`tidecast tune`: search for a better config within a time limit, by validation rows alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tidecast.training.tune import Search
 
-HELP = "search for a better config within a time, by the loss on validation rows alone; resumable"
+HELP = "search for a better config within a time limit, by the loss on validation rows; can be continued"
 EXAMPLE = "tidecast tune training/samples/weather.toml --out build/tune --minutes 30"
 SHOWN_TRIALS = 10
 COLUMNS = (("rate", "fit.learning_rate"), ("decay", "fit.weight_decay"), ("dropout", "model.dropout"),
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("config", metavar="CONFIG", help="the training config to start from, a TOML file")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="keeps study.db and best.toml; go on by giving it again"
+        "--out", required=True, metavar="DIR", help="keeps study.db and best.toml; give it again to continue"
     )
     parser.add_argument("--minutes", type=float, required=True, metavar="N", help="stop after so many minutes")
     parser.add_argument("--trials", type=int, metavar="N", help="stop after so many trials too")

@@ -1,8 +1,7 @@
 """From a file to what the trainer folds over: stretches of readings, one step apart, missing ones as NaN.
 
 The rules are the worker's own (`service.pipeline.pipeline`): a short gap becomes silent steps, a long one starts the
-series
-again, a second reading for the same time is dropped. What is trained on is what will be served.
+series again, a second reading for the same time is dropped. So the model is trained on what it will be served.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ A reading is an outlier where it lies further than `threshold` robust deviations
 process modeling and identification"). A robust deviation is 1.4826 times the median absolute deviation (MAD), which
 for normal noise is the standard deviation.
 
-The window is centred by default: it looks half a window ahead, so it is for training rows only, and only within them
-(give it no later rows). `causal=True` looks back alone and may be used anywhere.
+The window is centred: it looks half a window ahead, so it is for training rows only (give it no later rows).
 """
 
 from __future__ import annotations
@@ -26,40 +25,36 @@ Treatment = Literal["keep", "clip", "mask"]
 TO_DEVIATION = 1.4826  # MAD to standard deviation, for normal noise
 WINDOW = 13  # steps: wide enough to outvote a burst of six, narrow enough to follow a daily wave
 THRESHOLD = 6.0
-LEAST_KNOWN = 4  # known values in a window; fewer judge nobody
+LEAST_KNOWN = 4  # known values in a window; with fewer, nothing there is an outlier
 LEAST_CHANGES = 3.0  # a reading within so many usual changes (the median of those that are not 0) is no outlier
 _CHUNK = 65_536  # rows of windows at a time, to bound memory
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the filter holds each reading against; a reading is an outlier beyond `median` ± `reach`."""
+    """The band that the filter allows around each reading: `median` ± `reach`."""
 
     median: Floats  # [steps] of the window; NaN where it knows too little
-    reach: Floats  # [steps] threshold times the robust deviation; infinite where nothing can be judged
+    reach: Floats  # [steps] threshold times the robust deviation; infinite where no limit can be given
+
+    def exceeded_by(self, values: Floats) -> Mask:
+        """[steps] True where a reading is an outlier; a missing one never is."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.abs(values - self.median) > self.reach)
 
 
-def mad(values: Floats) -> float:
-    """The median absolute deviation of the known values, not scaled; NaN where none is known."""
-    known = values[np.isfinite(values)]
-    return float(np.median(np.abs(known - np.median(known)))) if len(known) else float("nan")
-
-
-def hampel_limits(
-    values: Floats, window: int = WINDOW, threshold: float = THRESHOLD, *, causal: bool = False
-) -> Limits:
+def hampel_limits(values: Floats, window: int = WINDOW, threshold: float = THRESHOLD) -> Limits:
     """The band that the Hampel filter allows around each reading.
 
-    A window of equal values has no spread of its own and would call every other value an outlier (the MAD "implodes").
+    A window of equal values has no spread and would call every other value an outlier (the MAD "implodes").
     So the deviation is at least that of the whole series about its moving median; where even that is 0 (more than half
-    of the readings equal their neighbours: rain, counts, a switch), nothing is judged. And a sensor that reports in
+    of the readings equal their neighbours: rain, counts, a switch), there are no outliers. And a sensor that reports in
     coarse units may go up or down by LEAST_CHANGES of its usual changes.
 
     Args:
-        values: [steps] one series in order of time, NaN = missing; missing ones have no say.
-        window: steps in a window, at least 3; made odd when centred.
+        values: [steps] one series in order of time, NaN = missing; missing values are not counted.
+        window: steps in a window, at least 3; an even number counts as the next odd one.
         threshold: robust deviations that are allowed.
-        causal: the window ends with the reading itself instead of having it in its middle.
 
     Raises:
         UsageError: window or threshold out of range.
@@ -69,13 +64,12 @@ def hampel_limits(
     if not threshold > 0:
         raise UsageError("outlier_threshold must be above 0", got=threshold)
     values = np.asarray(values, dtype=np.float64)
-    before = window - 1 if causal else window // 2
-    after = 0 if causal else window // 2
-    padded = np.concatenate([np.full(before, np.nan), values, np.full(after, np.nan)])
+    side = window // 2
+    padded = np.pad(values, side, constant_values=np.nan)
     median, deviation = np.empty(len(values)), np.empty(len(values))
     for start in range(0, len(values), _CHUNK):
         end = min(start + _CHUNK, len(values))
-        rows = np.lib.stride_tricks.sliding_window_view(padded[start : end + before + after], before + after + 1)
+        rows = np.lib.stride_tricks.sliding_window_view(padded[start : end + 2 * side], 2 * side + 1)
         median[start:end] = _medians(rows)
         deviation[start:end] = _medians(np.abs(rows - median[start:end, None]))
     judged = (~np.isnan(median)) & (~np.isnan(values))
@@ -88,27 +82,17 @@ def hampel_limits(
     return Limits(median, np.where(np.isnan(median), np.inf, reach))
 
 
-def hampel(values: Floats, window: int = WINDOW, threshold: float = THRESHOLD, *, causal: bool = False) -> Mask:
-    """[steps] True where a reading is an outlier; missing values never are. See `hampel_limits`."""
-    limits = hampel_limits(values, window, threshold, causal=causal)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.abs(values - limits.median) > limits.reach)
-
-
-def treat(
-    values: Floats, treatment: Treatment, window: int = WINDOW, threshold: float = THRESHOLD, *, causal: bool = False
-) -> tuple[Floats, Mask]:
+def treat(values: Floats, treatment: Treatment, threshold: float = THRESHOLD) -> tuple[Floats, Mask]:
     """One series with its outliers kept, clipped to the nearest limit, or masked (NaN), and which they were.
 
     Args:
         values: [steps], NaN = missing; not changed in place.
         treatment: "keep" only reports.
-        window: as in `hampel_limits`, and so `threshold` and `causal`.
+        threshold: as in `hampel_limits`.
     """
     values = np.asarray(values, dtype=np.float64)
-    limits = hampel_limits(values, window, threshold, causal=causal)
-    with np.errstate(invalid="ignore"):
-        found = np.abs(values - limits.median) > limits.reach
+    limits = hampel_limits(values, threshold=threshold)
+    found = limits.exceeded_by(values)
     if treatment == "keep":
         return values, found
     if treatment == "mask":

@@ -1,4 +1,4 @@
-"""Holds a model's forecasts of the test rows against what happened, beside the baselines, in original units.
+"""Scores a model's forecasts of the test rows against the truth, next to the baselines, in original units.
 
 The model is run as it is served: its single step, folded over the readings in order by onnxruntime.
 """
@@ -76,7 +76,7 @@ class MethodScores(msgspec.Struct, frozen=True):
 class Evaluation(msgspec.Struct, frozen=True):
     """What `metrics.json` holds."""
 
-    rows: int  # test readings that a forecast was held against
+    rows: int  # test readings that forecasts were scored on
     scores: dict[str, dict[str, MethodScores]]  # target -> method -> scores
     intervals: dict[str, IntervalScores]  # target -> the model's widest
     season: str | None
@@ -105,7 +105,7 @@ class Track:
 
 
 def tracks(step: Step, initial: NDArray[np.float32], config: Config, dataset: Dataset) -> list[Track]:
-    """Fold the model over every stretch and keep what is held against test rows.
+    """Fold the model over every stretch and keep the forecasts that have a target in the test rows.
 
     Raises:
         DataError: no reading lies in the test rows.

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 def mean(values: ArrayLike) -> Floats:
-    """Mean over the first axis of what is finite, NaN where nothing is; never a warning."""
+    """Mean of the finite values over the first axis; NaN where there is none, without a warning."""
     array = np.asarray(values, dtype=np.float64)
     known = np.isfinite(array)
     count = known.sum(axis=0)

@@ -1,7 +1,7 @@
-"""From a fitted forecaster to one `model.onnx` that describes itself, or to a loud failure.
+"""From a fitted forecaster to one `model.onnx` that describes itself, or to an error.
 
-The graph is exported by `torch.onnx.export(dynamo=True)`, stripped of the exporter's traces, held against torch by
-`tidecast.training.export.parity`, given its spec as metadata, and loaded back by the very loader that the worker uses.
+The graph is exported by `torch.onnx.export(dynamo=True)`, stripped of the exporter's traces, compared with torch by
+`tidecast.training.export.parity`, given its spec as metadata, and loaded again by the worker's own loader.
 """
 
 from __future__ import annotations

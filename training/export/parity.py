@@ -51,13 +51,13 @@ class Parity:
 
 
 def sequences(model: Forecaster, dataset: Dataset, batch: int, seed: int) -> tuple[Floats, Times]:
-    """Real readings with holes punched into them: x [batch, STEPS, features], ts [batch, STEPS] ms."""
+    """Real readings with some values made missing: x [batch, STEPS, features], ts [batch, STEPS] ms."""
     generator = np.random.default_rng(seed)
     x = np.empty((batch, STEPS, model.d + model.c), np.float32)
     ts = np.empty((batch, STEPS), np.int64)
     for row in range(batch):
         stretch = dataset.stretches[int(generator.integers(len(dataset.stretches)))]
-        at = (int(generator.integers(len(stretch.ts))) + np.arange(STEPS)) % len(stretch.ts)  # short ones go round
+        at = (int(generator.integers(len(stretch.ts))) + np.arange(STEPS)) % len(stretch.ts)  # a short stretch repeats
         x[row] = stretch.x[at]
         gap = model.step_ms or int(np.median(np.diff(stretch.ts))) if len(stretch.ts) > 1 else 1000
         ts[row] = stretch.ts[at[0]] + np.arange(STEPS) * gap

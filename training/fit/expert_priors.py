@@ -1,6 +1,6 @@
-"""How far each linear expert is trusted before a series has said anything, and how soon its errors are forgotten.
+"""The prior error of each linear expert, used before a series has readings, and the rate at which errors are forgotten.
 
-Both come from validation rows: a series that changes its ways wants a short memory, a noisy one a long memory.
+Both come from validation rows: a series that changes needs a short memory, a noisy one a long memory.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _rate(model: Forecaster, stretches: list[Scaled], config: Config) -> float:
 
 
 def _expert_forecasts(model: Forecaster, s: Scaled, rows: NDArray[np.int64], until: int) -> tuple[Tensor, Tensor]:
-    """What all experts forecast at some rows [count, horizon, targets, rows], and what came before `until` (ms).
+    """Forecasts of all experts at some rows [count, horizon, targets, rows], and the truth before `until` (ms).
 
     Both in the series' units; a truth [horizon, targets, rows] that is missing is NaN.
     """

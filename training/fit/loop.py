@@ -37,7 +37,7 @@ AVERAGING = 0.97  # decay of the weights' exponential average, for each update
 
 @dataclass(slots=True)
 class History:
-    """What a training run went through."""
+    """Losses by epoch, and how the training ended."""
 
     train: list[list[float]] = field(default_factory=list)  # [member][epoch] mean loss
     validation: list[list[float]] = field(default_factory=list)
@@ -94,10 +94,10 @@ def _fit_member(
             for group in optimizer.param_groups:  # one warm-up epoch, then a cosine down to a twentieth
                 turn = epoch / max(1, fit.epochs - 1)
                 group["lr"] = fit.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * turn)))
-            train_losses.append(_epoch(model, member, parts, average, optimizer, data, config, generator))
+            train_losses.append(run_epoch(model, member, parts, average, optimizer, data, config, generator))
             current = copy.deepcopy(parts.state_dict())
             parts.load_state_dict(average.module.state_dict())
-            validation_losses.append(_validate(model, member, data, config))
+            validation_losses.append(validate(model, member, data, config))
             if validation_losses[-1] < best_loss:
                 best, best_loss, best_epoch = copy.deepcopy(parts.state_dict()), validation_losses[-1], epoch
             parts.load_state_dict(current)
@@ -113,7 +113,7 @@ def _fit_member(
     history.best_epoch.append(best_epoch + 1)
 
 
-def _epoch(
+def run_epoch(
     model: Forecaster,
     member: int,
     parts: nn.Module,
@@ -127,11 +127,11 @@ def _epoch(
     model.train()
     allowed = torch.from_numpy(data.ts < config.train_until_ms)
     total, count = 0.0, 0
-    for lanes in _lanes(data, config, generator):
+    for lanes in cut_into_lanes(data, config, generator):
         hidden: Tensor | None = None
         longest = max(end - start for start, end in lanes)
         for begin in range(0, longest, config.fit.window):
-            at, inside = _steps(lanes, begin, config.fit.window)
+            at, inside = steps_of_window(lanes, begin, config.fit.window)
             out, hidden = model.roll(member, data.inputs[at], data.linear[at], hidden)
             hidden = hidden.detach()
             truth = data.future(at, model.h, allowed)
@@ -148,7 +148,7 @@ def _epoch(
     return total / max(count, 1)
 
 
-def _lanes(data: Prepared, config: Config, generator: np.random.Generator) -> Iterator[list[tuple[int, int]]]:
+def cut_into_lanes(data: Prepared, config: Config, generator: np.random.Generator) -> Iterator[list[tuple[int, int]]]:
     """Groups of at most `lanes` spans of training steps; where a series is cut moves from epoch to epoch."""
     fit = config.fit
     spans = []
@@ -170,7 +170,7 @@ def _lanes(data: Prepared, config: Config, generator: np.random.Generator) -> It
         yield pieces[first : first + fit.lanes]
 
 
-def _steps(lanes: list[tuple[int, int]], begin: int, window: int) -> tuple[Tensor, Tensor]:
+def steps_of_window(lanes: list[tuple[int, int]], begin: int, window: int) -> tuple[Tensor, Tensor]:
     """Steps of a window of each lane [lanes, window], and which of them are inside their lane."""
     starts = torch.tensor([start for start, _ in lanes])[:, None]
     ends = torch.tensor([end for _, end in lanes])[:, None]
@@ -213,7 +213,8 @@ def outputs(model: Forecaster, member: int, data: Prepared, since: int, until: i
     return torch.cat(outs), torch.cat(lines), torch.cat(truths)
 
 
-def _validate(model: Forecaster, member: int, data: Prepared, config: Config) -> float:
+def validate(model: Forecaster, member: int, data: Prepared, config: Config) -> float:
+    """The loss on validation rows; infinite where none of them is known."""
     out, _, truth = outputs(model, member, data, config.train_until_ms, config.validate_until_ms)
     loss = pinball(model, out, truth)
     return math.inf if loss is None else float(loss)
@@ -248,13 +249,13 @@ def _factors(model: Forecaster, data: Prepared, config: Config, since: int, unti
 
 
 def balanced(model: Forecaster, out: Tensor, linear: Tensor) -> Tensor:
-    """Quantiles [rows, horizon, targets, quantiles] as of a series that has said nothing yet: between the two paths."""
+    """Quantiles [rows, horizon, targets, quantiles] of a series without readings yet: the two paths, weighted."""
     share = model.calibration.share(model.calibration.prior[..., None]).reshape(linear.shape[1:])
     return out + ((1 - share) * (linear - out[..., model.calibration.center]))[..., None]
 
 
 def weigh_paths(model: Forecaster, data: Prepared, config: Config) -> None:
-    """Set how far a series that has said nothing yet trusts its two paths: their errors on validation rows."""
+    """Set the prior errors of the two paths, used before a series has readings: those on validation rows."""
     scaled, linear, truth = _ensemble(model, data, config, config.train_until_ms, config.validate_until_ms)
     paths = torch.stack([linear, scaled[..., model.calibration.center]], dim=1)  # [rows, paths, horizon, targets]
     errors = (paths - truth[:, None]).abs().clamp(max=WORST).nanmean(dim=0).nan_to_num(1.0)

@@ -17,7 +17,8 @@ from tidecast.training.fit.expert_priors import set_expert_priors
 from tidecast.training.linear.expert_bank import fit_expert_bank
 from tidecast.training.linear.ridge import CHUNK_ROWS, Scaled, filled, fit_ridge, windows
 from tidecast.training.model.calendar import PERIODS
-from tidecast.training.model.forecaster import Forecaster, StretchFeatures
+from tidecast.training.model.features import StretchFeatures
+from tidecast.training.model.forecaster import Forecaster
 from tidecast.training.model.scaling import FAR_BELOW, LIMIT
 
 

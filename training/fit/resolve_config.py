@@ -1,4 +1,4 @@
-"""What a config leaves to the data: the units and the number of linear experts."""
+"""Settings that a config leaves to the data: the units and the number of linear experts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ORDERS_APART = 100.0  # times; ETT's channels, which share a size for this purpo
 
 
 def resolve_config(config: Config, dataset: Dataset) -> Config:
-    """The config with what the data decides: `model.scale` and `model.experts`.
+    """The config with the settings that the data decides: `model.scale` and `model.experts`.
 
     Raises:
-        UsageError: logarithms or roots are asked for and a target has none.
+        UsageError: the transform is log or sqrt, and a target has values without a logarithm or root.
     """
     config = choose_scale(config, dataset)
     _need_values_for(config.model.transform, config, dataset)
@@ -46,9 +46,9 @@ def _need_values_for(transform: str, config: Config, dataset: Dataset) -> None:
 
 
 def choose_scale(config: Config, dataset: Dataset) -> Config:
-    """Settle `model.scale = "auto"`: local units where the series' training rows differ in size by orders of magnitude.
+    """Resolve `model.scale = "auto"`: local units where the series differ in size by orders of magnitude.
 
-    Where they do not, how large a value is tells the model something, and stays.
+    Otherwise the size of a value is information, and is kept.
     """
     if config.model.scale != "auto":
         return config

@@ -1,1 +1,1 @@
-"""The rooms of `tidecast inspect`: read a file that nothing is known of, judge it, propose a config, draw it."""
+"""The parts of `tidecast inspect`: read an unknown file, describe it, propose a config, draw plots."""

@@ -16,7 +16,7 @@ from tidecast.training.inspection.seasons import Seasons
 
 LONG_GAP = 24  # steps: the trainer's own default of data.max_gap
 SHOWN = 3
-FLAT = 24  # equal readings in a row that are worth a word
+FLAT = 24  # so many equal readings in a row are reported
 ROUND_MS = (
     1, 10, 50, 100, 200, 250, 500, 1_000, 2_000, 5_000, 10_000, 15_000, 20_000, 30_000, 60_000, 120_000, 180_000,
     300_000, 600_000, 900_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000, 10_800_000, 14_400_000, 21_600_000,
@@ -188,9 +188,7 @@ def find_values(column: Column, of: SortedReadings, step_ms: int) -> Values:
         mine = x[at]
         limits = hampel_limits(mine)
         usual[at] = limits.median
-        with np.errstate(invalid="ignore"):
-            found = np.abs(mine - limits.median) > limits.reach
-        outliers += (np.flatnonzero(found) + at.start).tolist()
+        outliers += (np.flatnonzero(limits.exceeded_by(mine)) + at.start).tolist()
         longest_missing = max(longest_missing, _longest_run(np.isnan(mine))[0])
         seen = np.flatnonzero(np.isfinite(mine))
         same = np.zeros(len(seen), dtype=bool)

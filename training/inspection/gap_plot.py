@@ -24,7 +24,7 @@ def gaps(found: Inspection) -> Figure:
     counts = np.stack([np.histogram(ts[at], edges)[0] for _, at in shown]).astype(np.float64)
     columns = list(found.values)[:HEAT_ROWS]
     known = np.stack([np.histogram(ts[np.isfinite(column(found, name))], edges)[0] for name in columns])
-    if irregular:  # nothing is due at a time: held against the usual number
+    if irregular:  # there is no regular step: compared with the usual number
         due, of_all = _usual(counts), _usual(np.histogram(ts, edges)[0][None])
     else:
         due = np.diff(edges)[None] / found.steps.step_ms

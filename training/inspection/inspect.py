@@ -1,6 +1,6 @@
 """Look at a data file before anything is trained on it: what is in it, what is wrong with it, what config would fit.
 
-Needs no torch. The way of a file: columns as they are (`inspection.source`), the time column (`time_column`), what the
+Needs no torch. In order: columns as they are (`inspection.columns`), the time column (`time_column`), what the
 others are for (`roles`), what is in them (`findings`, `seasons`), a config (`proposal`).
 """
 
@@ -38,7 +38,7 @@ EARLY_1970_MS = 60 * 86_400_000  # seconds read as milliseconds lie before it, m
 
 @dataclass(frozen=True, slots=True)
 class InspectOptions:
-    """What a person has said about the file; the rest is found."""
+    """What the user has said about the file; the rest is found."""
 
     time: str | None = None
     series: str | None = None  # a column, "columns" or "none"
@@ -91,11 +91,11 @@ class Inspection:
 
 
 def inspect(path: Path | str, options: InspectOptions | None = None, *, beside: Path | None = None) -> Inspection:
-    """Read the file and judge it; the config's path is relative to `beside` (default: here).
+    """Read and describe the file; the config's path is relative to `beside` (default: here).
 
     Raises:
         DataError: the file cannot be read, or nothing in it can be forecast: no times, no numbers, too few rows.
-        UsageError: a target was asked for that cannot be forecast.
+        UsageError: a chosen target cannot be forecast.
     """
     path, options = Path(path), options or InspectOptions()
     columns = read_columns(path)
@@ -131,10 +131,10 @@ def _steps(path: Path, readings: SortedReadings, order: Order) -> StepSummary:
     if steps is None or longest < LEAST_ROWS:
         raise DataError(
             f"{path} has too few readings to learn from: its longest series has {longest}",
-            do=f"Give at least {LEAST_ROWS} readings of one series; some hundreds are where a model begins to pay."
+            do=f"Give at least {LEAST_ROWS} readings of one series; with some hundreds a model begins to help."
             + (f" {order.duplicates:,} of its rows repeat a time: is a key column missing?" if order.duplicates else "")
             + (
-                f" (Series are told apart by {readings.keys.column!r}; --series changes it.)"
+                f" (The series column is {readings.keys.column!r}; --series changes it.)"
                 if readings.keys.column
                 else ""
             ),
@@ -154,7 +154,7 @@ def _without_rows(values: Values) -> dict[str, object]:
 
 
 def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
-    """Sentences for a person; each says what is so and what follows from it."""
+    """Sentences for the user; each says what was found and what follows from it."""
     out = []
     if not of.time_column.usable:
         out.append(
@@ -212,7 +212,7 @@ def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
             f"{v.name} {v.flat} times {at.value:g} from {_place(at, keys.column is None)}" for v, at in stuck[:3]
         )
         more = f"; and {count(len(stuck) - 3, 'more column')}" if len(stuck) > 3 else ""
-        out.append(f"The same reading over and over, as of a sensor that hangs: {named}{more}.")
+        out.append(f"The same reading many times in a row, as from a stuck sensor: {named}{more}.")
     config = of.proposal.config
     for name in config.data.targets:
         outside, moved = trained_range(by_name[name], of.readings, config.data.train_until)
@@ -224,7 +224,7 @@ def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
     lag = max(config.lag_steps, default=0)
     short = int((longest < 3 * max(lag, 24)).sum())
     if short:
-        out.append(f"{count(short, 'series', 'series')} shorter than three times the longest lag: they teach little.")
+        out.append(f"{count(short, 'series', 'series')} shorter than three times the longest lag: they add little.")
     if keys.column is None and not config.each_column and _alike(list(of.values)):
         out.append(
             "The columns look like many sensors of one kind: --series columns proposes one shared model, which "
@@ -243,7 +243,7 @@ def _about(v: Values, one: bool) -> list[str]:
     if v.far:
         out.append(
             f"{v.name}: {v.far.value:.6g} at {_place(v.far, one)} lies far beyond the rest (usual there: "
-            f"{v.far.usual:.4g}). One such reading spoils a scaler: mend it, or leave the cell empty."
+            f"{v.far.usual:.4g}). One such reading spoils a scaler: fix it, or leave the cell empty."
         )
     return out
 

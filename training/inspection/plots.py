@@ -1,4 +1,4 @@
-"""Three pictures of a file: the series with what is odd in it, its seasons, its gaps."""
+"""Three pictures of a file: the series with its outliers and shifts, its seasons, its gaps."""
 
 from __future__ import annotations
 

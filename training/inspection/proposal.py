@@ -1,4 +1,4 @@
-"""A training config from what was found: a start that trains, each choice with its reason beside it."""
+"""A training config from what was found: it trains as it is, and gives the reason for each choice."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Keys:
 
 
 def find_keys(columns: list[Column], time_column: TimeColumn, path: str, given: str | None = None) -> Keys:
-    """The key column: asked for, or the one that tells apart readings of the same time.
+    """The key column: the given one, or the one that separates readings of the same time.
 
     `given` may be "none" (one series) or "columns" (each column a series), which here are both one series.
 

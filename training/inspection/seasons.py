@@ -1,7 +1,7 @@
 """Seasons of a series: what repeats by the day, by the week, or with another period.
 
-Autocorrelation says that something repeats; how much it explains is measured on time that the profile was not made
-of: the profile (mean by phase) of the first half of the data, held against its second half.
+Autocorrelation shows that something repeats. How much it explains is measured on data that the profile was not made
+from: the profile (mean by phase) of the first half is compared with the second half.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class TimeColumn:
 
 
 def find_time_column(columns: list[Column], path: str, given: str | None = None) -> TimeColumn:
-    """The time column: the one that is asked for, or the likeliest by its cells and then by its name.
+    """The time column: the given one, or the likeliest by its cells and then by its name.
 
     Raises:
         DataError: no column holds times, or the one that does holds some that cannot be read.
@@ -61,7 +61,7 @@ def find_time_column(columns: list[Column], path: str, given: str | None = None)
             raise DataError(
                 f"{path}: the times in column {column.name!r} are neither ISO 8601 nor epoch milliseconds",
                 got=text,
-                do='Write them like "2026-01-31T13:45:00Z"; day and month cannot be told apart safely.',
+                do='Write them like "2026-01-31T13:45:00Z"; day and month cannot be distinguished safely.',
             )
     dates = [c.name for c in columns if c.name.lower() in ("year", "month", "day", "hour")]
     hint = f" The columns {_listed(dates)} would have to be made into one." if dates else ""
@@ -106,7 +106,7 @@ def _read(column: Column, path: str, form: str) -> TimeColumn:
                             got=float(column.numbers[0]), do="Name another with --time.")  # fmt: skip
         if np.isnan(column.numbers).any():
             row = int(np.argmax(np.isnan(column.numbers))) + 1
-            raise DataError(f"{path}: row {row} has no time in column {column.name!r}", do="Drop the row, or mend it.")
+            raise DataError(f"{path}: row {row} has no time in column {column.name!r}", do="Remove the row, or fix it.")
         ts = np.round(column.numbers * EPOCH_UNITS_MS[form.split()[1]]).astype(np.int64)
         return TimeColumn(column.name, form, ts, form == "epoch milliseconds")
     texts = column.texts or []

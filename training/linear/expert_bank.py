@@ -1,8 +1,8 @@
-"""The bank of linear experts beside the primary ridge: each forecasts a target from its own recent past alone.
+"""The linear experts besides the primary ridge: each forecasts a target from its own recent past alone.
 
 No expert knows a level: each predicts z[t+h] - z[t] from differences to z[t]. The graph weighs them, for each series
-and target, by how well each did of late (see `Forecaster.weigh`), so that a series picks what suits it and goes on
-picking when it changes. All are solved from one pair of moment matrices (gram, cross) for each unit, a unit being one
+and target, by how well each did recently (see `ExpertMixture.mix`), so that each series uses what suits it, also
+when it changes. All are solved from one pair of moment matrices (gram, cross) for each unit, a unit being one
 target of one series: a ridge of short memory for each target, a ridge over all units, a seasonal mean, and, where there
 are many series, ridges of clusters of them, found as k-means finds its means (Späth 1979, clusterwise regression).
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tidecast.training.linear.ridge import CHUNK_ROWS, FARTHEST, PENALTIES, Floats, Scaled, ahead, filled, taps, windows
 
 SHORT = 48  # values that the expert of short memory looks back
-SEASONS = 7  # at the most, in the seasonal mean
+SEASONS = 7  # at most, in the seasonal mean
 MOST_UNITS = 256  # beyond it units are thinned evenly
 FEWEST_SERIES, MOST_CLUSTERS = 8, 8
 STARTS, ROUNDS = 8, 20
@@ -140,7 +140,7 @@ def _moments(
 
 
 def _ridge(training: Moments, validation: Moments, columns: NDArray[np.int64] | None = None) -> Floats:
-    """[taps + 1, horizon]: for each lead the penalty that validation prefers; columns not asked for stay 0."""
+    """[taps + 1, horizon]: for each lead the penalty that validation prefers; other columns stay 0."""
     columns = np.arange(len(training.gram)) if columns is None else columns
     values, vectors = np.linalg.eigh(training.gram[np.ix_(columns, columns)])
     rotated = vectors.T @ training.cross[columns]

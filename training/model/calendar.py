@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 DAY_MS, WEEK_MS, YEAR_MS = 86_400_000, 604_800_000, 31_556_952_000
 PERIODS = {"day": DAY_MS, "week": WEEK_MS, "year": YEAR_MS}
-FINEST_SLOT_MS = 1_800_000  # slots of half an hour at the least: finer ones have too few rows each
+FINEST_SLOT_MS = 1_800_000  # slots of at least half an hour: finer ones have too few rows each
 
 
 class Calendar(nn.Module):
@@ -20,7 +20,7 @@ class Calendar(nn.Module):
     turns: Tensor  # [periods, 1] radians a ms
 
     def __init__(self, names: list[str], step_ms: int, back: int) -> None:
-        """`back`: steps back of the second moment that slots are asked for; 0 = none."""
+        """`back`: slots are also given for the moment so many steps back; 0 = not."""
         super().__init__()
         self.names, self.back = names, back
         self.part = {name: max(min(step_ms, PERIODS[name]), FINEST_SLOT_MS) for name in names if name != "year"}

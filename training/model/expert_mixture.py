@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tidecast.training.model.calendar import Calendar
 
-FARTHEST_HINDSIGHT = 96  # steps back at the most from which the experts are judged
+FARTHEST_HINDSIGHT = 96  # at most so many steps back, the experts' forecasts are scored
 FORGETTING = (0.0025, 0.005, 0.01, 0.02, 0.05)  # of the running errors, a step; validation rows choose one
 PRIOR_STEPS = 20.0  # that the errors on validation rows count for
 DECISIVENESS = 13.0  # how sharply the better experts are preferred
@@ -95,7 +95,7 @@ class ExpertMixture(nn.Module):
 
     @staticmethod
     def looks_back(count: int, horizon: int) -> int:
-        """Steps back from which so many experts are judged."""
+        """How many steps back the forecasts of `count` experts are scored; 0 = not."""
         return min(horizon, FARTHEST_HINDSIGHT) if count > 1 else 0
 
     def forward(self, past: Tensor, back: Tensor) -> Products:
@@ -165,7 +165,7 @@ class ExpertMixture(nn.Module):
         return errors + torch.where(age > self.hindsight + 1, (error - errors) / weight, torch.zeros(()))
 
     def mix(self, forecasts: Tensor, errors: Tensor) -> Tensor:
-        """Forecasts [leads * targets, batch] of [count, leads, targets, batch], by how well each expert did of late.
+        """Forecasts [leads * targets, batch] of [count, leads, targets, batch], weighted by recent errors.
 
         The weights are a softmax. The best expert's is above exp(-DECISIVENESS) before they are made to sum to 1.
         """

@@ -1,8 +1,8 @@
-"""What the truth says of earlier forecasts, and what follows from it for the next: score, interval width, balance.
+"""Scores earlier forecasts once their truth is known, and adapts the interval width and the weights of the two paths.
 
-Each forecast of a scored lead waits in a queue in the state until its truth comes. Then it is scored; its interval is
-widened or narrowed; and the two paths behind it, the linear one and the recurrent one, are held against each other, so
-that a series on which one of them fails goes on with the other.
+Each forecast of a scored lead waits in a queue in the state until its truth comes. Then it is scored, its interval is
+widened or narrowed, and the errors of its two paths, the linear and the recurrent one, are compared. A series on which
+one path fails continues with the other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tidecast.training.model.scaling import Units
 
 EDGE = 0.1  # of an interval's width, over which a hit becomes a miss
 NARROWEST_SPAN = 1e-6  # of an interval, in deviations
-NARROWEST, WIDEST = -1.5, 3.0  # intervals shrink to a quarter at the least, and grow twentyfold at the most
+NARROWEST, WIDEST = -1.5, 3.0  # an interval shrinks to a quarter at most, and grows twentyfold at most
 WIDEST_LOG = 1.5  # of logarithms: there an interval is a factor, and twenty times one is no forecast
 FORGETTING = 0.01  # of the two paths' running errors, a step
 DECISIVENESS = 40.0  # how sharply the better path is preferred
@@ -94,7 +94,7 @@ class OnlineCalibration(nn.Module):
     def forward(self, units: Units, due: Observed, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """score [batch, columns]; after this step: widening [rows, batch], path errors [scored, 2, targets, batch].
 
-        `parts`: the judge's slices of the state, [rows, batch] each; of the queues only the oldest forecasts.
+        `parts`: its own slices of the state, [rows, batch] each; of the queues only the oldest forecasts.
 
         Adaptive conformal inference (Gibbs and Candès 2021): a miss widens, a hit narrows a little, so that in the long
         run the widest interval holds what it says, whatever the series does.
@@ -145,9 +145,9 @@ class OnlineCalibration(nn.Module):
         return self._interpolated(torch.sigmoid(DECISIVENESS * better).flatten(1))
 
     def stretched(self, reach: Tensor, widening: Tensor | None = None) -> Tensor:
-        """Distances from the median as they are to be, in order still; [quantiles - 1, horizon * targets, batch].
+        """Distances from the median as they are to be, still in order; [quantiles - 1, horizon * targets, batch].
 
-        By what validation rows asked for, and by what the series itself has asked for since: `widening`
+        Scaled by the factors from validation rows and by the series' own `widening` since then
         [scored * targets, batch], in logarithms, given for some leads and interpolated between them.
         """
         factor = self.factors.permute(2, 0, 1).flatten(1)[self.order[1:], :, None]
@@ -162,7 +162,7 @@ class OnlineCalibration(nn.Module):
         parts = list(rows.split_with_sizes([len(ring) for ring in self.rings]))
         for i in range(1, len(parts)):
             inner, outer = self.rings[i - 1], self.rings[i]
-            # Where only one side goes on, its row of the ring before.
+            # Where only one side continues: its own row of the ring before.
             before = (
                 parts[i - 1]
                 if len(inner) == len(outer)

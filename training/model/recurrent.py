@@ -73,7 +73,7 @@ class Recurrent(nn.Module):
 
 
 class Head(nn.Module):
-    """What the cell's top [..., inputs] comes to: a linear map beside one hidden layer; begins as all -0.5."""
+    """From the cell's top [..., inputs] to the outputs: a linear map plus one hidden layer; all -0.5 at first."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, dropout: float) -> None:
         super().__init__()

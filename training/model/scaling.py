@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 SMALLEST_SCALE = 1e-6  # of a series that does not move
 SMALLEST_LOG_SCALE = 0.01
-FAR_BELOW = 10.0  # times smaller than all that was trained on: what is smaller still counts as this
+FAR_BELOW = 10.0  # times smaller than all that was trained on: anything smaller counts as this
 LIMIT = 1.0  # a value further outside the trained range than this many ranges is clipped
 
 
@@ -63,7 +63,7 @@ class Units(nn.Module):
         return torch.cat([raw, bent[self.d :]])
 
     def small(self) -> Tensor:
-        """[targets] raw: what a difference between two forecasts is held against where both are near zero."""
+        """[targets] raw: the scale for differences between two forecasts where both are near zero."""
         if self.transform == "log":
             return self.floor[: self.d] * FAR_BELOW  # the smallest that was trained on
         return torch.square(self.std[: self.d]) if self.transform == "sqrt" else self.std[: self.d]

@@ -18,7 +18,7 @@ class StateLayout:
     Args:
         first: names and shapes of the slices that have the batch first where they are used: [batch, slice].
         rest: likewise of those that have it last: [slice, batch].
-        queues: of these, what is oldest goes with each step: the first entry of their first axis.
+        queues: names of those that lose their oldest entry at each step: the first of their first axis.
     """
 
     def __init__(self, first: Parts, rest: Parts, queues: Sequence[str]) -> None:

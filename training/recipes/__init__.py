@@ -6,7 +6,7 @@ training loop, the way to the worker, and what a person is shown.
 
 from __future__ import annotations
 
-RECIPES: dict[str, str] = {  # name -> module, imported when it is asked for: torch takes seconds
+RECIPES: dict[str, str] = {  # name -> module, imported only when needed: torch takes seconds
     "noisy-sine": "tidecast.training.recipes.noisy_sine",
     "mnist-rows": "tidecast.training.recipes.mnist_rows",
     "running-sum": "tidecast.training.recipes.running_sum",
@@ -16,7 +16,7 @@ RECIPES: dict[str, str] = {  # name -> module, imported when it is asked for: to
     "gradients": "tidecast.training.recipes.gradients",
 }
 SUMMARIES: dict[str, str] = {
-    "noisy-sine": "a sine under noise, next value and many steps ahead: an MLP and an RNN beside the noise floor",
+    "noisy-sine": "a sine under noise, next value and many steps ahead: an MLP, an RNN and the noise floor",
     "mnist-rows": "a handwritten digit as 28 messages of one row each, its class after the last",
     "running-sum": "an LSTM that adds each number to the one before it",
     "sine-windows": "what carrying the state from window to window buys",

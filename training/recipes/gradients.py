@@ -130,7 +130,7 @@ def run(kit: Kit) -> Outcome:
 
 
 def ending(name: str, losses: Sequence[float], clip: float) -> Line:
-    """What training came to. Only with clipping must it be small: without, it shows what clipping is for."""
+    """The loss at the end. It must be small only with clipping: without, the line shows what clipping is for."""
     what, tail = f"exploding RNN, {name}: loss at the end", float(np.mean(losses[-50:]))
     if math.isfinite(clip):
         return Line(what, tail, at_most=0.1)

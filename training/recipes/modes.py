@@ -8,7 +8,7 @@
 | many-to-many | each number answered with the sum of the last three |
 | encoder-decoder | 6 numbers in, then the last 4 out, backwards |
 
-Each is one message after another to the worker, and beside the last three stands a fit that sees only the
+The worker sees each as one message after another. The last three are compared with a fit that sees only the
 message it answers. One-to-one is the only one that needs no memory, inside or between messages.
 """
 
@@ -108,7 +108,7 @@ def _error(answers: Floats, truth: Floats) -> float:
 
 
 def _forgetful(x: Floats, truth: Floats) -> Floats:
-    """Least squares on powers of the very message that is answered: nothing is remembered."""
+    """Least squares on powers of the answered message alone: nothing is remembered."""
     last = x[:, -truth.shape[1] :].reshape(-1, 1)
     powers = last ** np.arange(5)
     wanted = truth.reshape(len(last), -1)

@@ -1,8 +1,8 @@
 """`noisy-sine`: sin(0.01 i) + N(0, 0.2), the last four values -> the next, and on from there.
 
 A 4-10-1 MLP and a many-to-one RNN over the same four values. No forecast of the next value can have an error below the
-noise itself, 0.2. Further ahead, each is fed its own forecasts. Four noisy values say little about the slope, so beside
-them stands an RNN that is not cut to four: it goes on with its state, message after message.
+noise itself, 0.2. Further ahead, each is fed its own forecasts. Four noisy values say little about the slope. So a
+third network, a GRU, is not limited to four values: it carries its state from message to message.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ManyToOne(nn.Module):
 
 
 def run(kit: Kit) -> Outcome:
-    """Train on 600 points, serve all 1,000, judge forecasts of the last 400."""
+    """Train on 600 points, serve all 1,000, score forecasts of the last 400."""
     clean = np.sin(0.01 * np.arange(POINTS)).astype(np.float32)
     noisy = clean + np.random.default_rng(kit.seed).normal(0, NOISE, POINTS).astype(np.float32)
     values = torch.from_numpy(noisy[:TRAIN])

@@ -1,8 +1,8 @@
 """`sine-windows`: what carrying the state from window to window buys.
 
-A sine is cut into 95 windows of 5 values; each value is answered with the next. One network goes on from window to
-window with the state that the last one left (without its gradient), its twin begins each window knowing nothing. One
-value of a sine does not say whether it rises or falls: the twin must guess at the start of every window, for ever.
+A sine is cut into 95 windows of 5 values; each value is answered with the next. One network carries its state from
+window to window (without its gradient), its twin begins each window with an empty state. One value of a sine does not
+show whether it rises or falls, so the twin must guess at the start of every window.
 
 The rate is 0.01 at its highest and falls to 0: held at 0.01, the loss with the state carried jumps up now and then.
 `epochs.csv` has the total loss of every epoch.

@@ -1,4 +1,4 @@
-"""Several models side by side: each as it is served, on the very same forecasts of the same test rows."""
+"""Several models side by side: each as it is served, scored on the same test rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate before a model is served: a candidate is held against the model in force, and put in its place if it passes.
+"""The check before a model is served: a candidate is compared with the current model, and replaces it if it passes.
 
 Both are run as they are served, over the same file, and measured on rows that neither was fitted or chosen by: those
 after the later `validate_until` of the two. Forecasts are compared by CRPS, which weighs the whole spread, as a mean
@@ -30,11 +30,11 @@ _BESIDE = ("metrics.json", "MODEL_CARD.md")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a candidate did beside the model in force.
+    """How a candidate compares with the current model.
 
     Attributes:
-        ratios: target -> the candidate's mean CRPS over that of the model in force; below 1 = better.
-        rows: readings that both were measured by.
+        ratios: target -> the candidate's mean CRPS over that of the current model; below 1 = better.
+        rows: readings that both were scored on.
         since: where these begin, ms.
     """
 
@@ -63,7 +63,7 @@ def judge(candidate: Path, in_force: Path, data: Path) -> Verdict:
         raise UsageError(
             f"the candidate cannot be compared with the model in force: {difference[0]}",
             got=difference[1],
-            do="Publish it in a place of its own, and serve it with a --group of its own.",
+            do="Publish it to another directory, and serve it with another --group.",
         )
     since = max(config.validate_until_ms for config in configs)
     found = [_measured(d, c, data, since) for d, c in zip((candidate, in_force), configs, strict=True)]
@@ -80,7 +80,7 @@ def _measured(directory: Path, config: Config, data: Path, since: int) -> Evalua
 
 
 def publish(candidate: Path, place: Path, *, data: Path | None, tolerance: float) -> str:
-    """Put the candidate into `place` if it may follow what is there; what was decided, in one line.
+    """Put the candidate into `place` if it may replace the model there; returns what was decided, in one line.
 
     The model file comes last and by a rename, so that a worker never sees half of one; until then the one in force is
     served.

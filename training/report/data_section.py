@@ -11,7 +11,7 @@ from tidecast.training.data.dataset import Dataset
 from tidecast.training.data.outliers import WINDOW
 from tidecast.training.data.quality import SHOWN, DataQuality
 
-COLUMNS = 20  # series of which the range is told where each column is one
+COLUMNS = 20  # where each column is a series: so many have their range listed
 
 
 def card_lines(dataset: Dataset, config: Config, limits: NDArray[np.float64]) -> list[str]:

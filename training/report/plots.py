@@ -99,7 +99,7 @@ def _error_by_lead(config: Config, shown: dict[str, dict[str, MethodScores]], un
 
 
 def _coverage_by_lead(config: Config, shown: dict[str, dict[str, MethodScores]]) -> Figure:
-    """What each interval held by lead, beside the thin line that it should hold; a column for each target."""
+    """The coverage of each interval by lead, with a thin line at its nominal level; a column for each target."""
     levels = len(next(iter(next(iter(shown.values())).values())).intervals)
     figure = Figure(figsize=(6.4 * len(shown), 0.6 + 2.4 * levels), layout="constrained")
     panels = figure.subplots(levels, len(shown), squeeze=False, sharex=True)

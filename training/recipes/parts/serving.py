@@ -35,7 +35,7 @@ from tidecast.training.recipes.parts.steps import Step
 
 STEP_MS = 1_000
 START_MS = 1_767_225_600_000  # 2026-01-01
-MISSING = 0.1  # of the gate's readings, so that missing values are held against each other too
+MISSING = 0.1  # of the gate's readings, so that missing values are compared too
 SELF_TEST_STEPS = 32
 
 
@@ -69,7 +69,7 @@ def deliver(model: Step, names: Names, x: Floats, path: Path, *, warmup: int = 1
     """Export `model` to `path`, and send x [series, steps, features] through the worker's own pipeline.
 
     `gate_steps` should be longer than a series ever is, and not by far: an RNN whose weights stretch what it remembers
-    also stretches the last bit of its rounding, step by step, whoever computes it.
+    also stretches the last bit of its rounding, step by step, in torch and in onnxruntime.
 
     Raises:
         ModelError: the export, or what is served, differs from torch by more than 1e-4, relative.
@@ -86,7 +86,7 @@ def deliver(model: Step, names: Names, x: Floats, path: Path, *, warmup: int = 1
     write_model(graph, _describe(model, names, x, content_hash(data), warmup), path)
 
     worker = Model.load(path)  # as the worker does
-    y, warm = _through_pipeline(worker, names, x)
+    y, warm = answers_of_worker(worker, names, x)
     worst = difference(y, _torch_answers(model, x), scale)
     if not worst <= TOLERANCE:
         raise ModelError(
@@ -96,7 +96,7 @@ def deliver(model: Step, names: Names, x: Floats, path: Path, *, warmup: int = 1
 
 
 def _gate_readings(x: Floats, batch: int, steps: int) -> tuple[Floats, Times]:
-    """The recipe's own readings, one series after the other, going round, with holes punched into them."""
+    """The recipe's own readings, one series after the other, repeated when they end, with some values made missing."""
     generator = np.random.default_rng(batch)
     rows = x.reshape(-1, x.shape[-1])
     at = (generator.integers(len(rows), size=(batch, 1)) + np.arange(steps)) % len(rows)
@@ -143,7 +143,7 @@ def _describe(model: Step, names: Names, x: Floats, graph_hash: str, warmup: int
     )
 
 
-def _through_pipeline(model: Model, names: Names, x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def answers_of_worker(model: Model, names: Names, x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     """Every reading as the JSON record it would be on Kafka, one batch for each step; answers decoded from JSON."""
     series, steps, _ = x.shape
     ts = times(series, steps)

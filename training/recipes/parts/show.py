@@ -1,4 +1,4 @@
-"""What a person is shown of a recipe: one table, with the published figure beside ours, and one plot."""
+"""The output of a recipe: one table, with published figures and ours, and one plot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 mpl.use("agg")  # files only; a server has no display
-# Told apart by the colour-blind (Okabe and Ito 2008), and by line and marker where there are many.
+# Distinguishable for the colour-blind (Okabe and Ito 2008), and by line and marker where there are many.
 ACCENT, GREEN, AMBER = "#d55e00", "#009e73", "#e69f00"
 COLOURS = (INK, ACCENT, GREEN, AMBER)
 DASHED = (0, (3, 1.5))
@@ -39,7 +39,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of the table; a reach is what the figure must come to."""
+    """One row of the table; the reach is the bound that the figure must meet."""
 
     what: str
     ours: float | str
@@ -80,7 +80,7 @@ class Outcome:
 
     @property
     def missed(self) -> list[Line]:
-        """The lines that did not come to their reach."""
+        """The lines that missed their reach."""
         return [line for line in self.lines if line.reached is False]
 
     def figures(self) -> dict[str, Any]:
@@ -161,6 +161,6 @@ def _served(served: Sequence[Served]) -> str:
     worst = max(s.difference for s in served)
     models = f"{len(served)} models" if len(served) > 1 else "one model"
     return (
-        f"Served: {models}, {readings:,} readings through the worker's pipeline. Each answer was held against torch's: "
-        f"they differ by at most {worst:.0e}, relative; {TOLERANCE:.0e} would be an error."
+        f"Served: {models}, {readings:,} readings through the worker's pipeline. Each answer was compared with "
+        f"torch's: they differ by at most {worst:.0e}, relative; {TOLERANCE:.0e} would be an error."
     )

@@ -19,7 +19,7 @@ Outputs = Sequence[int]  # (horizon, targets) of a forecaster, (classes,) of a c
 
 
 class Step(nn.Module):
-    """The base of all: what is not yet said is `advance`, one step in scaled units."""
+    """The base class: subclasses define `advance`, one step in scaled units, and `roll`."""
 
     x_mean: Tensor  # [features]
     x_std: Tensor
@@ -92,7 +92,7 @@ class Step(nn.Module):
 
 
 class Recurring(Step):
-    """A recurrent cell and a linear head: many-to-many, or many-to-one where only the last answer is asked for."""
+    """A recurrent cell and a linear head: many-to-many, or many-to-one where only the last answer is used."""
 
     def __init__(self, kind: str, features: int, hidden: int, outputs: Outputs) -> None:
         cell = Recurrent(kind, features, hidden, 1)
@@ -114,7 +114,7 @@ class Recurring(Step):
 class EncoderDecoder(Step):
     """N messages in, then M values out: one GRU reads, another writes from what the first has understood.
 
-    With N = 1 it is one-to-many. It writes after every message, as if it were the last; training asks for the last.
+    With N = 1 it is one-to-many. It writes after every message, as if it were the last; training uses the last.
     """
 
     def __init__(self, features: int, hidden: int, horizon: int) -> None:
@@ -174,7 +174,7 @@ class Windowed(Step):
 
 
 class Memoryless(Step):
-    """One-to-one: each answer from its own message; the contract wants a state, so it counts the messages."""
+    """One-to-one: each answer from its own message; the contract needs a state, so it counts the messages."""
 
     def __init__(self, features: int, hidden: int, outputs: Outputs) -> None:
         super().__init__(features, outputs, {"messages": (1,)})
