@@ -25,7 +25,7 @@ from tidecast.training.release.publish import judge
 def made(fitted, config, dataset, daily_file, tmp_path_factory):
     """Model directories over the same rows: one as it was fitted, one with its largest tensor spoilt."""
     folder = tmp_path_factory.mktemp("models")
-    for name, factor in (("better", 1.0), ("worse", 1.02)):
+    for name, factor in (("better", 1.0), ("worse", 1.1)):
         (folder / name).mkdir()
         write_config(config, daily_file, folder / name)
         (folder / name / "metrics.json").write_text("{}")
