@@ -1,25 +1,60 @@
-"""The order of all tests."""
+"""The order of all tests, the threads of their processes, and the one Kafka of a run."""
 
-# Files of a minute or more: begun last, one of them would go on alone while the other processes have no more to do.
-LONG = (
-    "test_security.py",
-    "test_worker.py",
-    "test_short_storm.py",
-    "test_readme.py",
-    "test_refused_restore.py",
-    "test_restore.py",
-    "test_long_run.py",
+import os
+
+import pytest
+
+from tests.support.kafka import SharedKafka, use_archive
+
+# Files of half a minute or more: if one of them began last, it would run alone while the other processes wait.
+LONG = {
     "test_dashboards.py",
     "test_demo.py",
     "test_embedded_broker.py",
-    "test_taxi.py",
+    "test_long_run.py",
     "test_make.py",
-)
+    "test_readme.py",
+    "test_refused_restore.py",
+    "test_restore.py",
+    "test_security.py",
+    "test_short_storm.py",
+    "test_taxi.py",
+    "test_transactions.py",
+    "test_worker.py",
+}
 NO_KAFKA = {"unit", "docs", "training", "deploy"}
+# More threads than cores wait for each other, some of them by spinning. Set before a test loads numpy or torch.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+SHARED_KAFKA = pytest.StashKey[SharedKafka]()
+
+
+def pytest_configure(config):
+    use_archive()
+    if not hasattr(config, "workerinput"):
+        config.stash[SHARED_KAFKA] = SharedKafka()
+
+
+def pytest_unconfigure(config):
+    if SHARED_KAFKA in config.stash:
+        config.stash[SHARED_KAFKA].stop()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Tell a process of pytest-xdist where to ask for Kafka."""
+    node.workerinput["shared_kafka"] = node.config.stash[SHARED_KAFKA].port
+
+
+@pytest.fixture(scope="session")
+def shared_kafka_port(request):
+    """Where to ask for the run's Kafka."""
+    given = getattr(request.config, "workerinput", None)
+    return given["shared_kafka"] if given else request.config.stash[SHARED_KAFKA].port
 
 
 def pytest_collection_modifyitems(items):
-    """What needs no Kafka stays first, as it lies; then the long files; then the others."""
+    """What needs no Kafka first, in its own order; then the long files; then the others."""
 
     def turn(item):
         if NO_KAFKA.intersection(item.path.relative_to(item.config.rootpath).parts):

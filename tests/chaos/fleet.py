@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tidecast.service.broker.embedded.child_process import _EXEC_TIED_TO_PARENT
+from tests.support.worker_process import WorkerProcess
 
-ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 60.0
 _SHARE = re.compile(r"partitions (?:assigned|revoked).* all=(\S*)")
 
 
-@dataclass(slots=True)
-class Worker:
+class Worker(WorkerProcess):
     """One process. `doomed` = another has its name: one of the two must end, and soon."""
 
-    slot: int
-    process: subprocess.Popen[bytes]
-    log: Path
-    frozen: bool = False
-    doomed: bool = False
-    beside: float | None = None  # since when, both awake and both members of the group
+    def __init__(self, slot: int, log_file: Path, flags: Sequence[str]) -> None:
+        super().__init__(*flags, f"--instance=slot-{slot}", log_file=log_file)
+        self.slot, self.name = slot, log_file.name
+        self.frozen = self.doomed = False
+        self.beside: float | None = None  # since when, both awake and both members of the group
 
     @property
     def share(self) -> set[int] | None:
-        """The partitions it has, as its log says; None before it was told any."""
-        found = _SHARE.findall(self.log.read_text(errors="replace"))
+        """The partitions it has, as its log says; None before it was assigned any."""
+        found = _SHARE.findall(self.log)
         return {int(p) for p in found[-1].strip('"').split(",") if p} if found else None
-
-    def last_words(self, lines: int = 15) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
 @dataclass(slots=True)
@@ -63,15 +55,7 @@ class Fleet:
         self.due.pop(slot, None)
         self.started += 1
         log = self.folder / f"worker-{slot}-{self.started:03}.log"
-        env = {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
-        serve = [sys.executable, "-m", "tidecast", "serve", *self.flags, f"--instance=slot-{slot}"]
-        # Linux kills it with this process, so that a test that is cut short leaves no worker behind.
-        command = [sys.executable, "-I", "-S", "-c", _EXEC_TIED_TO_PARENT, str(os.getpid()), *serve]
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env | {"OMP_NUM_THREADS": "1"}
-            )
-        self.workers[slot] = Worker(slot, process, log)
+        self.workers[slot] = Worker(slot, log, self.flags)
         return self.workers[slot]
 
     @property
@@ -82,8 +66,7 @@ class Fleet:
     def kill(self, slot: int, again_in: float) -> None:
         """SIGKILL; a new one follows."""
         worker = self.workers.pop(slot)
-        worker.process.kill()
-        worker.process.wait()
+        worker.kill()
         self.due[slot] = time.monotonic() + again_in
 
     def freeze(self, slot: int, seconds: float, *, replace: bool) -> None:
@@ -104,10 +87,9 @@ class Fleet:
         try:
             code = worker.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            worker.process.send_signal(signal.SIGUSR1)  # its stacks, into its log
-            time.sleep(0.5)
-            worker.process.kill()
-            code = worker.process.wait()
+            worker.show_stacks()
+            worker.kill()
+            code = -signal.SIGKILL
         if code not in (0, -signal.SIGTERM):  # in its first moments it has nothing to end in good order
             self._note(worker, f"exit code {code} after SIGTERM")
 
@@ -121,8 +103,7 @@ class Fleet:
                     worker.frozen = False
                 if worker.doomed and self._beside_for(worker, now) >= STOP_SECONDS:
                     self._note(worker, f"lived on for {STOP_SECONDS:.0f} s beside another of the same name")
-                    worker.process.kill()
-                    worker.process.wait()
+                    worker.kill()
             if worker.process.poll() is not None or not (worker.frozen or worker.doomed):
                 self.zombies.remove((when, worker))
         for slot, worker in list(self.workers.items()):
@@ -166,9 +147,7 @@ class Fleet:
     def kill_all(self) -> None:
         """Leave nothing behind."""
         for worker in [*self.workers.values(), *(worker for _, worker in self.zombies)]:
-            if worker.process.poll() is None:
-                worker.process.kill()
-                worker.process.wait()
+            worker.kill()
 
     def _note(self, worker: Worker, what: str) -> None:
-        self.ended.append(f"{worker.log.name}: {what}\n{worker.last_words()}")
+        self.ended.append(f"{worker.name}: {what}\n{worker.last_words()}")

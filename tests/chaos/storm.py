@@ -19,9 +19,9 @@ from tests.chaos.report import Report
 from tests.chaos.scenario import Outcome, Scenario
 from tests.chaos.topics import Names
 from tests.chaos.verifier import verify
+from tests.support.kafka import own_kafka
 from tests.support.models import publish
 from tidecast.service.broker.connect import connect
-from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.broker.port import Broker
 from tidecast.service.model.session import Model
 
@@ -46,7 +46,7 @@ class Storm:
         self.scenario, self.folder = scenario, folder
         self.models = [Model.load(path) for path in models]
         self.rng = random.Random(scenario.seed + 1)
-        self.kafka = EmbeddedBroker(folder / "kafka", heap_mb=384)
+        self.kafka = own_kafka(folder / "kafka")
         exactly_once = scenario.delivery == "exactly-once"
         self.names = Names("readings", "forecasts", "dead-letters", "states" if exactly_once else None)
         self.group = "storm"
@@ -233,7 +233,7 @@ class Storm:
             if now != at:
                 at, since = now, time.monotonic()
             elif time.monotonic() - since > STUCK_SECONDS:
-                words = "\n".join(f"{w.log.name}:\n{w.last_words()}" for w in self.fleet.workers.values())
+                words = "\n".join(f"{w.name}:\n{w.last_words()}" for w in self.fleet.workers.values())
                 raise TimeoutError(f"nothing moves any more: committed {at}, ends {ends}\n{words}")
         self._say("all is committed")
 

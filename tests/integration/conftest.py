@@ -1,31 +1,20 @@
-"""One real Kafka for the whole session; every test makes topics of its own in it."""
+"""One real Kafka for the whole run; every test makes topics of its own in it."""
 
 import uuid
 
 import pytest
 
 from tests.support.counted import Counted
+from tests.support.kafka import ask_for_kafka
 from tests.support.models import counting_model
-from tests.support.serving import Topics
+from tests.support.serving import CLIENT, Topics
 from tidecast.service.broker.connect import CLIENTS, connect
-from tidecast.service.broker.embedded.server import EmbeddedBroker
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory):
-    """The embedded broker itself, started on a free port."""
-    # What may be cleaned of a compacted topic is looked for each second, not each 15 s.
-    eager = {"log.cleaner.backoff.ms": "1000"}
-    broker = EmbeddedBroker(tmp_path_factory.mktemp("kafka"), heap_mb=256, properties=eager)
-    broker.start(print)
-    yield broker
-    broker.stop()
-
-
-@pytest.fixture(scope="session")
-def broker(embedded):
-    """Its bootstrap servers."""
-    return embedded.bootstrap_servers
+def broker(shared_kafka_port):
+    """The bootstrap servers of the one Kafka that all tests share: no test may stop it. See `own_kafka`."""
+    return ask_for_kafka(shared_kafka_port)
 
 
 @pytest.fixture(scope="session")
@@ -39,14 +28,14 @@ def ports(broker):
 
 @pytest.fixture(scope="session")
 def kafka(ports):
-    """The port to it through the default client."""
+    """The port to it through kafka-python."""
     return ports["kafka-python"]
 
 
 @pytest.fixture
 def client():
     """The client library of the workers that a test starts; a module that runs with each has a fixture of its own."""
-    return CLIENTS[0]
+    return CLIENT
 
 
 @pytest.fixture

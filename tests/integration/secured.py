@@ -17,7 +17,7 @@ from kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from tidecast.service.broker.embedded.server import EmbeddedBroker
+from tests.support.kafka import own_kafka
 from tidecast.service.broker.security import Security
 from tidecast.service.config.secrets import Secret
 
@@ -96,7 +96,7 @@ class SecuredKafka:
                 f'{jaas}.plain.PlainLoginModule required user_{USER}="{quoted}";'
             ),
         }
-        self.embedded = EmbeddedBroker(folder / "kafka", heap_mb=256, properties=properties)
+        self.embedded = own_kafka(folder / "kafka", properties=properties)
         self.embedded.start(print)
         self.open = self.embedded.bootstrap_servers
         for user in (USER, LIMITED):

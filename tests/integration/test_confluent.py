@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.contract.broker_contract import Member, drain, fill, poll_until
+from tests.support.kafka import own_kafka
 from tidecast.service.broker.connect import CLIENTS, connect
-from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.broker.port import Membership
 from tidecast.service.errors import UsageError
 
@@ -93,7 +93,7 @@ def test_both_clients_are_members_of_one_group(ports, topic, first):
 
 def test_a_named_member_comes_back_when_kafka_was_away_for_longer_than_its_session(tmp_path):
     """librdkafka took its own place in the group for that of a namesake, and ended."""
-    with EmbeddedBroker(tmp_path / "broker", heap_mb=256) as kafka:
+    with own_kafka(tmp_path / "broker") as kafka:
         port = connect(kafka.bootstrap_servers, client="confluent", timeout_s=60)
         port.create_topic("t", 2, {"retention.ms": "-1"})
         member = Member(port, "t", "g", Membership("one", session_timeout_s=6))

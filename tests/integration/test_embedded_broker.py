@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.contract.broker_contract import PATIENCE_S, drain, fill
+from tests.support.kafka import own_kafka
 from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
 from tidecast.service.errors import BrokerError
@@ -62,8 +63,15 @@ def command(tmp_path):
         process.communicate()
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A Kafka that has been started."""
+    with own_kafka(tmp_path_factory.mktemp("own") / "data") as broker:
+        yield broker
+
+
 def test_records_and_committed_offsets_outlive_kill_9_and_a_clean_stop(tmp_path):
-    broker = EmbeddedBroker(tmp_path / "data", heap_mb=256)
+    broker = own_kafka(tmp_path / "data")
     address = None
     for end in (broker.kill, broker.stop, broker.stop):
         broker.start()
@@ -95,13 +103,13 @@ def test_a_port_that_is_taken_is_named_with_two_ways_out(tmp_path):
     assert not broker.alive()
 
 
-def test_a_second_broker_on_the_same_folder_is_sent_to_the_first(embedded):
-    second = EmbeddedBroker(embedded.data_dir)
+def test_a_second_broker_on_the_same_folder_is_sent_to_the_first(running):
+    second = EmbeddedBroker(running.data_dir)
     with pytest.raises(
-        BrokerError, match=rf"in use by the broker of process {os.getpid()}.*{embedded.bootstrap_servers}"
+        BrokerError, match=rf"in use by the broker of process {os.getpid()}.*{running.bootstrap_servers}"
     ):
         second.start()
-    assert embedded.alive()
+    assert running.alive()
 
 
 def test_a_folder_that_kafka_cannot_use_shows_the_end_of_its_log(tmp_path):
@@ -114,9 +122,9 @@ def test_a_folder_that_kafka_cannot_use_shows_the_end_of_its_log(tmp_path):
     assert not broker.alive()
 
 
-def test_its_log_can_be_read_and_topics_are_not_made_by_accident(embedded):
-    assert "Kafka Server started" in embedded.log_file.read_text()
-    assert "auto.create.topics.enable=false" in (embedded.data_dir / "server.properties").read_text()
+def test_its_log_can_be_read_and_topics_are_not_made_by_accident(running):
+    assert "Kafka Server started" in running.log_file.read_text()
+    assert "auto.create.topics.enable=false" in (running.data_dir / "server.properties").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -151,27 +159,26 @@ def test_the_command_says_so_when_java_dies(command):
     assert "tidecast: Kafka was ended by signal 9; the end of" in err and "Traceback" not in err
 
 
-def test_a_broker_that_hangs_is_given_up_in_time_and_forgiven_when_it_wakes(tmp_path):
-    with EmbeddedBroker(tmp_path / "data", heap_mb=256) as broker:
-        port = KafkaPythonBroker(broker.bootstrap_servers, timeout_s=2)
-        port.create_topic("t", 1)
-        fill(port, "t", 1, partition=0)
-        consumer = port.consumer(group="g")
-        consumer.assign("t", {0: -2})
-        drain(consumer, 1)
-        os.kill(broker.pid, signal.SIGSTOP)
-        try:
-            for attempt in (lambda: consumer.commit({0: 1}), lambda: port.partitions("t"), port.topics):
-                with pytest.raises(BrokerError, match="did not answer within 2 s"):
-                    attempt()
-            assert len(consumer.poll(0.2, 10)) == 0
-        finally:
-            os.kill(broker.pid, signal.SIGCONT)
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            with contextlib.suppress(BrokerError):
-                consumer.commit({0: 1})
-                break
-        assert consumer.committed([0]) == {0: (1, "")}
-        consumer.close()
-        port.close()
+def test_a_broker_that_hangs_is_given_up_in_time_and_forgiven_when_it_wakes(running):
+    port = KafkaPythonBroker(running.bootstrap_servers, timeout_s=2)
+    port.create_topic("t", 1)
+    fill(port, "t", 1, partition=0)
+    consumer = port.consumer(group="g")
+    consumer.assign("t", {0: -2})
+    drain(consumer, 1)
+    os.kill(running.pid, signal.SIGSTOP)
+    try:
+        for attempt in (lambda: consumer.commit({0: 1}), lambda: port.partitions("t"), port.topics):
+            with pytest.raises(BrokerError, match="did not answer within 2 s"):
+                attempt()
+        assert len(consumer.poll(0.2, 10)) == 0
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BrokerError):
+            consumer.commit({0: 1})
+            break
+    assert consumer.committed([0]) == {0: (1, "")}
+    consumer.close()
+    port.close()

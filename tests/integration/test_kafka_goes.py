@@ -9,6 +9,7 @@ import pytest
 from tests.contract.broker_contract import PATIENCE_S, Member, poll_until
 from tests.contract.transaction_contract import outgoing, read_to_the_end
 from tests.support.gate import Gate
+from tests.support.kafka import own_kafka
 from tidecast.service.broker.connect import connect
 from tidecast.service.broker.embedded import server as embedding
 from tidecast.service.errors import BrokerError
@@ -19,7 +20,7 @@ REQUESTS = {"the offsets are handed over": 28, "the end is asked for": 26}  # by
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory):
     """(bootstrap servers, gate) of a Kafka that is reached through the gate alone."""
-    broker = embedding.EmbeddedBroker(tmp_path_factory.mktemp("gated"), heap_mb=256)
+    broker = own_kafka(tmp_path_factory.mktemp("gated") / "kafka")
     gate = Gate(lambda: int(broker.bootstrap_servers.rpartition(":")[2]))
     properties = embedding.server_properties
 

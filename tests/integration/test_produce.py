@@ -1,30 +1,21 @@
 """`tidecast produce` as its users run it: a process of its own, into a real Kafka."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 import time
 
 import pytest
 
-PATIENCE = 60.0
+from tests.support.worker_process import PATIENCE, Command, tidecast
+
 T0 = 1_700_000_400_000
 HOUR = 3_600_000
 
 
-def environment():
-    return {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
-
-
 def produce(*flags):
     """Run to its end: (exit code, stdout, stderr)."""
-    command = [sys.executable, "-m", "tidecast", "produce", *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment(), check=False)
-    return done.returncode, done.stdout, done.stderr
+    return tidecast("produce", *flags)
 
 
 @pytest.fixture
@@ -75,24 +66,10 @@ def test_a_signal_ends_a_paced_stream_with_what_was_due_sent_and_counted(broker,
     name = topic(partitions=2)
     path = write_csv(tmp_path / "f.csv", hours=3)
     flags = ["--speed", "1", "--bootstrap-servers", broker, "--input-topic", name]  # the second hour is never reached
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tidecast", "produce", str(path), *COLUMNS, *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    watchdog = threading.Timer(PATIENCE, process.kill)
-    watchdog.start()
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while len(read(name)) < 3 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signum)
-        _, err = process.communicate(timeout=PATIENCE)
-    finally:
-        watchdog.cancel()
-        process.kill()
-    assert process.returncode == 0, err
+    process = Command("produce", path, *COLUMNS, *flags)
+    process.wait_for("the readings of the first hour", lambda: len(read(name)) == 3)
+    code, err = process.end(signum)
+    assert code == 0, err
     assert "sent 3 readings of 3 series" in err and "Traceback" not in err
     assert sorted((key, value["ts"]) for key, value, _ in read(name)) == [(b"x", T0), (b"y", T0), (b"z", T0)]
 

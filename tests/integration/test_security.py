@@ -2,8 +2,6 @@
 
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -15,6 +13,7 @@ from tests.integration.secured import CHANGING, KEY_PASSWORD, LIMITED, PASSWORD,
 from tests.support.counted import Counted
 from tests.support.serving import serving
 from tests.support.watching import Watch
+from tests.support.worker_process import tidecast
 from tidecast.service.broker.connect import CLIENTS, connect
 from tidecast.service.broker.port import OutgoingBatch
 
@@ -224,11 +223,11 @@ def test_each_command_gets_in_with_the_same_flags(secured, t, model, tmp_path):
     t.feed(1)
     t.live(model)
     topics = [f"--input-topic={t.readings}", f"--changelog-topic={t.states}", f"--group={t.group}"]
-    output = tidecast("topics", "list", *flags)
+    output = run("topics", "list", *flags)
     assert t.readings in output
-    assert "s0-0" in tidecast("state", "list", *flags, *topics)
+    assert "s0-0" in run("state", "list", *flags, *topics)
     sent = ["produce", "sine", "--series", "2", "--limit", "6", "--speed", "max", f"--input-topic={t.readings}"]
-    tidecast(*sent, *flags)
+    run(*sent, *flags)
     assert len(t.read(t.readings, 12)) == 12
 
 
@@ -247,12 +246,12 @@ def test_the_live_page_gets_in_with_the_same_flags_and_is_refused_with_a_wrong_p
     assert code == 1 and "refuses the user 'alice'" in log.splitlines()[-1], log
 
 
-def tidecast(*args):
-    command = [sys.executable, "-m", "tidecast", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stderr
-    no_secret_in(done.stdout + done.stderr)
-    return done.stdout
+def run(*words):
+    """What a command printed that ended well."""
+    code, out, log = tidecast(*words)
+    assert code == 0, log
+    no_secret_in(out + log)
+    return out
 
 
 def test_a_changelog_of_megabytes_comes_whole_over_tls(secured, client):

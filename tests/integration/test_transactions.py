@@ -12,11 +12,18 @@ from kafka.admin import MemberToRemove
 
 from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
 from tests.contract.transaction_contract import outgoing, read_to_the_end
+from tests.support.kafka import own_kafka
 from tidecast.service.broker.connect import connect
-from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.broker.kafka_python import transactions
 from tidecast.service.broker.port import Membership, OutgoingBatch
 from tidecast.service.errors import BrokerError, Fenced
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A Kafka that a test may stop."""
+    with own_kafka(tmp_path_factory.mktemp("own") / "broker") as broker:
+        yield broker
 
 
 @pytest.fixture
@@ -128,19 +135,20 @@ def test_keyed_records_and_many_topics_go_into_one_transaction(kafka, topic, mem
 
 
 @pytest.mark.parametrize("stage", ["deliver", "offsets", "end"])
-def test_a_kafka_that_falls_silent_ends_the_wait_in_time_and_a_new_producer_mends_it(
-    embedded, broker, topic, member, seen, monkeypatch, stage
-):
-    source, name = topic(), topic(1)
-    reader = member(source)
-    port = connect(broker, timeout_s=30)
+def test_a_kafka_that_falls_silent_ends_the_wait_in_time_and_a_new_producer_mends_it(own, monkeypatch, stage):
+    source, name = f"{stage}-in", f"{stage}-out"
+    port = connect(own.bootstrap_servers, timeout_s=30)
+    for each in (source, name):
+        port.create_topic(each, 1)
+    reader = Member(port, source, source)
+    poll_until([reader.consumer], lambda: reader.assigned == {0})
     producer = port.producer(transactional_id=name)
     producer.begin()
     producer.produce(outgoing(name, b"first"))
     producer.flush(PATIENCE_S)
 
     def silence():
-        os.kill(embedded.pid, signal.SIGSTOP)
+        os.kill(own.pid, signal.SIGSTOP)
 
     manager = producer._transactions
     if stage == "deliver":
@@ -164,17 +172,18 @@ def test_a_kafka_that_falls_silent_ends_the_wait_in_time_and_a_new_producer_mend
         producer.close()
         assert time.monotonic() - began < PATIENCE_S
     finally:
-        os.kill(embedded.pid, signal.SIGCONT)
+        os.kill(own.pid, signal.SIGCONT)
     again = port.producer(transactional_id=name)
     committed = reader.consumer.committed([0])[0]  # what is true: all or none
-    assert seen(name) == ([b"first"] if committed else [])
+    check = port.consumer()
+    assert read_to_the_end(check, name) == ([b"first"] if committed else [])
     assert committed in ((None, (1, "")) if stage == "end" else (None,))
     again.begin()
     again.produce(outgoing(name, b"after"))
     again.commit_transaction(source, {0: (2, "")}, reader.consumer, PATIENCE_S)
-    assert seen(name)[-1] == b"after" and reader.consumer.committed([0]) == {0: (2, "")}
-    again.close()
-    port.close()
+    assert read_to_the_end(check, name)[-1] == b"after" and reader.consumer.committed([0]) == {0: (2, "")}
+    for each in (check, again, reader.consumer, port):
+        each.close()
 
 
 def test_a_transaction_that_kafka_ended_for_its_age_is_not_committed(kafka, topic, member, seen, monkeypatch):
@@ -211,37 +220,36 @@ def test_a_producer_that_hears_in_the_midst_of_producing_that_it_is_fenced_says_
         each.close()
 
 
-def test_a_commit_asked_for_while_kafka_is_away_comes_about_soon_after_its_return(tmp_path, monkeypatch):
+def test_a_commit_asked_for_while_kafka_is_away_comes_about_soon_after_its_return(own, monkeypatch):
     """kafka-python threw the request away, and the commit waited in vain until its time limit."""
     monkeypatch.setattr(transactions, "TRANSACTION_TIMEOUT_MS", 300_000)  # a start may take its time
-    with EmbeddedBroker(tmp_path / "broker", heap_mb=256) as kafka:
-        port = connect(kafka.bootstrap_servers, timeout_s=200)
-        for name in ("in", "out"):
-            port.create_topic(name, 1)
-        reader = Member(port, "in", "group", Membership(session_timeout_s=200))
-        poll_until([reader.consumer], lambda: reader.assigned == {0})
-        producer = port.producer(transactional_id="one")
-        for round_, delivered in enumerate((True, False)):
-            producer.begin()
-            producer.produce(outgoing("out", b"%d" % round_))
-            if delivered:
-                producer.flush(PATIENCE_S)
-            kafka.kill()
-            time.sleep(0.3)  # the client has seen that its connections are gone
-            with ThreadPoolExecutor() as pool:
-                commit = pool.submit(producer.commit_transaction, "in", {0: (round_, "")}, reader.consumer, 90)
-                kafka.start()
-                commit.result(15)
-            assert reader.consumer.committed([0]) == {0: (round_, "")}
-        producer.close()
-        reader.consumer.close()
-        port.close()
+    port = connect(own.bootstrap_servers, timeout_s=200)
+    for name in ("in", "out"):
+        port.create_topic(name, 1)
+    reader = Member(port, "in", "group", Membership(session_timeout_s=200))
+    poll_until([reader.consumer], lambda: reader.assigned == {0})
+    producer = port.producer(transactional_id="one")
+    for round_, delivered in enumerate((True, False)):
+        producer.begin()
+        producer.produce(outgoing("out", b"%d" % round_))
+        if delivered:
+            producer.flush(PATIENCE_S)
+        own.kill()
+        time.sleep(0.3)  # the client has seen that its connections are gone
+        with ThreadPoolExecutor() as pool:
+            commit = pool.submit(producer.commit_transaction, "in", {0: (round_, "")}, reader.consumer, 90)
+            own.start()
+            commit.result(15)
+        assert reader.consumer.committed([0]) == {0: (round_, "")}
+    producer.close()
+    reader.consumer.close()
+    port.close()
 
 
-def test_taking_an_id_from_a_kafka_that_is_silent_ends_in_time(embedded, broker):
-    os.kill(embedded.pid, signal.SIGSTOP)
+def test_taking_an_id_from_a_kafka_that_is_silent_ends_in_time(own):
+    os.kill(own.pid, signal.SIGSTOP)
     try:
         with pytest.raises(BrokerError, match="did not answer within 1 s"):
-            connect(broker, timeout_s=1).producer(transactional_id="nobody")
+            connect(own.bootstrap_servers, timeout_s=1).producer(transactional_id="nobody")
     finally:
-        os.kill(embedded.pid, signal.SIGCONT)
+        os.kill(own.pid, signal.SIGCONT)

@@ -9,11 +9,12 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
+from tests.support.kafka import own_kafka
 from tests.support.models import START_MS, STEP_MS
-from tests.support.serving import PATIENCE, Serve, Topics
+from tests.support.serving import PATIENCE, Topics
 from tests.support.watching import Watch
+from tests.support.worker_process import WorkerProcess
 from tidecast.service.broker.connect import CLIENTS, connect
-from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.broker.port import OutgoingBatch
 
 
@@ -54,7 +55,7 @@ def test_readings_and_what_a_worker_answers_are_on_the_page_while_it_works(topic
     with watching(t) as watch:
         assert history(watch, "a", readings=5)["past"][0] == []
         watch.until("readings that wait", lambda: watch.status()["waiting"] == 6)
-        worker = Serve(*t.flags, f"--model={model}")
+        worker = WorkerProcess(*t.flags, f"--model={model}")
         try:
             shown = history(watch, "a", readings=5, forecasts=5)
             assert shown["targets"] == ["value"]
@@ -120,7 +121,7 @@ def test_what_a_transaction_has_not_committed_is_not_shown(topics):
 
 
 def test_the_page_outlives_kafka_and_says_so(tmp_path):
-    own = EmbeddedBroker(tmp_path / "kafka", heap_mb=256)
+    own = own_kafka(tmp_path / "kafka")
     own.start(print)
     try:
         t = Topics(own.bootstrap_servers)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.models import counting_model
-from tests.support.serving import Serve
+from tests.support.worker_process import WorkerProcess
 
 # The limits are those of a test; what hangs is a commit, which ignores its own.
 STUCK = """
@@ -45,12 +45,17 @@ sys.exit(main())
 """
 
 
-class Stuck(Serve):
+class Stuck(WorkerProcess):
     program = ("-c", STUCK, "serve")
 
 
-class StuckInside(Serve):
+class StuckInside(WorkerProcess):
     program = ("-c", STUCK_INSIDE, "serve")
+
+
+@pytest.fixture
+def client():
+    return "kafka-python"  # which hangs in what is replaced above
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +72,7 @@ def at_work(kind, model, topics, *flags):
         topics.send([(0, b"s", b'{"ts": 1700000000000, "value": 1, "wind": 2}')])
         yield worker
     finally:
-        worker.process.kill()
-        worker.process.wait()
+        worker.kill()
 
 
 def test_a_worker_stuck_in_a_commit_leaves_its_stacks_and_ends_with_a_failure(topics, model):

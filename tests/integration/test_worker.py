@@ -10,16 +10,13 @@ from collections import Counter
 import psutil
 import pytest
 
+from tests.support.kafka import own_kafka
 from tests.support.models import POISON_STATE, START_MS, STEP_MS, CountingReference, counting_model
 from tests.support.serving import Topics, serving
 from tidecast.service.broker.connect import CLIENTS, connect
-from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
-
-@pytest.fixture(params=CLIENTS)
-def client(request):
-    return request.param
+both_clients = pytest.mark.parametrize("client", CLIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +32,7 @@ def sources(records):
     return Counter(json.loads(value)["source"] for _, _, value, _ in records)
 
 
+@both_clients
 def test_readings_of_four_partitions_are_answered_on_their_own_key_and_partition(topics, model):
     t = topics(partitions=4)
     series = {f"s{i}".encode(): i % 4 for i in range(12)}
@@ -62,6 +60,7 @@ def test_readings_of_four_partitions_are_answered_on_their_own_key_and_partition
     assert {p: c[0] for p, c in t.committed().items()} == dict.fromkeys(range(4), 60)
 
 
+@both_clients
 def test_sigterm_answers_and_commits_what_was_read_and_the_next_worker_repeats_nothing(topics, model):
     t = topics(partitions=2)
     n = 20_000
@@ -81,6 +80,7 @@ def test_sigterm_answers_and_commits_what_was_read_and_the_next_worker_repeats_n
     assert len(found) == n
 
 
+@both_clients
 def test_two_workers_share_the_partitions_and_one_takes_over_from_the_other(topics, model):
     t = topics(partitions=4)
     with serving("--model", model, *t.flags) as first, serving("--model", model, *t.flags) as second:
@@ -182,16 +182,18 @@ def test_topics_that_do_not_fit_are_refused_with_the_command_that_fixes_it(topic
     assert "tidecast topics create --partitions 2" in log and "Traceback" not in log
 
 
-def test_a_broker_that_does_not_answer_is_waited_for_only_so_long(model):
-    flags = ("--bootstrap-servers=127.0.0.1:1", "--broker-timeout-seconds=1", "--http-port=0")
+@both_clients
+def test_a_broker_that_does_not_answer_is_waited_for_only_so_long(model, client):
+    flags = (f"--client={client}", "--bootstrap-servers=127.0.0.1:1", "--broker-timeout-seconds=1", "--http-port=0")
     with serving("--model", model, *flags) as worker:
         code, log = worker.end(signum=None)
     assert code == 1
     assert "127.0.0.1:1" in log.splitlines()[-1] and "Traceback" not in log
 
 
-def test_sigterm_ends_a_worker_that_still_waits_for_its_broker(model):
-    flags = ("--bootstrap-servers=127.0.0.1:1", "--broker-timeout-seconds=600", "--http-port=0")
+@both_clients
+def test_sigterm_ends_a_worker_that_still_waits_for_its_broker(model, client):
+    flags = (f"--client={client}", "--bootstrap-servers=127.0.0.1:1", "--broker-timeout-seconds=600", "--http-port=0")
     with serving("--model", model, *flags) as worker:
         worker.wait_for("the search", lambda: "looking for Kafka" in worker.log)
         assert worker.get("/livez")[0] == 200
@@ -216,7 +218,7 @@ def test_a_second_worker_on_the_same_port_says_which_flag_to_use(model):
 
 
 def test_a_broker_that_crashes_is_waited_for_and_one_that_stays_away_ends_the_worker(model, tmp_path, client):
-    with EmbeddedBroker(tmp_path / "broker", heap_mb=384) as kafka:
+    with own_kafka(tmp_path / "broker") as kafka:
         t = Topics(kafka.bootstrap_servers, client=client)
         flags = ("--broker-timeout-seconds=30", *t.flags)
         with serving("--model", model, *flags) as worker:
@@ -243,7 +245,7 @@ def test_a_broker_that_crashes_is_waited_for_and_one_that_stays_away_ends_the_wo
 def test_a_thousand_series_fit_into_250_mb(topics, model, record_property):
     t = topics(partitions=4)
     began = time.monotonic()
-    with serving("--model", model, *t.flags) as worker:
+    with serving("--model", model, *t.flags, preloaded=False) as worker:
         worker.ready()
         record_property("ready_seconds", round(time.monotonic() - began, 2))
         t.send((i % 4, b"series-%d" % (i % 1_000), reading(i // 1_000)) for i in range(20_000))

@@ -3,14 +3,13 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 import time
 
 from kafka import KafkaAdminClient, TopicPartition
 
 from tests.support.models import OFFSETS, START_MS, STEP_MS, CountingReference, counting_spec
 from tests.support.serving import PATIENCE, Topics, serving
+from tests.support.worker_process import tidecast
 from tidecast.service.config import loader
 from tidecast.service.state import changelog_admin
 from tidecast.service.state.codec import Codec
@@ -57,10 +56,8 @@ class Counted(Topics):
         """Run a command line that a sentence named, as it stands there."""
         words = shlex.split(command)
         assert words[0] == "tidecast"
-        done = subprocess.run(
-            [sys.executable, "-m", "tidecast", *words[1:]], capture_output=True, text=True, timeout=90
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        code, out, err = tidecast(*words[1:])
+        assert code == 0, f"{command}\n{out}{err}"
 
     def answered(self):
         """`key -> [step]`, in the order of the forecasts."""

@@ -1,24 +1,14 @@
-"""A worker as its users run it, a process of its own, and the topics of one test."""
+"""The topics of one test, and a worker on them."""
 
-import http.client
-import os
-import re
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import uuid
 from contextlib import contextmanager
 
-import pytest
-
-from tidecast.service.broker.connect import CLIENTS, connect
+from tests.support.worker_process import PATIENCE, WorkerProcess
+from tidecast.service.broker.connect import connect
 from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
-
-PATIENCE = 60.0  # for what must happen; nothing is asserted about how fast it does
 
 
 def free_port() -> int:
@@ -27,10 +17,13 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+CLIENT = "confluent"  # of the workers in tests that are not about a client
+
+
 class Topics:
     """Topics of one test's own, and what it puts into and takes out of them."""
 
-    def __init__(self, bootstrap_servers, partitions=1, *, client=CLIENTS[0]):
+    def __init__(self, bootstrap_servers, partitions=1, *, client=CLIENT):
         self.bootstrap_servers, self.count, self.client = bootstrap_servers, partitions, client
         name = uuid.uuid4().hex[:8]
         kinds = ("readings", "forecasts", "dead", "states")
@@ -89,85 +82,14 @@ class Topics:
             consumer.close()
 
 
-class Serve:
-    """`tidecast serve` as a process; its log is collected line by line."""
-
-    program: tuple[str, ...] = ("-m", "tidecast", "serve")
-
-    def __init__(self, *flags):
-        env = {name: value for name, value in os.environ.items() if not name.startswith("TIDECAST_")}
-        command = [sys.executable, *self.program, *map(str, flags)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-        self.lines = []
-        self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stderr.readline, "")))
-        self._reader.start()
-
-    @property
-    def log(self):
-        return "".join(self.lines)
-
-    def wait_for(self, what, test):
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            if found := test():
-                return found
-            assert self.process.poll() is None, f"it ended while waiting for {what}:\n{self.log}"
-            time.sleep(0.02)
-        pytest.fail(f"never came: {what}\n{self.log}")
-
-    def get(self, path):
-        host = self.wait_for("its address", lambda: re.search(r"url=http://(\S+)", self.log))[1]
-        connection = http.client.HTTPConnection(host, timeout=10)
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read().decode()
-        connection.close()
-        return response.status, body
-
-    def ready(self):
-        self.wait_for("ready", lambda: self.get("/readyz")[0] == 200)
-        return self
-
-    def metric(self, name):
-        """The sum over all labels of one metric."""
-        pattern = rf"^{name}(?:{{.*}})? (\S+)$"
-        return sum(float(v) for v in re.findall(pattern, self.get("/metrics")[1], re.MULTILINE))
-
-    def show(self):
-        """Print the log, and where a process that lives on is: for a failure that another worker may have caused."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGUSR1)
-            time.sleep(0.5)
-        print(f"log of worker {self.process.pid}, exit code {self.process.poll()}:\n{self.log}")
-
-    def end(self, signum=signal.SIGTERM):
-        """The exit code and the whole log."""
-        if self.process.poll() is None and signum:
-            self.process.send_signal(signum)
-        try:
-            code = self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGUSR1)
-            time.sleep(0.5)
-            self.process.kill()
-            self.process.wait()
-            pytest.fail(f"it did not end:\n{self.log}")
-        self._reader.join(10)
-        self.out = self.process.stdout.read()
-        self.process.stdout.close()
-        self.process.stderr.close()
-        return code, self.log
-
-
 @contextmanager
-def serving(*flags):
-    worker = Serve(*flags)
+def serving(*flags, preloaded=None):
+    """A worker that is killed at the end, with its log printed if the test fails."""
+    worker = WorkerProcess(*flags, preloaded=preloaded)
     try:
         yield worker
     except BaseException:
         worker.show()
         raise
     finally:
-        if worker.process.poll() is None:
-            worker.process.kill()
-            worker.process.wait()
+        worker.kill()

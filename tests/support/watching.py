@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from tests.support.serving import Serve
+from tests.support.worker_process import WorkerProcess
 from tidecast.service.watch.app import Page
 from tidecast.service.watch.messages import decode_forecast, decode_measurement
 from tidecast.service.watch.server import server_of
@@ -125,7 +125,7 @@ class Served:
         return found
 
 
-class Watch(Serve):
+class Watch(WorkerProcess):
     """`tidecast watch` as a process."""
 
     program = ("-m", "tidecast", "watch")
