@@ -15,6 +15,7 @@ export UV_SYSTEM_CERTS ?= 1
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 UV_ENV := $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT))
 UV := $(UV_ENV) $(BIN)/python -m uv pip install --python $(BIN)/python --index-strategy unsafe-best-match
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 DEMO_EXTRAS := demo
 DEV_EXTRAS := demo,tune,fast,otel,dev
 define install
@@ -24,7 +25,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test chaos bench lint types unit integration format pins audit compose-test clean
+.PHONY: help demo setup test test-fast stress chaos bench lint types unit integration format pins audit compose-test clean
 
 help: ## Print this
 	@echo "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka."; echo
@@ -38,7 +39,13 @@ setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
 test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka
 	@# Three at a time, since they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
 	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
+	@$(PYTEST) -n 3 --durations=20
+
+test-fast: $(VENV)/.dev ## The tests that need neither Kafka nor a trained model: under a minute
+	@$(PYTEST) -n 2 -q tests/unit tests/deploy tests/docs tests/chaos/test_handovers.py tests/chaos/test_verifier.py
+
+stress: $(VENV)/.dev ## All tests five times while every core is kept busy; says which tests failed (ROUNDS=5)
+	@$(BIN)/python -m tests.stress --rounds $(or $(ROUNDS),5)
 
 chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, every forecast verified; invalid records; a long run (STORMS=10 SEED=1)
 	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.support.kafka import SharedKafka, use_archive
+from tests.support.kafka import SharedKafka, ask_for_kafka, use_archive
 
 # Files of half a minute or more: if one of them began last, it would run alone while the other processes wait.
 LONG = {
@@ -47,10 +47,10 @@ def pytest_configure_node(node):
 
 
 @pytest.fixture(scope="session")
-def shared_kafka_port(request):
-    """Where to ask for the run's Kafka."""
+def broker(request):
+    """The bootstrap servers of the one Kafka that all tests share: no test may stop it. See `own_kafka`."""
     given = getattr(request.config, "workerinput", None)
-    return given["shared_kafka"] if given else request.config.stash[SHARED_KAFKA].port
+    return ask_for_kafka(given["shared_kafka"] if given else request.config.stash[SHARED_KAFKA].port)
 
 
 def pytest_collection_modifyitems(items):

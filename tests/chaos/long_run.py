@@ -1,4 +1,4 @@
-"""An hour's worth of readings through one worker, in a few minutes, and what becomes of its memory and descriptors.
+"""An hour's worth of readings through one worker, in a few minutes: its memory and its descriptors must not grow.
 
 python -m tests.chaos.long_run --seconds 180 --rate 4000
 """
@@ -9,6 +9,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,86 +22,83 @@ from tests.support.serving import Topics, serving
 from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.model.session import Model
 
-MOST_MB_A_MINUTE = 1.0
+MOST_BYTES_A_READING = 5.0
 WARM_UP = 1 / 3  # of the time: caches, arenas and Kafka's buffers fill up
 
 
 @dataclass(slots=True)
 class Figures:
-    """What was seen of a worker, once a second; the lists are parallel."""
+    """What was seen of a worker, twice a second; the lists are parallel."""
 
-    at: list[float] = field(default_factory=list)  # s since the first reading was answered
+    readings: list[int] = field(default_factory=list)  # sent so far
     rss_mb: list[float] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
-    readings: float = 0.0
 
-    def look(self, process: psutil.Process, at: float) -> None:
+    def sample(self, process: psutil.Process, readings: int) -> None:
         """Take one sample."""
-        self.at.append(at)
+        self.readings.append(readings)
         with process.oneshot():
             self.rss_mb.append(process.memory_info().rss / 1e6)
             self.descriptors.append(process.num_fds())
             self.threads.append(process.num_threads())
 
-    @property
-    def warm(self) -> int:
-        """The first sample after the warm-up."""
-        return int(len(self.at) * WARM_UP)
+    def last(self, readings: int) -> Figures:
+        """The samples of the last so many readings; all of them where there are not so many."""
+        first = int(np.searchsorted(self.readings, self.readings[-1] - readings))
+        return Figures(self.readings[first:], self.rss_mb[first:], self.descriptors[first:], self.threads[first:])
 
     @property
-    def mb_a_minute(self) -> float:
-        """The slope of the memory after the warm-up, by least squares."""
-        return float(np.polyfit(self.at[self.warm :], self.rss_mb[self.warm :], 1)[0] * 60)
+    def bytes_a_reading(self) -> float:
+        """What each reading leaves behind: the slope of the memory, by least squares."""
+        return float(np.polyfit(self.readings, self.rss_mb, 1)[0] * 1e6)
 
     @property
     def more_descriptors(self) -> int:
-        """How many more there are at the end than after the warm-up: medians of ten samples each."""
-        return int(np.median(self.descriptors[-10:]) - np.median(self.descriptors[self.warm : self.warm + 10]))
+        """How many more there are at the end than at the beginning: medians of a third of the samples each."""
+        third = max(1, len(self.readings) // 3)
+        return int(np.median(self.descriptors[-third:]) - np.median(self.descriptors[:third]))
+
+    def flat(self, bytes_a_reading: float) -> bool:
+        """Whether no more than this is left behind by each reading, and no descriptor."""
+        return self.bytes_a_reading < bytes_a_reading and self.more_descriptors <= 0
 
     def __str__(self) -> str:
-        at = [self.warm, (self.warm + len(self.at) - 1) // 2, -1]
+        at = [0, (len(self.readings) - 1) // 2, -1]
         return (
-            f"{self.readings:,.0f} readings in {self.at[-1]:.0f} s · RSS "
+            f"{self.readings[-1] - self.readings[0]:,} readings · RSS "
             + " → ".join(f"{self.rss_mb[i]:.1f}" for i in at)
-            + f" MB, {self.mb_a_minute:+.2f} MB a minute, {self.bytes_a_reading:+.1f} bytes a reading · descriptors "
+            + f" MB, {self.bytes_a_reading:+.1f} bytes a reading · descriptors "
             + " → ".join(f"{self.descriptors[i]}" for i in at)
             + " · threads "
             + " → ".join(f"{self.threads[i]}" for i in at)
         )
 
-    @property
-    def bytes_a_reading(self) -> float:
-        """The same slope, as what each reading would leave behind."""
-        return self.mb_a_minute * 1e6 / 60 / (self.readings / self.at[-1])
 
-
-def run(folder: Path, *, seconds: float, rate: float, series: int, model: Path | None = None) -> Figures:
-    """A broker, a worker and a feed of their own; readings flow for so long.
+def run(
+    bootstrap_servers: str, model: Path, done: Callable[[Figures, float], bool], *, rate: float, series: int
+) -> Figures:
+    """A worker and a feed of its own; readings flow until `done`, which gets the figures and the seconds so far.
 
     Raises:
         AssertionError: the worker fell behind, or did not end well.
     """
-    model = model or counting_model(folder / "model")
-    figures = Figures()
-    with EmbeddedBroker(folder / "kafka", heap_mb=384) as kafka:
-        topics = Topics(kafka.bootstrap_servers, partitions=4)
-        flags = ["--model", str(model), "--dead-letter-limit=0", "--changelog-seconds=3", *topics.flags]
-        with serving(*flags) as worker:
-            worker.ready()
-            feeder = Feeder(topics.broker, topics.readings, feed(Model.load(model).spec, series, 1), rate)
-            feeder.start()
-            worker.wait_for("the first forecasts", lambda: worker.metric("tidecast_forecasts_total") > 0)
-            process, began = psutil.Process(worker.process.pid), time.monotonic()
-            while (at := time.monotonic() - began) < seconds:
-                figures.look(process, at)
-                time.sleep(max(0.0, len(figures.at) - (time.monotonic() - began)))
-            feeder.finish()
-            worker.wait_for("the last readings", lambda: worker.metric("tidecast_readings_total") == feeder.sent)
-            figures.readings = feeder.sent
-            code, log = worker.end()
-            assert code == 0, log
-        topics.broker.close()
+    figures, topics = Figures(), Topics(bootstrap_servers, partitions=4)
+    flags = ["--model", str(model), "--dead-letter-limit=0", "--changelog-seconds=3", *topics.flags]
+    with serving(*flags, preloaded=False) as worker:
+        worker.ready()
+        feeder = Feeder(topics.broker, topics.readings, feed(Model.load(model).spec, series, 1), rate)
+        feeder.start()
+        worker.wait_for("the first forecasts", lambda: worker.metric("tidecast_forecasts_total") > 0)
+        process, began = psutil.Process(worker.process.pid), time.monotonic()
+        while not figures.readings or not done(figures, time.monotonic() - began):
+            figures.sample(process, feeder.sent)
+            time.sleep(0.5)
+        feeder.finish()
+        worker.wait_for("the last readings", lambda: worker.metric("tidecast_readings_total") == feeder.sent)
+        code, log = worker.end()
+        assert code == 0, log
+    topics.broker.close()
     return figures
 
 
@@ -112,12 +110,18 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--series", type=int, default=500, help="[%(default)s]")
     parser.add_argument("--model", type=Path, help="a model directory [one that counts its steps]")
     given = vars(parser.parse_args(args))
+    seconds, model = given.pop("seconds"), given.pop("model")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory(prefix="long-run-") as folder:
-        figures = run(Path(folder), **given)
-    print(figures)
-    flat = figures.mb_a_minute < MOST_MB_A_MINUTE and figures.more_descriptors <= 0
-    print("flat" if flat else f"it grows: at most {MOST_MB_A_MINUTE:g} MB a minute is allowed, and no descriptor")
+    with (
+        tempfile.TemporaryDirectory(prefix="long-run-") as folder,
+        EmbeddedBroker(Path(folder) / "kafka", heap_mb=384) as kafka,
+    ):
+        model = model or counting_model(Path(folder) / "model")
+        figures = run(kafka.bootstrap_servers, model, lambda _, at: at >= seconds, **given)
+    warm = figures.last(int(figures.readings[-1] * (1 - WARM_UP)))
+    print(warm)
+    flat = warm.flat(MOST_BYTES_A_READING)
+    print("flat" if flat else f"it grows: at most {MOST_BYTES_A_READING:g} bytes a reading are allowed, no descriptor")
     return 0 if flat else 1
 
 

@@ -20,6 +20,8 @@ PHONY = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text("utf-8"), re
 ELSEWHERE = {
     "demo": ".ci/run runs it as the README prints it; with SECONDS=20, test_readme.py does",
     "test": ".ci/run runs it, and it runs this test",
+    "test-fast": "a part of `make test`",
+    "stress": "the whole suite several times: an hour",
     "lint": "`make test` runs it first",
     "types": "`make test` runs it first",
     "unit": "a part of `make test`",
@@ -116,6 +118,18 @@ def test_all_benchmarks_are_there_and_those_that_are_asked_for_are_run(passed_on
 
 def test_the_stack_is_tested_by_docker_or_by_what_stands_in_for_it(passed_on):
     assert passed_on("compose-test")[0][:3] == ["python", "-m", "tests.compose"]
+
+
+def test_the_fast_tests_are_those_of_files_that_there_are(passed_on):
+    ((program, *words),) = passed_on("test-fast")
+    paths = [word for word in words if word.startswith("tests/")]
+    assert program == "python" and len(paths) > 3
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize(("given", "rounds"), [([], "5"), (["ROUNDS=2"], "2")])
+def test_stress_runs_all_tests_as_often_as_it_is_told(passed_on, given, rounds):
+    assert passed_on("stress", *given) == [["python", "-m", "tests.stress", "--rounds", rounds]]
 
 
 @pytest.mark.parametrize(

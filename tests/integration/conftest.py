@@ -5,16 +5,9 @@ import uuid
 import pytest
 
 from tests.support.counted import Counted
-from tests.support.kafka import ask_for_kafka
 from tests.support.models import counting_model
 from tests.support.serving import CLIENT, Topics
 from tidecast.service.broker.connect import CLIENTS, connect
-
-
-@pytest.fixture(scope="session")
-def broker(shared_kafka_port):
-    """The bootstrap servers of the one Kafka that all tests share: no test may stop it. See `own_kafka`."""
-    return ask_for_kafka(shared_kafka_port)
 
 
 @pytest.fixture(scope="session")
