@@ -26,7 +26,6 @@ Int64 = NDArray[np.int64]
 
 MODEL_FILE = "model.onnx"
 MAX_BYTES = 64 * 1024 * 1024
-ort.disable_telemetry_events()  # no data leaves the machine
 # onnxruntime computes a few rows at a time, and the remaining ones in another way, which may differ in the last bit.
 # With a multiple of this number of rows none remain, so forecasts do not depend on which series share a wave.
 _ROW_MULTIPLE = 4
@@ -216,6 +215,7 @@ def open_session(data: bytes, intra_op_threads: int = 1, *, plan_memory: bool = 
     Raises:
         ModelError: onnxruntime refuses the graph.
     """
+    ort.disable_telemetry_events()  # no data leaves the machine
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1

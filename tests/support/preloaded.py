@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -106,6 +107,17 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
+class ImportedWhenUsed(types.ModuleType):
+    """Stands for a module that the forked process imports, not this one."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def _serve(connection: socket.socket) -> list[str]:
     """Fork at each request. Returns in each child, with what it has to run; in the server it never returns."""
     running: dict[int, tuple[int, socket.socket]] = {}  # descriptor of the process -> id, where its end is reported
@@ -155,6 +167,9 @@ def _serve(connection: socket.socket) -> list[str]:
 
 if __name__ == "__main__":
     _die_with_parent()
+    sys.modules["onnxruntime"] = ImportedWhenUsed(
+        "onnxruntime"
+    )  # it starts a thread, which a fork does not have, and waits for it at the end
     for each in IMPORTS:
         importlib.import_module(each)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
