@@ -164,7 +164,7 @@ def main() -> None:
                 worker = start()
                 worker.wait(lambda w=worker: w.metric("forecasts_total") > 0)
                 first.append(time.perf_counter() - began)
-                seconds, records = worker.wait(lambda w=worker: restored(w.log.read_text()))
+                seconds, records = worker.wait(lambda w=worker: restored(w.log))
                 ready.append(worker.seconds)
                 rates.append(args.series / seconds)
                 row = f"{ready[-1]:.2f} | {first[-1]:.2f} | {seconds:.2f} | {records:,} | {records / seconds:,.0f}"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import signal
+import importlib
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +15,9 @@ from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.config.settings import flag
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # a benchmark is run as a file: only its own folder is there
+worker_process = importlib.import_module("tests.support.worker_process")
+
 PATIENCE = 300.0  # seconds, for what must come
 # Kafka's Java, 1 GB: compiled in full while it runs, and seldom stopped to collect garbage, as a server's. That takes a
 # minute or so of work.
@@ -79,53 +79,26 @@ def spread(values: Sequence[float], form: str = ",.0f") -> str:
     return " / ".join(format(value, form) for value in (ordered[0], median, ordered[-1]))
 
 
-def get(url: str) -> str | None:
-    """The page, None while there is none."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as page:
-            return page.read().decode()
-    except (urllib.error.URLError, OSError):
-        return None
-
-
-class WorkerProcess:
+class WorkerProcess(worker_process.WorkerProcess):
     """`tidecast serve`; made, it has been started and is ready, `seconds` after its start."""
 
+    patience = PATIENCE
+
     def __init__(self, model: Path, bootstrap_servers: str, log: Path, settings: Mapping[str, object]) -> None:
-        self.log = log
         everything = {"model": model, "bootstrap_servers": bootstrap_servers, "http_port": 0} | dict(settings)
-        flags = [f"{flag(name)}={value}" for name, value in everything.items()]
         started = time.perf_counter()
-        with log.open("wb") as out:
-            self.process = subprocess.Popen([sys.executable, "-m", "tidecast", "serve", *flags], stderr=out, cwd=ROOT)
+        super().__init__(*(f"{flag(n)}={v}" for n, v in everything.items()), log_file=log, preloaded=False)
         try:
-            self.url = self.wait(lambda: (found := re.search(r"url=(http://\S+)", log.read_text())) and found[1])
-            self.wait(lambda: get(f"{self.url}/readyz"))
+            self.ready()
         except BaseException:
             self.kill()
             raise
         self.seconds = time.perf_counter() - started
 
-    def wait(self, test: Callable[[], T | None]) -> T:
-        """What `test` gives, once it is true."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if found := test():
-                return found
-            time.sleep(0.03)  # it answers pages on the core that it works on
-        raise SystemExit(f"the worker did not get so far:\n{self.log.read_text()}")
+    def wait(self, test: Callable[[], T]) -> T:
+        """What `test` returns, once that is true."""
+        return self.wait_for("what is measured", test)
 
     def metric(self, name: str) -> float:
-        """One number of /metrics."""
-        found = re.search(rf"^tidecast_{name} (\S+)$", get(f"{self.url}/metrics") or "", re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def end(self) -> None:
-        """SIGTERM, and wait."""
-        self.process.terminate()
-        self.process.wait(60)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(30)
+        """The sum over all labels of tidecast_`name`."""
+        return super().metric(f"tidecast_{name}")

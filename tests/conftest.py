@@ -5,6 +5,7 @@ import os
 import pytest
 
 from tests.support.kafka import SharedKafka, ask_for_kafka, use_archive
+from tests.support.weather import trained
 
 # Files of half a minute or more: if one of them began last, it would run alone while the other processes wait.
 LONG = {
@@ -51,6 +52,13 @@ def broker(request):
     """The bootstrap servers of the one Kafka that all tests share: no test may stop it. See `own_kafka`."""
     given = getattr(request.config, "workerinput", None)
     return ask_for_kafka(given["shared_kafka"] if given else request.config.stash[SHARED_KAFKA].port)
+
+
+@pytest.fixture(scope="session")
+def weather(tmp_path_factory, request):
+    """A folder in which the README's commands for training have been run; its model is in build/weather."""
+    base = tmp_path_factory.getbasetemp()
+    return trained((base.parent if hasattr(request.config, "workerinput") else base) / "weather")
 
 
 def pytest_collection_modifyitems(items):

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import copy_tree
-from tests.support.printed import ROOT, printed, spans
+from tests.support.printed import printed, spans
+from tests.support.weather import paste
 from tidecast.service.broker.embedded import jars
 
 # The README's ports may be in use here: its commands get a network of their own, with nothing in it but loopback.
@@ -28,49 +29,27 @@ LOOPBACK_UP = (
 )
 
 
-def paste(commands: str, folder: Path, *, own_network: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run them in one shell, as a person would who has just logged in, stopping at the first that fails."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    shell = ["bash", "-emc", commands]
-    return subprocess.run(
-        [*OWN_NETWORK, sys.executable, "-c", LOOPBACK_UP, *shell] if own_network else shell,
-        cwd=folder,
-        env={"PATH": path, "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(jars.cache_dir().parents[1])},
-        text=True,
-        capture_output=True,
-        timeout=500,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder with nothing of the project but its sample."""
-    folder = tmp_path_factory.mktemp("newcomer")
-    (folder / "training").mkdir()
-    (folder / "training" / "samples").symlink_to(ROOT / "training" / "samples")
-    return folder
+def folder(weather: Path) -> Path:
+    """The folder of somebody who has pasted the README's commands for training."""
+    return weather
 
 
-@pytest.fixture(scope="module")
-def trained(folder: Path) -> subprocess.CompletedProcess[str]:
-    done = paste(printed("train"), folder)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.mark.timeout(600)
-def test_training_on_the_sample_beats_what_is_cheap_at_every_lead_that_is_printed(trained, folder):
+@pytest.mark.timeout(1100)
+def test_training_on_the_sample_beats_what_is_cheap_at_every_lead_that_is_printed(folder):
     metrics = json.loads((folder / "build/weather/metrics.json").read_text())["scores"]["temp"]
     ours = metrics.pop("tidecast")["mae"]
     assert set(metrics) == {"persistence", "seasonal naive", "linear autoregression"}
     for name, scores in metrics.items():
         worse = [lead + 1 for lead, (a, b) in enumerate(zip(ours, scores["mae"], strict=True)) if a >= b]
         assert not worse, f"{name} is better {worse} hours ahead"
-    assert trained.stdout.count("linear autoregression") == 2  # train prints the table, evaluate prints it again
+    assert (folder / "stdout").read_text().count(
+        "linear autoregression"
+    ) == 2  # train prints the table, evaluate prints it again
 
 
-def test_replay_answers_every_reading_of_the_sample(trained, folder):
+@pytest.mark.timeout(1100)
+def test_replay_answers_every_reading_of_the_sample(folder):
     lines = (folder / "build/forecasts.jsonl").read_text().splitlines()
     assert len(lines) == 26115
     record = json.loads(lines[-1])
@@ -80,7 +59,7 @@ def test_replay_answers_every_reading_of_the_sample(trained, folder):
 
 
 @pytest.mark.timeout(600)
-def test_serving_as_the_docs_say_answers_readings_also_on_own_topics_and_leaves_states_to_look_at(trained, folder):
+def test_serving_as_the_docs_say_answers_readings_also_on_own_topics_and_leaves_states_to_look_at(folder):
     if subprocess.run([*OWN_NETWORK, "true"], capture_output=True).returncode:
         pytest.skip("unshare --net is not allowed here, and the printed ports may be in use")
     jars.classpath(print)  # which that network cannot reach
@@ -108,7 +87,7 @@ kill %1 && wait %1"""
 
 
 @pytest.mark.timeout(600)
-def test_make_demo_with_seconds_as_the_readme_says_is_shorter(trained, folder, tmp_path):
+def test_make_demo_with_seconds_as_the_readme_says_is_shorter(folder, tmp_path):
     shorter = "make demo SECONDS=20"
     assert shorter in [text for _, text in spans()]
     earlier = folder / "home" / ".local" / "share" / "tidecast" / "demo"  # a model is there: nothing is trained
@@ -124,7 +103,7 @@ def test_make_demo_with_seconds_as_the_readme_says_is_shorter(trained, folder, t
     assert "next, a data file of your own: .venv/bin/tidecast inspect FILE.csv" in done.stderr
 
 
-def test_a_newer_model_is_put_in_place_as_the_readme_says(trained, folder):
+def test_a_newer_model_is_put_in_place_as_the_readme_says(folder):
     shutil.copytree(folder / "build/weather", folder / "build/newer")
     done = paste(printed("newer"), folder)
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,8 @@ validate_until = "{validate_until}"
 horizon = 5
 lags = ["1d", "7d"]
 calendar = ["day", "week"]
+[fit]
+epochs = 4
 """
 
 

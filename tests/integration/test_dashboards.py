@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import json
 import re
@@ -16,9 +15,10 @@ import pytest
 import yaml
 
 from tests.support.prometheus import program
-from tests.support.serving import PATIENCE, Topics, free_port, serving
+from tests.support.serving import Topics, free_port, serving
+from tests.support.worker_process import Command
 
-pytestmark = pytest.mark.timeout(480)  # the first test waits for a training too, on whatever machine
+pytestmark = pytest.mark.timeout(900)  # the first test waits for a training too, on whatever machine
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "training" / "samples"
 GRAFANA, RULES = ROOT / "deploy" / "grafana", ROOT / "deploy" / "prometheus" / "rules"
@@ -48,29 +48,6 @@ TOLD = (  # by what happened to readings in this run
     *("Gaps", "Series that began again", "Late readings and duplicates", "Clipped values", "Dead letters, by reason"),
     *("Readings not answered", "Skill against the past day", "Commits", "States written", "Forecasts judged"),
 )
-
-
-@pytest.fixture(scope="module")
-def weather(tmp_path_factory):
-    """A model of the sample, as `tidecast train` makes it, but small, of its second half: it need not be the best."""
-    folder = tmp_path_factory.mktemp("weather")
-    with gzip.open(SAMPLES / "weather.csv.gz", "rt") as sample:
-        title, *rows = sample.read().splitlines()
-    rows = [row for row in rows if "2013-07-01" < row.rpartition(",")[2] < "2013-11-15"]
-    (folder / "weather.csv").write_text("\n".join([title, *rows, ""]))
-    config = (SAMPLES / "weather.toml").read_text()
-    for ours, small in (
-        ("weather.csv.gz", "weather.csv"),
-        ("hidden = 64", "hidden = 8\nexperts = 0"),
-        ("epochs = 40", "epochs = 1"),
-    ):
-        assert ours in config
-        config = config.replace(ours, small)
-    (folder / "weather.toml").write_text(config)
-    command = [sys.executable, "-m", "tidecast", "train", folder / "weather.toml", "--out", folder / "model"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder / "model"
 
 
 @contextmanager
@@ -120,16 +97,16 @@ def odd(topics, day):
 def prometheus(broker, weather, tmp_path_factory):
     """One that has looked at a worker at work for a while, and still does."""
     program("prometheus")  # where it cannot be had, nothing need be started
-    topics = Topics(broker, 2)
+    topics, model = Topics(broker, 2), weather / "build" / "weather"
     flags = ("--max-future-seconds=0", "--changelog-seconds=5", "--dead-letter-late", *topics.flags)
-    feed = ["produce", "file", SAMPLES / "weather.csv.gz", f"--model={weather}", "--speed=720000", "--loop"]
+    feed = ["produce", "file", SAMPLES / "weather.csv.gz", f"--model={model}", "--speed=720000", "--loop"]
     feed += [f"--bootstrap-servers={broker}", f"--input-topic={topics.readings}", "--from=2013-06-01T00:00:00Z"]
-    with serving("--model", weather, *flags) as worker:
+    with serving("--model", model, *flags) as worker:
         worker.ready()
         address = re.search(r"url=http://(\S+)", worker.log)[1]
         with scraping(address, tmp_path_factory.mktemp("prometheus")) as found:
             worker.wait_for("the first look", lambda: answers(found, "tidecast_build_info"))
-            producer = subprocess.Popen([sys.executable, "-m", "tidecast", *map(str, feed)], stderr=subprocess.DEVNULL)
+            producer = Command(*feed)
             try:
                 for day in range(2):
                     judged = 1_500 * (day + 1)
@@ -138,8 +115,7 @@ def prometheus(broker, weather, tmp_path_factory):
                 time.sleep(WINDOW_SECONDS)
                 yield worker.wait_for("a window without a missed look", lambda: unbroken(found))
             finally:
-                producer.terminate()
-                producer.wait(PATIENCE)
+                producer.end()
         assert worker.end()[0] == 0
     topics.broker.close()
 
