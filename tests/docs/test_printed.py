@@ -54,7 +54,7 @@ def test_no_fence_is_of_a_form_that_these_tests_do_not_see():
 
 def test_every_name_of_a_block_is_in_a_test_that_runs_printed_blocks():
     run = set(re.findall(r"<!-- run: ([a-z-]+) -->", (ROOT / ".ci" / "run").read_text("utf-8")))
-    for path in (ROOT / "tests").rglob("test_*.py"):
+    for path in (ROOT / "tests").rglob("*.py"):
         text = path.read_text("utf-8")
         run |= set(re.findall(r'"([a-z0-9-]+)"', text)) if "printed(" in text and path != Path(__file__) else set()
     assert {block.name for block in blocks() if block.name} <= run
