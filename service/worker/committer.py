@@ -73,8 +73,6 @@ class Committer:
         """Release the producer without waiting."""
         self._delivery.close()
 
-    # What is to be committed ---------------------------------------------------------------------------------
-
     @property
     def pending(self) -> dict[int, int]:
         """`partition -> next offset` that the next commit contains."""
@@ -95,7 +93,7 @@ class Committer:
         return self._evicted
 
     def taint_states(self) -> None:
-        """A batch failed midway: no state is written any more."""
+        """After a batch that failed midway: write no more states."""
         self._states_tainted = True
 
     def shorten_timeout(self, seconds: float) -> None:
@@ -145,8 +143,6 @@ class Committer:
         """Commit `offset` for a partition of which nothing is committed yet."""
         partition.pending = offset
 
-    # A commit that is in flight ------------------------------------------------------------------------------
-
     def poll_in_flight(self, consumer: Consumer) -> bool:
         """Find out the result of a commit in flight; False where it failed, and its offsets are pending again.
 
@@ -183,8 +179,6 @@ class Committer:
         for partition, offset in offsets.items():
             partition.committed, partition.in_flight = offset, None
         self._failing_since = None
-
-    # The commit ----------------------------------------------------------------------------------------------
 
     def commit(
         self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True, overlapped: bool = False
@@ -262,8 +256,6 @@ class Committer:
             self._delivery.store(states)
             self._metrics.changelog_records.inc(len(states))
 
-    # Commits of whole partitions -----------------------------------------------------------------------------
-
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to do."""
         nothing_due = self._states_tainted or not self._models.anything_due()
@@ -299,8 +291,6 @@ class Committer:
         for partition in (self._partitions[number] for number in partitions if number in self._partitions):
             if partition.pending is None and not partition.replaying:
                 partition.pending = partition.committed
-
-    # Failures ------------------------------------------------------------------------------------------------
 
     def start_over(self, consumer: Consumer) -> None:
         """After a transaction that failed, or whose result is not known. Blocks for a new producer.
