@@ -25,14 +25,13 @@ def settings_page() -> str:
         "error that names the nearest real one. `tidecast config` prints what is in force and where it came from. Made",
         "by `docs/generate.py` from `service/config/settings.py`.",
     ]
-    for group, fields in groupby(settings.FIELDS.values(), key=lambda f: f.metadata["group"]):
+    for group, fields in groupby(settings.FIELDS.values(), key=lambda f: f.group):
         lines += ["", f"## {group}", "", "| flag | variable | default | what |", "|---|---|---|---|"]
         for f in fields:
             default = HOME_DIR if f.name == "broker_data_dir" else settings.default(f.name)
-            what = f.metadata["help"].replace("|", "\\|")
-            choices = f.metadata["choices"]
-            if choices:
-                what += f" ({', '.join(choices)})"
+            what = f.help.replace("|", "\\|")
+            if f.choices:
+                what += f" ({', '.join(f.choices)})"
             default = str(default).lower() if isinstance(default, bool) else default
             flag, variable = settings.flag(f.name), settings.variable(f.name)
             plain = "".join(f", or itself in `{each}`" for each in settings.variables(f.name)[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from itertools import groupby
 
 from tidecast.service.config import loader, settings
 from tidecast.service.config.secrets import Secret
@@ -33,23 +34,20 @@ def run(args: argparse.Namespace) -> int:
                 "default": _shown(settings.default(name)),
                 "variable": settings.variable(name),
                 "flag": settings.flag(name),
-                "help": settings.FIELDS[name].metadata["help"],
+                "help": settings.FIELDS[name].help,
             }
             for name, (value, origin) in found.items()
         }
         print(json.dumps(entries, indent=2))
         return 0
     wide = max(len(name) for name in found)
-    shown = {
-        name: str(value).lower() if isinstance(value, bool) else str(value) or "-" for name, (value, _) in found.items()
-    }
+    shown = {name: loader.shown_value(value) or "-" for name, (value, _) in found.items()}
     wide_value = max(len(text) for text in shown.values())
-    group = ""
-    for name, (_, origin) in found.items():
-        if settings.FIELDS[name].metadata["group"] != group:
-            print(f"{'' if not group else chr(10)}# {settings.FIELDS[name].metadata['group']}")
-            group = settings.FIELDS[name].metadata["group"]
-        print(f"{name:<{wide}}  {shown[name]:<{wide_value}}  {origin}")
+    for i, (group, members) in enumerate(groupby(settings.FIELDS.values(), key=lambda setting: setting.group)):
+        print(f"{chr(10) if i else ''}# {group}")
+        for setting in members:
+            origin = found[setting.name][1]
+            print(f"{setting.name:<{wide}}  {shown[setting.name]:<{wide_value}}  {origin}")
     return 0
 
 

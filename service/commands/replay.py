@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
+
+import msgspec
 
 from tidecast.service.commands.output import open_output
 from tidecast.service.config import loader, settings
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     )
     check_features(columns, model.spec.features, args.model)
     # The file is history: no clock limits its times, and no series is forgotten for being idle.
-    config = dataclasses.replace(
+    config = msgspec.structs.replace(
         config,
         max_future_seconds=0.0,
         series_ttl_seconds=0.0,

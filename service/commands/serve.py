@@ -40,7 +40,7 @@ _NOT_SERVED = ("Embedded broker", "Live page")  # groups
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Every setting but the embedded broker's and the live page's."""
-    served = (name for name, f in settings.FIELDS.items() if f.metadata["group"] not in _NOT_SERVED)
+    served = (name for name, f in settings.FIELDS.items() if f.group not in _NOT_SERVED)
     loader.add_flags(parser, *served)
 
 

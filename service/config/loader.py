@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,41 +107,42 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
 
     Their default is None, so that `load` can tell what was given from what was not.
     """
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name in names or tuple(FIELDS):
-        meta = FIELDS[name].metadata
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        shown = str(default(name)).lower() if isinstance(default(name), bool) else str(default(name))
-        home = str(Path.home())
+    add: dict[str, Callable[..., argparse.Action]] = {}  # by group
+    for name in names or FIELDS:
+        setting, value = FIELDS[name], default(name)
+        if setting.group not in add:
+            add[setting.group] = parser.add_argument_group(setting.group).add_argument
+        shown, home = shown_value(value), str(Path.home())
         shown = "~" + shown.removeprefix(home) if shown.startswith(home + os.sep) else shown
-        text = f"{meta['help']} [{shown or 'none'}]".replace("%", "%%")
-        if isinstance(default(name), bool):
-            groups[meta["group"]].add_argument(
-                flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
-            )
+        text = f"{setting.help} [{shown or 'none'}]".replace("%", "%%")
+        if isinstance(value, bool):
+            add[setting.group](flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             # Parsed and checked by `load`, as the variables are: one error text for both.
-            metavar = "{" + ",".join(meta["choices"]) + "}" if len(meta["choices"]) > 1 else _metavar(name)
-            groups[meta["group"]].add_argument(flag(name), dest=name, metavar=metavar, default=None, help=text)
+            add[setting.group](flag(name), dest=name, metavar=_metavar(name), default=None, help=text)
 
 
-_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+def shown_value(value: object) -> str:
+    """A setting's value as a text that sets it; a secret's is masked."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _metavar(name: str) -> str:
-    return "FILE" if flag(name).endswith("-file") else _METAVARS[type(default(name))]
+    if FIELDS[name].choices:
+        return "{" + ",".join(FIELDS[name].choices) + "}"
+    return "FILE" if flag(name).endswith("-file") else {int: "N", float: "X"}.get(type(default(name)), "TEXT")
 
 
 def _refuse_unknown(env: Mapping[str, str]) -> None:
     known = [each for name in FIELDS for each in variables(name)]
     for name, value in env.items():
         if name.startswith(PREFIX) and name not in known and not _is_service_link(name, value):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]}? " if near else ""
+            # Without the prefix: with it, every name looks like every other.
+            rest = [each.removeprefix(PREFIX) for each in known]
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), rest, n=1)
+            hint = f"Did you mean {PREFIX}{near[0]}? " if near else ""
             raise UsageError(
-                f"there is no setting {name}",
-                do=f"{hint}Unset it, or run `tidecast config` in a clean shell for the list.",
+                f"unknown setting {name}", do=f"{hint}Unset it; `tidecast config --help` lists all settings."
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ from tidecast.service.config.settings import flag
 from tidecast.service.errors import UsageError
 
 LONGEST_TRANSACTION_MS = 5_000  # half of the producer's transaction time-out
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def check_together(found: Mapping[str, tuple[Any, str]]) -> None:
@@ -27,9 +25,6 @@ def check_together(found: Mapping[str, tuple[Any, str]]) -> None:
             got=value,
             do="Kafka ends a transaction that stays open for longer than 10 s. Use a shorter interval.",
         )
-    pinned, origin = found["model_sha256"]
-    if pinned and not _SHA256.fullmatch(pinned):
-        raise UsageError(f"{origin} must be 64 hexadecimal digits", got=pinned, do="Take it from: sha256sum model.onnx")
     _check_security(found)
 
 

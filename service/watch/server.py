@@ -6,10 +6,10 @@ import logging
 import signal
 import socket
 import threading
-from dataclasses import replace
 from types import FrameType
 
 import uvicorn
+from msgspec.structs import replace
 
 from tidecast import __version__
 from tidecast.service.broker.connect import connect_from_settings

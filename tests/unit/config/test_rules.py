@@ -1,10 +1,10 @@
 """TLS, SASL and secrets as settings: what cannot work is refused before anything starts, and no secret is shown."""
 
-import dataclasses
 import io
 import json
 import logging
 
+import msgspec
 import pytest
 import trustme
 
@@ -114,8 +114,8 @@ def test_config_masks_secrets(monkeypatch, capsys, password):
 def test_a_secret_is_in_no_repr(password):
     settings = load({**SASL, "kafka_password": password}, {})
     found = resolve({**SASL, "kafka_password": password}, {})
-    copy = dataclasses.replace(settings, group="other")
-    for shown in (repr(settings), str(settings), repr(found), f"{copy}", repr(dataclasses.asdict(settings))):
+    copy = msgspec.structs.replace(settings, group="other")
+    for shown in (repr(settings), str(settings), repr(found), f"{copy}", repr(msgspec.structs.asdict(settings))):
         assert "hunter2" not in shown
     assert copy.kafka_password.reveal() == SECRET
 

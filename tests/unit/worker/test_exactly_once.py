@@ -5,6 +5,7 @@ import dataclasses
 import json
 import threading
 
+import msgspec
 import pytest
 
 from tests.support.models import START_MS, STEP_MS, CountingReference, counting_model
@@ -232,7 +233,7 @@ def test_a_replay_range_that_retention_has_deleted_is_refused_and_can_be_accepte
         patch.setattr(consumer_class, "beginning_offsets", shortened)
         with pytest.raises(BrokerError, match=r"retention has deleted.*accept-gap"):
             world.live()
-        world.settings = dataclasses.replace(world.settings, accept_gap=True)
+        world.settings = msgspec.structs.replace(world.settings, accept_gap=True)
         world.live()
     answered = [json.loads(value)["ts"] for _, key, value, _ in world.read("forecasts") if key == b"a"]
     assert answered == [START_MS + step * STEP_MS for step in range(10)], "what was not answered yet still is, once"
