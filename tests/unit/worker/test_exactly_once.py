@@ -1,7 +1,6 @@
 """A worker that dies, or whose Kafka fails, between any two steps of a commit: every reading is answered once."""
 
 import contextlib
-import dataclasses
 import json
 import threading
 
