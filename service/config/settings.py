@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, inspect
@@ -201,8 +201,8 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The only values that it accepts, where there are such."""
-        return self.type.values if isinstance(self.type, inspect.LiteralType) else ()
+        """The only values that it accepts, as declared; empty where there is no such list."""
+        return get_args(self.annotation.__origin__)
 
     @property
     def expected(self) -> str:
