@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -191,9 +192,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What is known of one setting: its name, what it accepts, its group and its help."""
+    """What is known of one setting: its name, its default, what it accepts, its group and its help."""
 
     name: str
+    default: Callable[[], Any]
     annotation: Any  # with its limits, for `msgspec.convert`
     type: inspect.Type
     group: str
@@ -222,7 +224,8 @@ class Setting(msgspec.Struct, frozen=True):
 def _describe(info: msgspec.structs.FieldInfo, field: inspect.Field) -> Setting:
     assert isinstance(field.type, inspect.Metadata)
     about = (field.type.extra or {})["group"], (field.type.extra_json_schema or {})["description"]
-    return Setting(info.name, info.type, field.type.type, *about)
+    make = (lambda: info.default) if info.default_factory is msgspec.NODEFAULT else info.default_factory
+    return Setting(info.name, make, info.type, field.type.type, *about)
 
 
 _INFO = inspect.type_info(Settings)
@@ -242,7 +245,7 @@ CONNECTION = (  # what every command needs that connects to Kafka
 
 def default(name: str) -> Any:
     """The default of one setting."""
-    return getattr(Settings(), name)
+    return FIELDS[name].default()
 
 
 def is_secret(name: str) -> bool:
