@@ -177,7 +177,7 @@ class PartitionAssignment:
         elif self._settings.start == "latest":
             # The end becomes the group's offset, also after a crash.
             start = self.consumer.end_offsets([number])[number]
-            self._committer.start_at(partition, start)
+            self._committer.note({number: start})
         else:
             start = self.consumer.beginning_offsets([number])[number]
         self.consumer.seek(number, start)  # always: before a start over, more may have been read

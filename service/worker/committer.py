@@ -78,6 +78,9 @@ class Committer:
         """`partition -> next offset` that the next commit contains."""
         return {number: p.pending for number, p in self._partitions.items() if p.pending is not None}
 
+    def _anything_pending(self) -> bool:
+        return any(p.pending is not None for p in self._partitions.values())
+
     @property
     def _in_flight(self) -> list[Partition]:
         return [p for p in self._partitions.values() if p.in_flight is not None]
@@ -102,12 +105,12 @@ class Committer:
 
     def note_arrival(self) -> None:
         """Readings have arrived: if nothing is pending, the interval until the next commit begins now."""
-        if not self.pending:
+        if not self._anything_pending():
             self._due = self._clock() + self._interval
 
     def seconds_until_due(self) -> float:
         """Until the next commit; infinity while nothing is pending."""
-        return max(self._due - self._clock(), 0.0) if self.pending else math.inf
+        return max(self._due - self._clock(), 0.0) if self._anything_pending() else math.inf
 
     def emit(self, result: BatchResult) -> None:
         """Hand over forecasts, then dead letters; waits for Kafka only if a buffer is full.
@@ -123,7 +126,7 @@ class Committer:
 
     def note(self, next_offsets: Mapping[int, int]) -> None:
         """All before these offsets is answered. What was only replayed is not committed again."""
-        if not self.broken and not self.pending and not self._in_flight:
+        if not self.broken and not self._anything_pending() and not self._in_flight:
             self._failing_since = None  # what could not be committed belongs to another member now
         for number, offset in next_offsets.items():
             partition = self._partitions.get(number)
@@ -138,10 +141,6 @@ class Committer:
     def restored(self, partition: Partition, replay_from: int, committed: int) -> None:
         """The partition is read from `replay_from` on; what lies before `committed` was answered earlier."""
         partition.committed, partition.replaying = committed, replay_from < committed
-
-    def start_at(self, partition: Partition, offset: int) -> None:
-        """Commit `offset` for a partition of which nothing is committed yet."""
-        partition.pending = offset
 
     def poll_in_flight(self, consumer: Consumer) -> bool:
         """Find out the result of a commit in flight; False where it failed, and its offsets are pending again.
@@ -160,7 +159,7 @@ class Committer:
             self._withdraw_in_flight()
             return self._commit_failed(error)
         if done:
-            self._note_committed({p: p.in_flight for p in self._in_flight if p.in_flight is not None})
+            self._note_committed()
         return True
 
     def await_in_flight(self, consumer: Consumer) -> bool:
@@ -173,11 +172,11 @@ class Committer:
                 partition.pending = partition.in_flight
             partition.in_flight = None
 
-    def _note_committed(self, offsets: Mapping[Partition, int]) -> None:
+    def _note_committed(self) -> None:
         self._metrics.transactions.labels("committed").inc()
         self._metrics.note_commit()
-        for partition, offset in offsets.items():
-            partition.committed, partition.in_flight = offset, None
+        for partition in self._in_flight:
+            partition.committed, partition.in_flight = partition.in_flight, None
         self._failing_since = None
 
     def commit(
@@ -223,11 +222,10 @@ class Committer:
             except BrokerError as error:
                 return self._commit_failed(error)
         self._idle_flush_at = self._clock()
-        records = {self._partitions[number]: offset for number, offset in offsets.items()}
-        for partition, offset in records.items():
-            partition.pending, partition.in_flight = None, offset
+        for number, offset in offsets.items():
+            self._partitions[number].pending, self._partitions[number].in_flight = None, offset
         if done:
-            self._note_committed(records)
+            self._note_committed()
         return True
 
     def _flush(self) -> None:
@@ -258,28 +256,27 @@ class Committer:
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to do."""
-        nothing_due = self._states_tainted or not self._models.anything_due()
-        if nothing_due and not self.pending and not self._in_flight:
-            return True
-        return self.commit_all(consumer, partitions)
+        if self._anything_pending() or self._in_flight or (self._models.anything_due() and not self._states_tainted):
+            return self.commit_all(consumer, partitions)
+        return True
 
     def commit_all(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit these partitions with all their states, changed or not; True = Kafka has it."""
         self.poll_in_flight(consumer)  # what was refused is committed again, now
         self._withdraw_in_flight()
         self._repeat(partitions)
-        return not self.pending or self.commit(consumer, everything_of=partitions)
+        return not self._anything_pending() or self.commit(consumer, everything_of=partitions)
 
     def flush_idle(self, consumer: Consumer) -> None:
         """Write states due while nothing arrives, so that a restart has nothing to replay."""
         now = self._clock()
         self.poll_in_flight(consumer)
         waited = now - self._idle_flush_at >= _IDLE_FLUSH_SECONDS
-        if not waited or self.pending or self._in_flight or not self._models.anything_due():
+        if not waited or self._anything_pending() or self._in_flight or not self._models.anything_due():
             return
         self._idle_flush_at = now
         self._repeat(self._partitions)
-        if self.pending:
+        if self._anything_pending():
             self.commit(consumer)
 
     def _repeat(self, partitions: Collection[int]) -> None:
