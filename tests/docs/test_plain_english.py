@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.checkout import tracked
 from tests.support.printed import ROOT
 
 STRUCK = re.compile(
@@ -33,9 +33,7 @@ def struck(text: str) -> list[str]:
 
 
 def texts() -> list[Path]:
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    names = [name for name in names if name.startswith(FOLDERS) or "/" not in name]
+    names = [name for name in tracked() if name.startswith(FOLDERS) or "/" not in name]
     paths = [ROOT / name for name in names if name != "LICENSE" and not name.startswith(NOT_YET)]
     return [path for path in paths if path.suffix in READ and path.is_file() and path != Path(__file__)]
 

@@ -6,13 +6,13 @@ import ast
 import importlib
 import io
 import re
-import subprocess
 import tokenize
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.support.checkout import tracked
 from tests.support.printed import ROOT, pages, spans
 
 FOLDERS = r"docs|service|training|tests|deploy|benchmarks|tidecast|\.github|\.ci"
@@ -24,14 +24,11 @@ NOT_MODULES = {"tidecast.spec", "tidecast.commands"}  # a key in a model file, a
 OUTSIDE = re.compile(r"\.\./shared|design\.md")
 
 
-@cache
-def tracked() -> frozenset[str]:
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    return frozenset(subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+TRACKED = tracked()
 
 
 def files(*folders: str, suffix: str = ".py") -> list[Path]:
-    return [ROOT / name for name in sorted(tracked()) if name.startswith(folders) and name.endswith(suffix)]
+    return [ROOT / name for name in TRACKED if name.startswith(folders) and name.endswith(suffix)]
 
 
 @cache
@@ -48,7 +45,7 @@ def prose_of(path: Path) -> str:
 CODE = files("service/", "training/", "benchmarks/", "deploy/", "docs/", "tests/")
 PROSE = {str(path.relative_to(ROOT)): prose_of(path) for path in CODE} | {
     name: "\n".join(re.findall(r"#.*", (ROOT / name).read_text("utf-8")))
-    for name in sorted(tracked())
+    for name in TRACKED
     if name.endswith((".yml", ".yaml", ".toml", ".sh")) or name in ("Makefile", ".ci/run", ".env")
     or name.endswith("Dockerfile")
 }  # fmt: skip
@@ -89,7 +86,7 @@ def test_files_and_folders_that_pages_name_are_there():
         if re.fullmatch(r"[\w.-]+\.(md|py|toml|yml|yaml|json|sh)", text) and not (
             text in MADE or KAFKA_SCRIPT.match(text)
         ):
-            assert any(Path(each).name == text for each in tracked()), f"{page}: {text}"
+            assert any(Path(each).name == text for each in TRACKED), f"{page}: {text}"
 
 
 def test_files_that_comments_and_docstrings_name_are_there():

@@ -9,11 +9,17 @@ from pathlib import Path
 from tests.support.printed import ROOT
 
 
+def tracked() -> list[str]:
+    """The names of the files that git tracks, or would if they were added, sorted."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return sorted({name for name in names if name})
+
+
 def copy_tree(folder: Path) -> Path:
     """Copy what git tracks, or would if it were added, as it is now; returns the folder."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
-        if name and ((ROOT / name).is_file() or (ROOT / name).is_symlink()):
+    for name in tracked():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     return folder

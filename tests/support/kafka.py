@@ -6,7 +6,6 @@ in the cache folder, and the formatted data folder beside it. Both are made once
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
@@ -17,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tests.support.one_at_a_time import one_at_a_time
 from tidecast.service.broker.embedded import jars
 from tidecast.service.broker.embedded.server import _JAVA, EmbeddedBroker
 
@@ -39,9 +39,7 @@ def use_archive() -> None:
 def make_archive() -> None:
     """Make what this module keeps, unless it is there; about 20 s."""
     cache = _cache()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(cache.with_suffix(".lock")):
         if not cache.exists():
             with tempfile.TemporaryDirectory(dir=cache.parent) as name:
                 made, data = Path(name) / "made", Path(name) / "data"

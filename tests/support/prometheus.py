@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import shutil
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+
+from tests.support.one_at_a_time import one_at_a_time
 
 PACKAGE = "prometheus"  # Debian's and Ubuntu's; it holds both programs, which need nothing but libc
 
@@ -27,9 +28,7 @@ def program(name: str) -> str:
     if found := shutil.which(name):
         return found
     cached = cache_dir() / "usr" / "bin" / name
-    cache_dir().parent.mkdir(parents=True, exist_ok=True)
-    with cache_dir().with_name("prometheus.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be fetching it right now
+    with one_at_a_time(cache_dir().with_name("prometheus.lock")):  # another process may be fetching it right now
         if not cached.exists():
             _fetch()
     return str(cached)

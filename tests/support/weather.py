@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.one_at_a_time import one_at_a_time
 from tests.support.printed import ROOT, printed
 from tidecast.service.broker.embedded import jars
 
@@ -35,9 +35,7 @@ def trained(folder: Path) -> Path:
 
     Several processes may ask at once: the first one trains, the others wait.
     """
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(folder / "lock"):
         if not (folder / "stdout").exists():
             samples = folder / "training" / "samples"
             shutil.copytree(ROOT / "training" / "samples", samples, dirs_exist_ok=True)

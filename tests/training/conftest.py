@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.daily import write_daily
+from tests.support.one_at_a_time import one_at_a_time
 from tidecast.training.config import Config, read_config
 from tidecast.training.data.dataset import Dataset, load_dataset
 from tidecast.training.export.export import build_graph
@@ -66,8 +66,7 @@ class Fitted:
 def fitted(config: Config, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Fitted:
     """Trained and exported once in a test run, by the process that needs it first: an export takes many seconds."""
     path = tmp_path_factory.getbasetemp().parent / f"fitted-{testrun_uid}"
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(path.with_suffix(".lock")):
         if not path.exists():
             model, history = fit(config, dataset, Progress(quiet=True))
             path.write_bytes(pickle.dumps(Fitted(model, history, build_graph(model).SerializeToString())))
