@@ -141,7 +141,7 @@ def test_parts_of_the_tests_are_those_of_folders_that_there_are(passed_on, targe
 
 
 def test_format_fixes_what_lint_refuses(checkout):
-    untidy = checkout / "service" / "untidy.py"
+    untidy = checkout / "benchmarks" / "untidy.py"
     untidy.write_text('"""Untidy."""\nimport sys\nimport os\nx = { 1:os , 2:sys }\n')
     make(checkout, "lint", code=2)
     make(checkout, "format")

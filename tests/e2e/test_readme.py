@@ -43,9 +43,8 @@ def test_training_on_the_sample_beats_what_is_cheap_at_every_lead_that_is_printe
     for name, scores in metrics.items():
         worse = [lead + 1 for lead, (a, b) in enumerate(zip(ours, scores["mae"], strict=True)) if a >= b]
         assert not worse, f"{name} is better {worse} hours ahead"
-    assert (folder / "stdout").read_text().count(
-        "linear autoregression"
-    ) == 2  # train prints the table, evaluate prints it again
+    tables = (folder / "stdout").read_text().count("linear autoregression")
+    assert tables == 2, "train prints the table, and evaluate prints it again"
 
 
 @pytest.mark.timeout(300, func_only=True)
@@ -74,7 +73,7 @@ until curl -s http://127.0.0.1:9118/metrics | grep '^tidecast_forecasts_total 30
 kill $! && wait $!
 tidecast topics
 kill %1 && wait %1"""
-    done = paste(pasted, folder, own_network=True)
+    done = paste(pasted, folder, *OWN_NETWORK, sys.executable, "-c", LOOPBACK_UP)
     assert done.returncode == 0, done.stderr
     served, rest = done.stdout.split("the states:\n")
     states, own = rest.split("own topic:\n")

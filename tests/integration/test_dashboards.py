@@ -45,8 +45,8 @@ RECORDED = [name for name in EXPRESSIONS if ":" in name]
 WINDOW_SECONDS = 6
 WINDOW = picture.Window(seconds=60, rate="4s", window=f"{WINDOW_SECONDS}s")
 TOLD = (  # by what happened to readings in this run
-    *("Gaps", "Series that began again", "Late readings and duplicates", "Clipped values", "Dead letters, by reason"),
-    *("Readings not answered", "Skill against the past day", "Commits", "States written", "Forecasts judged"),
+    *("Gaps", "Series that were reset", "Late readings and duplicates", "Clipped values", "Dead letters, by reason"),
+    *("Readings not answered", "Skill against the past day", "Commits", "States written", "Forecasts scored"),
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition, errors
 from kafka.admin import MemberToRemove
 
-from tests.contract.broker_contract import PATIENCE_S, Member, poll_until
+from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
 from tidecast.service.broker.port import Membership
 from tidecast.service.errors import BrokerError, InstanceFenced
 
@@ -126,6 +126,10 @@ def test_a_first_join_that_kafka_forgot_with_its_own_restart_is_begun_again(kafk
     monkeypatch.setattr(coordinator, "ensure_active_group_async", forgetful)
     poll_until([newcomer.consumer], lambda: len(newcomer.assigned) == 2)
     assert not refusals
+    fill(kafka, name, 1, partition=0)
+    drain(
+        newcomer.consumer, 1
+    )  # only a member whose join has ended reads; it is assigned its partitions a moment before
     refusals.append(errors.FencedInstanceIdError())  # now it has a place that another can have taken
     coordinator.request_rejoin()
     with pytest.raises(InstanceFenced):

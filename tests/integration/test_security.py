@@ -182,7 +182,7 @@ def test_no_tls_to_a_port_with_it_is_refused(secured, t, model):
 def test_a_worker_needs_no_more_rights_than_the_page_says(secured, t, model):
     rights = re.findall(r"^\| (TOPIC|GROUP|TRANSACTIONAL_ID) \| (.*) \| (.*) \|$", PAGE.read_text("utf-8"), re.M)
     names = {"input": t.readings, "output": t.forecasts, "dead letters": t.dead, "changelog": t.states}
-    names |= {"--group": t.group, "--group and a beginning": f"{t.group}*"}
+    names |= {"--group": t.group, "names that begin with --group (prefixed)": f"{t.group}*"}
     allowed = [
         (kind, names[name], operation)
         for kind, which, operations in rights

@@ -12,12 +12,12 @@ STUCK = """
 import functools, sys, threading
 from tidecast.service.observability import watchdog
 from tidecast.service.worker import worker
-from tidecast.service.broker.kafka_python.transactions import TransactionalProducer
+from tidecast.service.broker.kafka_python.transactions import KafkaPythonTransactionalProducer
 
 def waits_for_ever(self, *what):
     threading.Event().wait()
 
-TransactionalProducer.commit_transaction = waits_for_ever
+KafkaPythonTransactionalProducer.commit_transaction = waits_for_ever
 worker.STALLED_SECONDS = 1.0
 watchdog.CHECK_SECONDS = 0.1
 watchdog.Watchdog = functools.partial(watchdog.Watchdog, end_seconds=2.0)
@@ -29,7 +29,7 @@ sys.exit(main())
 # Here it hangs inside of a library, and Python gets no turn: a mutex is waited for that nobody lets go.
 STUCK_INSIDE = """
 import ctypes, sys
-from tidecast.service.broker.kafka_python.transactions import TransactionalProducer
+from tidecast.service.broker.kafka_python.transactions import KafkaPythonTransactionalProducer
 
 library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 
@@ -38,7 +38,7 @@ def waits_inside(self, *what):
     library.pthread_mutex_lock(mutex)
     library.pthread_mutex_lock(mutex)
 
-TransactionalProducer.commit_transaction = waits_inside
+KafkaPythonTransactionalProducer.commit_transaction = waits_inside
 
 from tidecast.service.cli import main
 sys.exit(main())
