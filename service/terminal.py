@@ -12,7 +12,7 @@ _ANY_WIDTH = 1_000
 
 
 def fitted(table: Table, console: Console) -> Table:
-    """Without blanks beside its columns, where it is too wide for the terminal with them: better than broken words."""
+    """Without blanks around its columns if it is too wide for the terminal with them: better than broken words."""
     if console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum > console.width:
         table.padding = (0, 0)
     return table

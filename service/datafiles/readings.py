@@ -64,7 +64,7 @@ class ModelDataConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_model_config(model: Path | str) -> ModelDataConfig:
-    """The config.toml beside the model file. `model` is the directory or the .onnx file in it.
+    """The config.toml next to the model file. `model` is the directory or the .onnx file in it.
 
     Raises:
         UsageError: there is none, or it lacks what is needed.

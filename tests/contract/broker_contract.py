@@ -172,7 +172,7 @@ class BrokerContract:
         reader.resume([0])
         assert drain(reader, 3).offsets == [0, 1, 2]
 
-    def test_a_partition_that_is_paused_with_some_of_its_records_read_goes_on_where_it_was(self, port, topic, reader):
+    def test_a_partition_that_is_paused_with_some_of_its_records_read_continues_where_it_was(self, port, topic, reader):
         """kafka-python kept such a partition parked for good, once it had used up what it had of another."""
         fill(port, topic, 10, partition=0)
         assert drain(reader, 4, max_records=1).offsets == [0, 1, 2, 3]
@@ -201,7 +201,7 @@ class BrokerContract:
         reader.assign(topic, {1: 1, 2: 2})
         assert drain(reader, 2).offsets == [1, 2]
 
-    def test_a_group_goes_on_where_it_committed(self, port, topic):
+    def test_a_group_continues_where_it_committed(self, port, topic):
         fill(port, topic, 10, partition=0)
         member = Member(port, topic, topic)
         assert drain(member.consumer, 10).next_offsets[0] == 10
@@ -226,7 +226,7 @@ class BrokerContract:
             assert member.consumer.committed([0]) == {0: (offset, f"snapshot={offset}")}
         member.consumer.close()
 
-    def test_a_refusal_of_a_commit_that_is_not_waited_for_is_told(self, port, topic):
+    def test_a_refusal_of_a_commit_that_is_not_waited_for_is_reported(self, port, topic):
         outside = port.consumer(group=f"g-{topic}")
         outside.assign(topic, {0: 0})
         member = Member(port, topic, f"g-{topic}")
@@ -266,7 +266,7 @@ class BrokerContract:
         poll_until([second.consumer], lambda: len(second.assigned) == 4)
         second.consumer.close()
 
-    def test_a_spare_member_is_told_that_nothing_is_left_for_it(self, port):
+    def test_a_spare_member_hears_that_nothing_is_left_for_it(self, port):
         topic = f"t-{uuid.uuid4().hex[:8]}"
         assert port.create_topic(topic, 1)
         first = Member(port, topic, topic)
@@ -314,7 +314,7 @@ class BrokerContract:
         outside.commit({0: 3}, "before")  # and goes on where the group has ended
         outside.close()
 
-    def test_of_two_processes_with_one_name_the_newer_goes_on_and_the_older_is_told(self, port, topic):
+    def test_of_two_processes_with_one_name_the_newer_continues_and_the_older_is_notified(self, port, topic):
         fill(port, topic, 4, partition=0)
         older = Member(port, topic, topic, Membership("one"))
         poll_until([older.consumer], lambda: len(older.assigned) == 4)

@@ -119,7 +119,7 @@ def test_without_a_step_the_card_tells_how_far_readings_lie_apart_instead_of_gap
     assert "| time between readings | 2,700 to 111,600 s, median 3,600 s |" in text
 
 
-def test_where_columns_are_series_the_range_of_each_is_told(config, awkward):
+def test_where_columns_are_series_the_range_of_each_is_reported(config, awkward):
     chosen = changed(config, series="columns", targets=["load", "valve"], covariates=[])
     dataset = load_dataset(chosen, awkward)
     lines = card(dataset, chosen).splitlines()

@@ -160,7 +160,7 @@ def test_cells_that_are_no_numbers_are_a_finding_with_their_line_not_an_end(tmp_
     assert any("3 cells" in note and "line 9: 'ERR'" in note for note in found.notes)
 
 
-def test_unsorted_rows_and_many_duplicates_are_told(tmp_path):
+def test_unsorted_rows_and_many_duplicates_are_reported(tmp_path):
     time = hours(200)
     time[50], time[51] = time[51], time[50]
     values = load(200).round(3)
@@ -191,7 +191,7 @@ def test_irregular_readings_are_proposed_without_step_and_lags_and_a_little_jitt
 @pytest.mark.parametrize(
     ("unit", "usable"), [(1_000, False), (1, True), (0.001, False)], ids=["seconds", "milliseconds", "microseconds"]
 )
-def test_epochs_are_told_apart_by_their_size_and_those_that_the_trainer_refuses_are_named(tmp_path, unit, usable):
+def test_epochs_are_distinguished_by_their_size_and_those_that_the_trainer_refuses_are_named(tmp_path, unit, usable):
     time = [round((START + i * HOUR) / unit) for i in range(300)]
     found = inspect(table(tmp_path / "load.csv", {"timestamp": time, "load": load(300)}))
     assert found.time_column.usable is usable
@@ -231,7 +231,7 @@ def test_units_in_brackets_reach_the_config(tmp_path):
     assert '"power (kW)" = "kW"' in found.proposal.text
 
 
-def test_a_target_that_leaves_its_trained_range_is_told(tmp_path):
+def test_a_target_that_leaves_its_trained_range_is_reported(tmp_path):
     values = load(1000) + np.linspace(0, 100, 1000)
     found = inspect(table(tmp_path / "load.csv", {"time": hours(1000), "load": values}))
     assert any("outside the range" in note for note in found.notes)

@@ -38,7 +38,7 @@ def test_the_list_says_what_each_topic_is_for(memory, capsys):
     ]
 
 
-def test_another_number_than_what_is_there_is_refused_with_the_command_that_mends_it(memory):
+def test_another_number_than_what_is_there_is_refused_with_the_command_that_fixes_it(memory):
     memory.create_topic("readings", 6)
     with pytest.raises(BrokerError, match=r"readings has 6 partitions.*tidecast topics create --partitions 6"):
         create_topics(memory, Settings(), partitions=4)
@@ -53,7 +53,7 @@ def test_topics_that_do_not_fit_each_other_are_refused_and_nothing_is_made(memor
     assert "dead-letters" not in memory.topics()
 
 
-def test_a_changelog_that_does_not_fit_is_refused_with_the_command_that_mends_it(memory):
+def test_a_changelog_that_does_not_fit_is_refused_with_the_command_that_fixes_it(memory):
     memory.create_topic("tidecast-state", 3, CHANGELOG_CONFIG)
     memory.create_topic("readings", 6)
     with pytest.raises(BrokerError, match=r"6 partitions and tidecast-state has 3.*--changelog-topic tidecast-state-6"):

@@ -68,7 +68,7 @@ def test_no_file_but_the_page_s_own_can_be_asked_for(served):
 
 
 @pytest.mark.parametrize("path", ["/", "/static/main.js", "/api/series", "/api/history?series=a", "/nothing"])
-def test_a_browser_is_told_to_run_nothing_but_the_page_s_own_scripts(served, path):
+def test_a_browser_may_run_nothing_but_the_page_s_own_scripts(served, path):
     headers = served.get(path)[1]
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
@@ -173,7 +173,7 @@ def test_the_stream_brings_all_then_what_is_new(served):
     assert "status" in kinds
 
 
-def test_one_viewer_too_many_is_told_so_and_the_page_still_answers(served, monkeypatch):
+def test_one_viewer_too_many_hears_it_and_the_page_still_answers(served, monkeypatch):
     monkeypatch.setattr(app, "MAX_STREAMS", 0)
     assert served.get("/api/stream")[0] == 503
     assert served.get("/api/series")[0] == 200
@@ -193,7 +193,7 @@ def test_the_server_ends_though_somebody_is_watching():
     [b"", b"GET / HTT", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nG"],
     ids=["nothing", "half", "one and a half"],
 )
-def test_who_is_silent_is_let_go_and_does_not_keep_others_out(served, monkeypatch, said):
+def test_who_is_silent_is_disconnected_and_does_not_keep_others_out(served, monkeypatch, said):
     monkeypatch.setattr(request_timeout, "REQUEST_S", 0.3)
     monkeypatch.setattr(served._server.config, "limit_concurrency", 4)
     silent = [socket.create_connection(("127.0.0.1", served.port), timeout=5) for _ in range(6)]
@@ -206,7 +206,7 @@ def test_who_is_silent_is_let_go_and_does_not_keep_others_out(served, monkeypatc
     assert served.get("/api/series")[0] == 200
 
 
-def test_a_stream_is_not_let_go_while_it_is_read(served, monkeypatch):
+def test_a_stream_is_not_disconnected_while_it_is_read(served, monkeypatch):
     monkeypatch.setattr(request_timeout, "REQUEST_S", 0.2)
     with socket.create_connection(("127.0.0.1", served.port), timeout=5) as viewer:
         viewer.sendall(b"GET /api/stream?series=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -227,7 +227,7 @@ def test_another_chart_library_than_the_known_one_is_not_served(monkeypatch):
         assets.load()
 
 
-def test_a_port_that_is_taken_is_told_with_the_page_s_own_flag():
+def test_a_port_that_is_taken_is_reported_with_the_page_s_own_flag():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(TidecastError, match="--watch-port"):
         _listen("127.0.0.1", other.getsockname()[1])
     with pytest.raises(UsageError, match="--watch-host"):
