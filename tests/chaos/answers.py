@@ -43,19 +43,19 @@ class Nearness:
 
     Attributes:
         rtol: relative to the number.
-        atol: relative to the largest number beside it: a quantile near 0 has no useful relative error.
+        atol: relative to the largest number of the same forecast: a quantile near 0 has no useful relative error.
     """
 
     rtol: float
     atol: float
 
     def same(self, got: Float32, wanted: Float32, size: Float32 | float) -> np.ndarray:
-        """Of each number, whether it is near enough; `size` is the largest one beside it."""
+        """Of each number, whether it is near enough; `size` is the largest one of the same forecast."""
         same = np.isclose(got, wanted, rtol=self.rtol, atol=0, equal_nan=True)
         return same | (np.abs(got - wanted) <= self.atol * size)
 
     def same_y(self, got: Float32, wanted: Float32) -> np.ndarray:
-        """[..., horizon, targets, quantiles]; a target's numbers are beside each other."""
+        """[..., horizon, targets, quantiles]; a target's numbers are adjacent."""
         return self.same(got, wanted, np.abs(wanted).max(axis=(-3, -1), keepdims=True))
 
     def same_score(self, got: Float32, wanted: Float32, y: Float32) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Workers as processes in numbered slots: started, killed, stopped in the midst of things, and started again."""
+"""Workers as processes in numbered slots: started, killed, stopped while they work, and started again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Worker(WorkerProcess):
         super().__init__(*flags, f"--instance=slot-{slot}", log_file=log_file)
         self.slot, self.name = slot, log_file.name
         self.frozen = self.doomed = False
-        self.beside: float | None = None  # since when, both awake and both members of the group
+        self.rivals_since: float | None = None  # since when, both awake and both members of the group
 
     @property
     def share(self) -> set[int] | None:
@@ -101,8 +101,8 @@ class Fleet:
                 if worker.frozen:
                     worker.process.send_signal(signal.SIGCONT)
                     worker.frozen = False
-                if worker.doomed and self._beside_for(worker, now) >= STOP_SECONDS:
-                    self._note(worker, f"lived on for {STOP_SECONDS:.0f} s beside another of the same name")
+                if worker.doomed and self._seconds_with_rival(worker, now) >= STOP_SECONDS:
+                    self._note(worker, f"ran for {STOP_SECONDS:.0f} s with another of the same name in the group")
                     worker.kill()
             if worker.process.poll() is not None or not (worker.frozen or worker.doomed):
                 self.zombies.remove((when, worker))
@@ -121,12 +121,12 @@ class Fleet:
             if now >= when:
                 self.start(slot)
 
-    def _beside_for(self, worker: Worker, now: float) -> float:
-        """For how long it has been in the group beside its namesake, which puts out no one before it is in itself."""
+    def _seconds_with_rival(self, worker: Worker, now: float) -> float:
+        """Since when it and its namesake are both in the group: the newer replaces it once it has joined."""
         rival = self.workers.get(worker.slot)
         both = rival is not None and not rival.frozen and rival.process.poll() is None and rival.share and worker.share
-        worker.beside = (worker.beside or now) if both else None
-        return now - worker.beside if worker.beside is not None else 0.0
+        worker.rivals_since = (worker.rivals_since or now) if both else None
+        return now - worker.rivals_since if worker.rivals_since is not None else 0.0
 
     def settle(self, partitions: int, seconds: float = 90.0) -> None:
         """Wait until the partitions are shared out among all workers.

@@ -1,6 +1,6 @@
 """Where a model took up a series from another one. The forecasts tell: only the right state gives their numbers.
 
-Between two models with one layout of the state, the new one goes on from a state that the old one left: the last one,
+Between two models with one layout of the state, the new one continues from a state that the old one left: the last one,
 or, after a crash, an older one, from which the new model stepped silently. With another layout, the new one has
 stepped the last so many readings, from its initial state.
 

@@ -6,7 +6,7 @@ from tidecast.service.pipeline.dead_letters import DeadLetterReason
 NEVER_HERE = {"late", "duplicate", "non_finite_state"}  # not asked for, or not to be had from this model's inputs
 
 
-def test_rubbish_of_every_kind_ends_as_one_thing_each_and_harms_no_other_series():
+def test_every_kind_of_invalid_record_has_one_outcome_and_changes_no_other_series():
     fates = run(8_000, seed=7)
     assert fates.total() == 8_000
     missing = {str(reason) for reason in DeadLetterReason} - set(fates) - NEVER_HERE

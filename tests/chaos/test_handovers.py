@@ -195,14 +195,14 @@ def test_a_reading_answered_by_both_models_is_found(topics, models):
     assert judged(topics, models, [carried(AT, NEW)], spoil).found == {"doubled": 1, "wrong": 1}
 
 
-def test_an_old_model_that_goes_on_after_a_hand_over_to_another_layout_is_found(topics, models):
-    """As a worker would that was not told: its own chain goes on."""
+def test_an_old_model_that_continues_after_a_change_to_another_layout_is_found(topics, models):
+    """As a worker would that has not noticed: its own chain continues."""
     one = first_of(topics)
-    going_on, _ = play(one, [Take(0, OLD, 0), carried(10, NEW)], models)
+    continued, _ = play(one, [Take(0, OLD, 0), carried(10, NEW)], models)
 
     def spoil(rows):
         for i in range(AT + 4, AT + 9):
-            rows[i] = rows[i][0], going_on[i]
+            rows[i] = rows[i][0], continued[i]
 
     report = judged(topics, models, [carried(10, NEW), rebuilt(AT, LONGER, 20)], spoil)
     assert report.found["wrong"] >= 5, report

@@ -15,7 +15,7 @@ def settled(figures):
 
 
 @pytest.mark.timeout(240)
-def test_a_worker_that_answers_reading_after_reading_comes_to_need_no_more_memory(broker, tmp_path):
+def test_the_memory_of_a_busy_worker_stops_growing(broker, tmp_path):
     """How long a worker needs until its caches and buffers are full depends on the machine; a leak never ends."""
     figures = run(
         broker,
@@ -29,7 +29,7 @@ def test_a_worker_that_answers_reading_after_reading_comes_to_need_no_more_memor
 
 
 @pytest.mark.parametrize(("leaked_bytes", "leaked_descriptors"), [(50, 0), (0, 1), (50, 1)])
-def test_a_leak_is_seen_however_long_it_is_watched(leaked_bytes, leaked_descriptors):
+def test_a_leak_is_never_taken_for_a_warm_up(leaked_bytes, leaked_descriptors):
     figures = Figures()
     for sample in range(240):
         figures.readings.append(2_000 * sample)
@@ -39,7 +39,7 @@ def test_a_leak_is_seen_however_long_it_is_watched(leaked_bytes, leaked_descript
         assert not settled(figures)
 
 
-def test_a_worker_that_needs_its_time_to_warm_up_is_not_blamed_for_it():
+def test_a_long_warm_up_is_not_taken_for_a_leak():
     figures = Figures()
     for sample in range(240):
         figures.readings.append(2_000 * sample)

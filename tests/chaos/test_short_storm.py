@@ -26,17 +26,17 @@ def check(outcome, *, blows, handed_over):
     assert outcome.report.hand_overs.total() >= handed_over, "hardly a series met a change of models"
 
 
-def test_kills_freezes_restarts_and_new_models_lose_double_and_mix_nothing(tmp_path):
+def test_kills_freezes_restarts_and_new_models_lose_duplicate_or_mix_no_forecast(tmp_path):
     storm = Scenario(client="confluent", kills=8, freezes=1, brokers=1, rolls=1, changes=1, swaps=2, **SHORT)
     check(blow(tmp_path, storm), blows=13, handed_over=50)
 
 
-def test_kills_and_a_restart_of_kafka_lose_double_and_mix_nothing_with_kafka_python(tmp_path):
+def test_kills_and_a_restart_of_kafka_lose_or_duplicate_no_forecast_with_kafka_python(tmp_path):
     storm = Scenario(client="kafka-python", kills=3, brokers=1, swaps=1, **SHORT)
     check(blow(tmp_path, storm), blows=5, handed_over=25)
 
 
-def test_a_worker_that_promises_less_is_found_out(tmp_path):
+def test_a_storm_finds_the_doubled_forecasts_of_at_least_once_delivery(tmp_path):
     """At-least-once, killed between its forecasts and its commit, answers twice: a storm must see that."""
     outcome = blow(
         tmp_path,
@@ -56,7 +56,7 @@ def test_a_worker_that_promises_less_is_found_out(tmp_path):
     assert found["doubled"] > 0 and not found["missing"], outcome.report
 
 
-def test_the_misfortunes_are_those_of_the_seed():
+def test_a_seed_decides_which_faults_come_in_which_order():
     storm = dataclasses.replace(LONG, seed=5)
     assert storm.misfortunes() == dataclasses.replace(LONG, seed=5).misfortunes()
     assert storm.misfortunes() != dataclasses.replace(LONG, seed=6).misfortunes()

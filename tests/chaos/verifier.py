@@ -38,7 +38,7 @@ def verify(
         flushed: partition -> snapshot offset, every reading before it must be inside a state of the changelog;
             None = all readings, as after a clean stop.
         rtol: allowed difference of a number, relative to it; 0 (with `atol`) = equal as float32.
-        atol: the same, relative to the largest number beside it: a quantile near 0 has no useful relative error.
+        atol: the same, relative to the forecast's largest number: near 0 there is no useful relative error.
 
     Raises:
         ValueError: the models do not take the same readings.

@@ -1,4 +1,4 @@
-"""Was any reading lost or answered twice, and did each series' state go on? Judged by one pipeline's own forecasts.
+"""Was any reading lost or answered twice, and did each series' state advance? Judged by one pipeline's own forecasts.
 
 All readings of the topic go through one pipeline in this process, which nobody kills: what it says of each must be
 what the workers said, once, on the same partition. (tests/chaos/verifier.py knows no gaps; the stations have some.)

@@ -13,12 +13,12 @@ WEAK = {"name": "lib", "version": "1.0", "vulns": [{"id": "CVE-2026-1", "fix_ver
 SKIPPED = {"name": "torch", "skip_reason": "Dependency not found on PyPI and could not be audited: torch (2.9)"}
 
 
-def test_a_weakness_is_named_with_the_version_that_mends_it(capsys):
+def test_a_vulnerability_is_named_with_the_version_that_fixes_it(capsys):
     assert audit.report([CLEAN, WEAK]) == 1
     assert "lib 1.0: CVE-2026-1, fixed in 1.1" in capsys.readouterr().out
 
 
-def test_packages_that_could_not_be_looked_up_are_no_clean_audit(capsys):
+def test_packages_that_could_not_be_looked_up_fail_the_audit(capsys):
     assert audit.report([CLEAN]) == 0
     assert audit.report([CLEAN, SKIPPED]) == 2
     assert "1 of 2 packages could not be looked up (torch)" in capsys.readouterr().err

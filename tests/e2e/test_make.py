@@ -116,7 +116,7 @@ def test_all_benchmarks_are_there_and_those_that_are_asked_for_are_run(passed_on
     assert passed_on("bench", BENCHMARKS="engine latency") == two
 
 
-def test_the_stack_is_tested_by_docker_or_by_what_stands_in_for_it(passed_on):
+def test_the_stack_is_tested_by_docker_or_by_its_substitute(passed_on):
     assert passed_on("compose-test")[0][:3] == ["python", "-m", "tests.compose"]
 
 
@@ -128,7 +128,7 @@ def test_the_fast_tests_are_those_of_files_that_there_are(passed_on):
 
 
 @pytest.mark.parametrize(("given", "rounds"), [([], "5"), (["ROUNDS=2"], "2")])
-def test_stress_runs_all_tests_as_often_as_it_is_told(passed_on, given, rounds):
+def test_stress_runs_all_tests_five_times_or_as_often_as_rounds_says(passed_on, given, rounds):
     assert passed_on("stress", *given) == [["python", "-m", "tests.stress", "--rounds", rounds]]
 
 
@@ -165,7 +165,7 @@ def test_python_says_which_interpreter_makes_the_environment(checkout, tmp_path)
     assert (tmp_path / "venv/bin/python").exists()
 
 
-def test_a_python_that_will_not_do_is_named(checkout, tmp_path):
+def test_a_python_that_is_too_old_is_named(checkout, tmp_path):
     text = make(checkout, f"VENV={tmp_path}/venv", "PYTHON=/bin/false", f"{tmp_path}/venv/bin/python", code=2)
     assert "needs Python 3.11 or newer; /bin/false is not" in text
 

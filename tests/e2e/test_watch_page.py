@@ -269,7 +269,7 @@ def test_a_click_chooses_although_the_list_is_renewed_under_it(served, browse, p
     page.locator("#series").press_sequentially("b")
     while not held:
         page.wait_for_timeout(10)
-    if presses == 2:  # the first beside the options, where it chooses nothing
+    if presses == 2:  # the first outside of the options, where it chooses nothing
         page.locator("#count").hover()
         page.mouse.down()
         page.mouse.up()

@@ -120,7 +120,7 @@ class SecuredKafka:
         admin.close()
 
     def flags(self, kind):
-        """What a command is told to get in."""
+        """The flags with which a command gets in."""
         if kind == "mTLS":
             return [
                 f"--bootstrap-servers={self.mutual}",

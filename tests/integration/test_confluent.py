@@ -12,7 +12,7 @@ from tidecast.service.broker.connect import CLIENTS, connect
 from tidecast.service.broker.port import Membership
 from tidecast.service.errors import UsageError
 
-# Lets go of producers, each a moment after the first records of its transaction.
+# Aborts producers, each a moment after the first records of its transaction.
 LET_GO = """
 import sys, threading, time
 from tidecast.service.broker.port import OutgoingBatch
@@ -20,7 +20,7 @@ from tidecast.service.broker.connect import connect
 
 servers, topic = sys.argv[1:]
 
-def let_go(name):
+def abort(name):
     port = connect(servers, client="confluent", timeout_s=20)
     for i in range(25):
         producer = port.producer(transactional_id=f"{topic}-{name}-{i}")
@@ -32,16 +32,16 @@ def let_go(name):
         time.sleep(i % 8 * 0.0005)
         producer.close()
 
-threads = [threading.Thread(target=let_go, args=(name,)) for name in "abcd"]
+threads = [threading.Thread(target=abort, args=(name,)) for name in "abcd"]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-print("all let go of")
+print("all aborted")
 """
 
 
-def test_without_its_package_it_is_told_what_to_install(monkeypatch):
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
     for name in [
         name for name in sys.modules if name.startswith(("confluent_kafka", "tidecast.service.broker.confluent.broker"))
     ]:
@@ -52,7 +52,7 @@ def test_without_its_package_it_is_told_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "s=7", "s=1234567890 f=1 l=0123456789abcdef m=a name, with blanks"])
-def test_a_text_beside_an_offset_is_the_same_whichever_client_wrote_it_and_reads_it(ports, topic, text):
+def test_both_clients_read_the_metadata_of_an_offset_that_either_has_committed(ports, topic, text):
     """librdkafka reads past the end of a text that is not its own, and adds a zero to its own."""
     name = topic()
     for writer in CLIENTS:
@@ -114,8 +114,8 @@ def test_a_named_member_comes_back_when_kafka_was_away_for_longer_than_its_sessi
         port.close()
 
 
-def test_giving_up_a_transaction_that_has_just_begun_does_not_end_the_process(broker, topic):
+def test_aborting_a_transaction_that_has_just_begun_does_not_crash_the_process(broker, topic):
     """An assertion of librdkafka's failed then, now and then: once in some fifty times."""
     command = [sys.executable, "-c", LET_GO, broker, topic()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "all let go of\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "all aborted\n"), done.stderr

@@ -96,7 +96,7 @@ def odd(topics, day):
 @pytest.fixture(scope="module")
 def prometheus(broker, weather, tmp_path_factory):
     """One that has looked at a worker at work for a while, and still does."""
-    program("prometheus")  # where it cannot be had, nothing need be started
+    program("prometheus")  # without it the test is skipped before anything is started
     topics, model = Topics(broker, 2), weather / "build" / "weather"
     flags = ("--max-future-seconds=0", "--changelog-seconds=5", "--dead-letter-late", *topics.flags)
     feed = ["produce", "file", SAMPLES / "weather.csv.gz", f"--model={model}", "--speed=720000", "--loop"]
@@ -149,13 +149,13 @@ def test_every_rule_is_evaluated_and_what_is_recorded_has_data(prometheus, name)
 
 
 @pytest.mark.parametrize("title", TOLD)
-def test_what_befalls_readings_can_be_seen_on_the_boards(prometheus, title):
+def test_gaps_late_readings_and_dead_letters_can_be_seen_on_the_boards(prometheus, title):
     (panel,) = [panel for _, panel in PANELS if panel["title"] == title]
     curves = [c for target in panel["targets"] for c in prometheus.over(WINDOW.fill(target["expr"]), WINDOW)]
     assert any(abs(value) > 1e-6 for _, values in curves for _, value in values)
 
 
-def test_prometheus_takes_the_rules_as_they_are_and_nothing_critical_fires_on_a_worker_that_is_well(prometheus):
+def test_prometheus_accepts_the_rules_and_nothing_critical_fires_on_a_healthy_worker(prometheus):
     groups = prometheus.get("rules")["groups"]
     rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
     assert set(rules) == set(EXPRESSIONS)
@@ -173,7 +173,7 @@ def test_every_expression_of_the_runbook_can_be_pasted(prometheus):
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_a_picture_of_each_board_is_left_to_be_looked_at(prometheus, name):
+def test_a_picture_of_each_board_can_be_drawn(prometheus, name):
     out = ROOT / "build" / "boards" / f"{name}.png"
     out.unlink(missing_ok=True)
     picture.draw(BOARDS[name], prometheus, WINDOW, out)

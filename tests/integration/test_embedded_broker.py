@@ -94,7 +94,7 @@ def test_records_and_committed_offsets_outlive_kill_9_and_a_clean_stop(tmp_path)
         assert not broker.alive() and not psutil.pid_exists(java)
 
 
-def test_a_port_that_is_taken_is_named_with_two_ways_out(tmp_path):
+def test_a_port_in_use_is_named_with_two_alternatives(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         number = other.getsockname()[1]
         broker = EmbeddedBroker(tmp_path / "data", port=number)
@@ -103,7 +103,7 @@ def test_a_port_that_is_taken_is_named_with_two_ways_out(tmp_path):
     assert not broker.alive()
 
 
-def test_a_second_broker_on_the_same_folder_is_sent_to_the_first(running):
+def test_a_second_broker_on_the_same_folder_is_refused_with_the_address_of_the_first(running):
     second = EmbeddedBroker(running.data_dir)
     with pytest.raises(
         BrokerError, match=rf"in use by the broker of process {os.getpid()}.*{running.bootstrap_servers}"
@@ -159,7 +159,7 @@ def test_the_command_says_so_when_java_dies(command):
     assert "tidecast: Kafka was ended by signal 9; the end of" in err and "Traceback" not in err
 
 
-def test_a_broker_that_hangs_is_given_up_in_time_and_forgiven_when_it_wakes(running):
+def test_calls_to_a_broker_that_hangs_fail_in_time_and_work_again_when_it_answers(running):
     port = KafkaPythonBroker(running.bootstrap_servers, timeout_s=2)
     port.create_topic("t", 1)
     fill(port, "t", 1, partition=0)

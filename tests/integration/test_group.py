@@ -33,7 +33,7 @@ def test_a_member_whose_join_ends_while_it_does_not_poll_gets_its_share(kafka, b
     admin = KafkaAdminClient(bootstrap_servers=broker)
     admin.create_partitions({name: 4})
     admin.close()
-    # The leader hears of it in the midst of a poll, joins, and waits for the other, which does not poll yet.
+    # The leader hears of it during a poll, joins, and waits for the other, which does not poll yet.
     hear = threading.Timer(0.5, leader.consumer._kafka._client.cluster.request_update)
     hear.start()
     leader.consumer.poll(1.5, 500)
@@ -45,7 +45,7 @@ def test_a_member_whose_join_ends_while_it_does_not_poll_gets_its_share(kafka, b
 
 
 def test_a_member_that_the_group_has_thrown_out_joins_again_and_gets_its_share(kafka, broker, topic):
-    """As after a stop of the process for longer than its session, of which it knows nothing when it goes on."""
+    """As after a stop of the process for longer than its session, of which it knows nothing when it continues."""
     name = topic(partitions=4)
     members = [Member(kafka, name, name) for _ in range(2)]
     settle(members, each=2)
@@ -112,7 +112,7 @@ def test_members_that_join_at_the_same_moment_all_get_their_share(kafka, topic):
 
 
 def test_a_first_join_that_kafka_forgot_with_its_own_restart_is_begun_again(kafka, topic, monkeypatch):
-    """A Kafka that is killed in the midst of a join takes the id that it gave then for that of somebody replaced."""
+    """A Kafka that is killed during a join takes the id that it gave then for that of a replaced member."""
     name = topic(partitions=2)
     newcomer = Member(kafka, name, name, Membership("one"))
     coordinator = newcomer.consumer._kafka._coordinator
@@ -137,13 +137,13 @@ def test_a_first_join_that_kafka_forgot_with_its_own_restart_is_begun_again(kafk
     close([newcomer])
 
 
-def test_what_the_group_has_taken_away_but_not_yet_told_can_be_paused_and_left(kafka, topic):
+def test_a_partition_that_the_group_has_just_taken_away_can_still_be_paused_and_resumed(kafka, topic):
     """The library takes partitions away in a thread of its own; the member hears of it in its next poll."""
     name = topic(partitions=2)
     member = Member(kafka, name, name)
     poll_until([member.consumer], lambda: len(member.assigned) == 2)
     library = member.consumer._kafka
-    library._subscription.assign_from_subscribed([TopicPartition(name, 0)])  # as in the midst of a rebalance
+    library._subscription.assign_from_subscribed([TopicPartition(name, 0)])  # as during a rebalance
     member.consumer.pause([0, 1])
     member.consumer.seek(1, 0)
     member.consumer.resume([0, 1])

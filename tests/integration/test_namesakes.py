@@ -1,4 +1,4 @@
-"""Two workers with one name: the one that was started later goes on, the other ends and says why."""
+"""Two workers with one name: the one that was started later continues, the other ends and says why."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def reading(step):
 
 @pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
 @pytest.mark.parametrize("asleep", [False, True], ids=["awake", "asleep"])
-def test_of_two_workers_with_one_name_the_newer_goes_on_and_the_older_ends(topics, model, delivery, asleep):
+def test_of_two_workers_with_one_name_the_newer_continues_and_the_older_ends(topics, model, delivery, asleep):
     t = topics(partitions=2)
     flags = (
         "--model",

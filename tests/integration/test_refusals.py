@@ -1,4 +1,4 @@
-"""What a worker refuses on a real Kafka: one sentence, exit code 1, and what the sentence names mends it."""
+"""What a worker refuses on a real Kafka: one sentence, exit code 1, and a command that fixes it."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from tests.support.serving import PATIENCE, serving
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 
 
-def test_a_changelog_with_other_partitions_is_refused_and_goes_on_with_one_that_fits(counted, model):
+def test_a_changelog_with_another_number_of_partitions_is_refused_and_one_that_fits_is_accepted(counted, model):
     t = counted()
     t.states += "-wide"
     t.broker.create_topic(t.states, 3, CHANGELOG_CONFIG)
@@ -26,7 +26,7 @@ def test_a_changelog_with_other_partitions_is_refused_and_goes_on_with_one_that_
     t.check()
 
 
-def test_an_output_with_other_partitions_is_refused_and_goes_on_with_one_that_fits(counted, model):
+def test_an_output_with_another_number_of_partitions_is_refused_and_one_that_fits_is_accepted(counted, model):
     t = counted()
     t.forecasts += "-narrow"
     t.broker.create_topic(t.forecasts, 1)
@@ -39,7 +39,7 @@ def test_an_output_with_other_partitions_is_refused_and_goes_on_with_one_that_fi
     t.check()
 
 
-def test_topics_that_are_not_there_are_refused_and_made_by_the_command_of_the_sentence(counted, model):
+def test_missing_topics_are_refused_and_the_command_in_the_error_creates_them(counted, model):
     t = counted()
     t.states, t.dead = t.states + "-new", t.dead + "-new"
     t.feed(3)
@@ -51,7 +51,7 @@ def test_topics_that_are_not_there_are_refused_and_made_by_the_command_of_the_se
 
 
 @pytest.mark.parametrize("policy", ["delete", "compact,delete"])
-def test_a_changelog_that_loses_quiet_series_is_refused_and_goes_on_once_it_is_compacted(counted, model, policy):
+def test_a_changelog_that_loses_quiet_series_is_refused_until_it_is_compacted(counted, model, policy):
     t = counted()
     t.states += "-deleting"
     t.broker.create_topic(t.states, 2, {"cleanup.policy": policy})
@@ -69,7 +69,7 @@ def test_a_changelog_that_loses_quiet_series_is_refused_and_goes_on_once_it_is_c
     t.check()
 
 
-def test_a_second_group_on_a_changelog_is_refused_and_goes_on_with_one_of_its_own(counted, model):
+def test_a_second_group_on_a_changelog_is_refused_until_it_has_its_own(counted, model):
     t = counted()
     t.feed(4)
     t.live(model)
@@ -88,7 +88,7 @@ def test_a_second_group_on_a_changelog_is_refused_and_goes_on_with_one_of_its_ow
     assert {state[0] for state in t.kept().values()} == {5.0}, "the first group's states are untouched"
 
 
-def test_of_two_workers_with_one_name_one_ends_and_says_so_and_every_reading_is_answered_once(counted, model):
+def test_of_two_workers_with_one_name_one_ends_with_the_reason_and_every_reading_is_answered_once(counted, model):
     t = counted()
     flags = ("--model", model, "--instance=same", *t.flags)
     t.feed(5)

@@ -78,9 +78,7 @@ def test_unread_readings_that_retention_has_deleted_are_not_skipped_silently(cou
     assert t.answered() == {key: [*range(5), *range(7, 16)] for key in t.series}
 
 
-def test_a_worker_that_retention_overtakes_says_so_and_goes_on_without_those_readings_where_that_is_accepted(
-    counted, model
-):
+def test_a_running_worker_whose_unread_readings_retention_deletes_ends_unless_the_gap_is_accepted(counted, model):
     t = counted(partitions=1)
     t.feed(5)
     with serving("--model", model, *t.flags) as worker:

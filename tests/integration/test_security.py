@@ -1,4 +1,4 @@
-"""TLS and SASL on a real Kafka: who belongs there gets in, who does not is told why; and no secret is seen anywhere."""
+"""TLS and SASL on a real Kafka: who is allowed gets in, who is not gets the reason, and no secret is logged."""
 
 import re
 import socket
@@ -129,7 +129,7 @@ def test_a_broker_that_gives_itself_another_name_than_its_certificates_is_refuse
     assert "is for another name" in said and "127.0.0.1" in said and "advertised.listeners" in said
 
 
-def test_a_kafka_that_comes_up_later_refuses_a_wrong_password_all_the_same(secured, t, model):
+def test_a_kafka_that_starts_later_also_refuses_a_wrong_password(secured, t, model):
     """A proxy in its place, whose port nobody listens on at first."""
     port = free_port()
     flags = dict(flag.split("=", 1) for flag in (*t.flags, *secured.flags("PLAIN")))
@@ -213,7 +213,7 @@ def test_a_worker_whose_password_is_changed_ends_and_says_so_once_kafka_asks_aga
     assert code == 1 and f"refuses the user '{CHANGING}' with SCRAM-SHA-512" in log.splitlines()[-1], log
 
 
-def test_a_right_that_is_missing_is_told(secured, t, model):
+def test_a_missing_right_is_named(secured, t, model):
     said = refusal(model, *t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={LIMITED}")
     assert t.readings in said, said
 

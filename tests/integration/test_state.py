@@ -72,7 +72,7 @@ def test_states_of_a_stopped_group_are_what_was_committed_and_can_be_moved_and_f
     check_compacted(bench.broker, loader.load({"changelog_topic": bench.states}, {}))
 
 
-def test_a_group_that_lives_is_found_out_and_its_offsets_stay(bench, run):
+def test_a_group_with_members_is_refused_and_its_offsets_stay(bench, run):
     bench.send([(0, b"k", b"{}")] * 5)
     producer = KafkaProducer(bootstrap_servers=bench.bootstrap_servers)
     producer.send(bench.states, key=b"a", value=record(3), partition=0)

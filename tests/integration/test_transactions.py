@@ -59,7 +59,7 @@ def evict(broker, member):
     admin.close()
 
 
-def test_a_zombie_that_has_heard_that_it_is_out_is_fenced(kafka, broker, topic, member, seen):
+def test_an_evicted_member_cannot_commit_in_a_transaction(kafka, broker, topic, member, seen):
     source, name = topic(), topic(1)
     zombie = member(source)
     producer = kafka.producer(transactional_id=name)
@@ -123,7 +123,7 @@ def test_keyed_records_and_many_topics_go_into_one_transaction(kafka, topic, mem
     for i in range(10_000):  # more than is handed over in one go
         keyed.append(b"%d" % (i % 50) if i % 2 else None, b"%d" % i)
     producer.produce(keyed)
-    producer.produce(outgoing(second, b"beside"))
+    producer.produce(outgoing(second, b"other"))
     assert seen(second) == []
     producer.commit_transaction(source, {0: (1, "")}, reader.consumer, PATIENCE_S)
     producer.close()
@@ -131,11 +131,11 @@ def test_keyed_records_and_many_topics_go_into_one_transaction(kafka, topic, mem
     consumer.assign(first, dict.fromkeys(range(4), -2))
     assert len(set(drain(consumer, 10_000).values)) == 10_000
     consumer.close()
-    assert seen(second) == [b"beside"]
+    assert seen(second) == [b"other"]
 
 
 @pytest.mark.parametrize("stage", ["deliver", "offsets", "end"])
-def test_a_kafka_that_falls_silent_ends_the_wait_in_time_and_a_new_producer_mends_it(own, monkeypatch, stage):
+def test_a_commit_to_a_kafka_that_does_not_answer_fails_in_time_and_a_new_producer_continues(own, monkeypatch, stage):
     source, name = f"{stage}-in", f"{stage}-out"
     port = connect(own.bootstrap_servers, timeout_s=30)
     for each in (source, name):
@@ -204,7 +204,7 @@ def test_a_transaction_that_kafka_ended_for_its_age_is_not_committed(kafka, topi
     assert seen(name) == [] and reader.consumer.committed([0]) == {0: None}
 
 
-def test_a_producer_that_hears_in_the_midst_of_producing_that_it_is_fenced_says_so(kafka, topic, monkeypatch):
+def test_a_producer_that_is_fenced_while_it_produces_says_so(kafka, topic, monkeypatch):
     name = topic(2)
     producer = kafka.producer(transactional_id=name)
     producer.begin()
@@ -220,7 +220,7 @@ def test_a_producer_that_hears_in_the_midst_of_producing_that_it_is_fenced_says_
         each.close()
 
 
-def test_a_commit_asked_for_while_kafka_is_away_comes_about_soon_after_its_return(own, monkeypatch):
+def test_a_commit_requested_while_kafka_is_down_is_made_soon_after_kafka_is_back(own, monkeypatch):
     """kafka-python threw the request away, and the commit waited in vain until its time limit."""
     monkeypatch.setattr(transactions, "TRANSACTION_TIMEOUT_MS", 300_000)  # a start may take its time
     port = connect(own.bootstrap_servers, timeout_s=200)
@@ -246,7 +246,7 @@ def test_a_commit_asked_for_while_kafka_is_away_comes_about_soon_after_its_retur
     port.close()
 
 
-def test_taking_an_id_from_a_kafka_that_is_silent_ends_in_time(own):
+def test_asking_a_kafka_that_does_not_answer_for_a_transactional_id_fails_in_time(own):
     os.kill(own.pid, signal.SIGSTOP)
     try:
         with pytest.raises(BrokerError, match="did not answer within 1 s"):

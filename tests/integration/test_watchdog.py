@@ -75,7 +75,7 @@ def at_work(kind, model, topics, *flags):
         worker.kill()
 
 
-def test_a_worker_stuck_in_a_commit_leaves_its_stacks_and_ends_with_a_failure(topics, model):
+def test_a_worker_that_hangs_in_a_commit_logs_its_stacks_and_fails(topics, model):
     with at_work(Stuck, model, topics(), "--broker-timeout-seconds=1") as worker:
         worker.wait_for("the report", lambda: "the stacks of all threads follow" in worker.log)
         status, page = worker.get("/livez")
@@ -87,7 +87,7 @@ def test_a_worker_stuck_in_a_commit_leaves_its_stacks_and_ends_with_a_failure(to
     assert "Traceback" not in log
 
 
-def test_sigterm_ends_a_worker_whose_client_library_does_not_come_back(topics, model):
+def test_sigterm_ends_a_worker_that_hangs_inside_of_its_client_library(topics, model):
     """It did nothing: Python's handlers wait until the library is back, and so did the time limit that they start."""
     with at_work(StuckInside, model, topics(), "--shutdown-timeout-seconds=1") as worker:
         worker.wait_for("the commit", lambda: "waiting" in worker.log)

@@ -162,7 +162,7 @@ def test_late_duplicate_and_gap_are_dealt_with_and_counted(topics, model):
     assert status == 200 and json.loads(body)["state"]["count"] == [1.0], "it started again after the long gap"
 
 
-def test_a_flood_of_dead_letters_stops_the_worker_with_a_failure_and_the_reasons(topics, model):
+def test_too_many_dead_letters_end_the_worker_with_the_reasons(topics, model):
     t = topics()
     t.send((0, b"k", b"{") for _ in range(30))
     with serving("--model", model, "--dead-letter-limit", 10, *t.flags) as worker:
@@ -242,7 +242,7 @@ def test_a_broker_that_crashes_is_waited_for_and_one_that_stays_away_ends_the_wo
     assert kafka.bootstrap_servers in log.splitlines()[-1] and "Traceback" not in log
 
 
-def test_a_thousand_series_fit_into_250_mb(topics, model, record_property):
+def test_a_worker_with_a_thousand_series_needs_less_than_250_mb(topics, model, record_property):
     t = topics(partitions=4)
     began = time.monotonic()
     with serving("--model", model, *t.flags, preloaded=False) as worker:

@@ -46,7 +46,7 @@ class Counted(Topics):
         return log
 
     def refused(self, model, *flags):
-        """What a worker says that refuses to go on: its last line, after which it has ended with exit code 1."""
+        """What a worker says that refuses to continue: its last line, after which it has ended with exit code 1."""
         with serving("--model", model, *flags, *self.flags) as worker:
             code, log = worker.end(signum=None)
         assert code == 1 and "Traceback" not in log, log

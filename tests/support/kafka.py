@@ -1,7 +1,7 @@
 """Real Kafkas for the tests: one that a whole run shares, and others that start quickly.
 
 A start costs about eight CPU seconds, most of them for loading classes. So the classes are kept in an archive of Java's
-in the cache folder, and the formatted data folder beside it. Both are made once on a machine.
+in the cache folder, with a formatted data folder. Both are made once on a machine.
 """
 
 from __future__ import annotations

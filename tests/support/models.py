@@ -4,8 +4,8 @@
 last time, and a hash over everything it was shown, in order. So one step that is lost, doubled, mixed up or given
 to another series changes every later forecast, and equality with `CountingReference` is exact.
 
-A `Variant` is another model of the same name, for tests that change models: its hash goes on otherwise at once, so a
-state that the wrong model stepped is found out too.
+A `Variant` is another model of the same name, for tests that change models: its hash differs at the first step, so a
+state that the wrong model advanced is found too.
 """
 
 from __future__ import annotations
@@ -230,11 +230,11 @@ def save_text(directory: Path, graph: onnx.ModelProto, spec: str | None) -> Path
 
 
 def publish(model: Path, place: Path) -> None:
-    """As anybody should who publishes a model: written beside the old one, and put in its place in one go."""
+    """As anybody should who publishes a model: written next to the old one, and moved to its place in one step."""
     place.mkdir(exist_ok=True)
-    beside = place / f"{MODEL_FILE}.new"
-    shutil.copyfile(model / MODEL_FILE, beside)
-    beside.replace(place / MODEL_FILE)
+    new = place / f"{MODEL_FILE}.new"
+    shutil.copyfile(model / MODEL_FILE, new)
+    new.replace(place / MODEL_FILE)
 
 
 def counting_model(directory: Path, variant: Variant = PLAIN, **changes: object) -> Path:

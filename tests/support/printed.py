@@ -40,7 +40,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every page for people: the Markdown files of the root, docs and the folders beside the code."""
+    """Every page for people: the Markdown files of the root, docs and of the code's folders."""
     folders = ("docs", "deploy", "training", "service", "tests", "benchmarks", ".github")
     return [*sorted(ROOT.glob("*.md")), *(path for folder in folders for path in sorted((ROOT / folder).rglob("*.md")))]
 
