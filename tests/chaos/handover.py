@@ -104,10 +104,10 @@ class HandOvers:
         if began is None:
             return ()
         at = bisect_left(change.one.offsets, began)
-        return (start for start in self._rebuilt(change) if abs(start.first - at) <= 2)
+        return (start for start in self.rebuilt(change) if abs(start.first - at) <= 2)
 
     def _all(self, change: Change) -> Iterable[Start]:
-        return islice(self._carried(change), LOOK_BACK) if self._carries(change) else self._rebuilt(change)
+        return islice(self._carried(change), LOOK_BACK) if self._carries(change) else self.rebuilt(change)
 
     def _carried(self, change: Change) -> Iterator[Start]:
         """From each state of the chains before, the last one first, back to where their layout began."""
@@ -124,7 +124,7 @@ class HandOvers:
         else:  # nothing of the series was written yet
             yield self._start(change, shown, shown, self._models[change.model].initial_state)
 
-    def _rebuilt(self, change: Change) -> Iterator[Start]:
+    def rebuilt(self, change: Change) -> Iterator[Start]:
         """From the initial state, over the least number of readings that will do, and over more."""
         model = self._models[change.model]
         late = {}  # first reading -> starts: a replay that begins at a late reading takes it for the series' first

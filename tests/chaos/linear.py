@@ -66,7 +66,7 @@ class LinearRun:
 
 
 def _spans(one: Series, answers: Mapping[Place, Answer]) -> list[tuple[int, int, int]]:
-    """Model, first and last reading of each stretch that one model answered; unanswered ones belong to the one before."""
+    """Model, first and last reading of each stretch that one model answered, with unanswered ones after it."""
     said = [answers.get((one.partition, offset)) for offset in one.offsets]
     known = [None if answer is None else answer.model for answer in said]
     now = known[0] or 0

@@ -47,7 +47,7 @@ class Series:
     ts: list[int] = field(default_factory=list)  # ms
     x: list[list[float]] = field(default_factory=list)  # [steps][features], NaN = missing
     row: int = 0  # of its first step in the arrays of Readings
-    # offset, ts, x of late and duplicate readings
+    # late and duplicate readings: offset, ts, x
     passed: list[tuple[int, int, list[float]]] = field(default_factory=list)
 
 

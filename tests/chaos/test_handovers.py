@@ -55,7 +55,7 @@ def test_a_replay_that_begins_at_a_late_reading_takes_it_for_the_first_and_fills
     one = Series(b"a", 0, offsets=[*range(6), *range(8, 12)], ts=[START_MS + n * step for n in range(10)], x=x)
     one.passed = [(6, one.ts[3], x[3]), (7, one.ts[2], x[2])]  # before the reading 6, which is at offset 8
     change = Change(one, LONGER, 9, 9, before=[])
-    found = [s for s in HandOvers(models, None, {}, None)._rebuilt(change) if s.first == 6]
+    found = [s for s in HandOvers(models, None, {}, None).rebuilt(change) if s.first == 6]
     state = model.initial_state[np.newaxis]
     for n, values in ((3, x[3]), (4, [np.nan] * len(FEATURES)), (5, [np.nan] * len(FEATURES))):
         _, state, _ = model.step(np.array([values], np.float32), np.array([one.ts[n]]), state)

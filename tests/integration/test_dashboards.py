@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import yaml
 from tests.support.prometheus import program
 from tests.support.serving import Topics, free_port, serving
 from tests.support.worker_process import Command
+from tidecast.service.broker.embedded.child_process import start_tied
 
 pytestmark = pytest.mark.timeout(120, func_only=True)  # the first test waits for a training
 ROOT = Path(__file__).parents[2]
@@ -71,8 +71,7 @@ def scraping(address, folder):
         f"--web.listen-address=127.0.0.1:{port}",
         "--log.level=warn",
     ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    process = start_tied(command, folder, "log")  # a test that is cut short leaves none behind
     try:
         yield picture.Prometheus(f"http://127.0.0.1:{port}")
     finally:

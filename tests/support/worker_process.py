@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.support.preloaded import Preloaded
-from tidecast.service.broker.embedded.child_process import _EXEC_TIED_TO_PARENT
+from tidecast.service.broker.embedded.child_process import EXEC_TIED_TO_PARENT
 
 PATIENCE = 60.0  # seconds, for what must happen; nothing is asserted about how fast it does
 
@@ -47,7 +47,7 @@ class WorkerProcess:
                 self.process = Preloaded([*self.program[2:], *words], stdout=out, stderr=log, env=env)
                 return
             # Linux kills it with this process, so that a test that is cut short leaves no worker behind.
-            tied = [sys.executable, "-I", "-S", "-c", _EXEC_TIED_TO_PARENT, str(os.getpid())]
+            tied = [sys.executable, "-I", "-S", "-c", EXEC_TIED_TO_PARENT, str(os.getpid())]
             command = [*tied, sys.executable, *self.program, *words]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=env)
 

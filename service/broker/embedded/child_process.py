@@ -13,7 +13,7 @@ from tidecast.service.errors import BrokerError
 
 # Runs in the child before Java replaces it. The kernel then kills Java when the thread that started it ends, whatever
 # ended it. An exec of our own instead of Popen's preexec_fn, which may deadlock in a process with threads.
-_EXEC_TIED_TO_PARENT = """
+EXEC_TIED_TO_PARENT = """
 import os, sys
 if sys.platform == "linux":
     import ctypes, signal
@@ -34,7 +34,7 @@ def start_tied(command: list[str], folder: Path, out: str) -> subprocess.Popen[b
         BrokerError: it could not be started.
     """
     started: SimpleQueue[subprocess.Popen[bytes] | OSError] = SimpleQueue()
-    tied = [sys.executable, "-I", "-S", "-c", _EXEC_TIED_TO_PARENT, str(os.getpid()), *command]
+    tied = [sys.executable, "-I", "-S", "-c", EXEC_TIED_TO_PARENT, str(os.getpid()), *command]
 
     def own() -> None:  # the kernel ties the child to the thread that started it, so this one lives as long
         try:
