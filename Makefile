@@ -41,8 +41,8 @@ test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all
 	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
 	@$(PYTEST) -n 3 --durations=20
 
-test-fast: $(VENV)/.dev ## The tests that need neither Kafka nor a trained model: under a minute
-	@$(PYTEST) -n 2 -q tests/unit tests/deploy tests/docs tests/chaos/test_handovers.py tests/chaos/test_verifier.py
+test-fast: $(VENV)/.dev ## Most tests that need neither Kafka nor a trained model: a minute
+	@$(PYTEST) -n 2 -q -m 'not slow' tests/unit tests/deploy tests/docs
 
 stress: $(VENV)/.dev ## All tests five times while every core is kept busy; says which tests failed (ROUNDS=5)
 	@$(BIN)/python -m tests.stress --rounds $(or $(ROUNDS),5)

@@ -36,6 +36,7 @@ def metrics_of(rule):
     return set(re.findall(r"\b(?:tidecast_\w+|job\w*:tidecast_[\w:]+)\b", rule["expr"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("check", "config", "prometheus.yml"), ("test", "rules", "tests/alerts.yml")])
 def test_promtool_finds_nothing_wrong(arguments):
     done = promtool(*arguments)

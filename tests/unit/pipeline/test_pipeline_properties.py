@@ -81,6 +81,7 @@ policies = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(streams(), st.lists(st.integers(1, 12), max_size=12), policies)
 def test_any_stream_in_any_batches_is_answered_as_one_at_a_time(
@@ -136,6 +137,7 @@ def test_two_readings_of_one_series_never_share_a_wave(order: list[int]) -> None
     assert len(waves) == max((order.count(series) for series in order), default=0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(streams(), st.lists(st.integers(1, 12), max_size=12))
 def test_missing_values_and_poison_in_one_series_leave_the_others_equal_to_the_bit(

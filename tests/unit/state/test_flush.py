@@ -33,6 +33,7 @@ class Flushed:
         return [int(key) for out in self.flush.due(everything_of) for key in out.keys if key is not None]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.integers(-1, 3), max_size=80),

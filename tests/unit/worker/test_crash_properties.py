@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -88,6 +89,7 @@ def _sent(step: int, seconds: int) -> Sent:
     return Sent(b"a", b'{"ts": %d, "value": 1, "wind": 1}' % ts, ts, (1.0, 1.0), START_MS + seconds * 1_000)
 
 
+@pytest.mark.slow
 # A late reading takes no step, but the series was seen: it must not expire because the process died after that.
 @example([_sent(1, 0), _sent(0, 60), _sent(2, 150)], [1, 1, 1], ["crash", "commit", "commit"], 100_000, 1.0)
 @settings(deadline=None, max_examples=200)

@@ -82,6 +82,7 @@ def test_a_worker_without_any_series_yet_takes_the_newer_model_at_once(models):
     assert judged(world, models[NEW_LAYOUT]).forecasts == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("nth", range(4, 12))
 @pytest.mark.parametrize("step", STEPS)
@@ -100,6 +101,7 @@ def test_a_hand_over_that_is_cut_short_anywhere_leaves_no_trace(models, error, v
 fortunes = st.sampled_from([(), (), *[(step, nth) for step in STEPS for nth in (1, 2, 3)]])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from(SUCCESSORS), st.integers(0, 12), fortunes, fortunes), min_size=1, max_size=4),
