@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, NoReturn, Protocol, cast
 
@@ -45,7 +45,7 @@ class Command(Protocol):
     """What a command's module holds."""
 
     HELP: str  # one line for the overview; more below it for its own --help
-    EXAMPLE: str  # shown first by --help
+    EXAMPLE: str  # the first that --help prints
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags."""
@@ -54,48 +54,67 @@ class Command(Protocol):
         """Do it; the exit code."""
 
 
-class _Wide(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=36, width=min(120, shutil.get_terminal_size((110, 24)).columns))
-
-    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
-        # Thirty flags as one paragraph help nobody; they are listed below it, each with its help.
-        arguments = [self._format_args(action, action.dest) for action in actions if not action.option_strings]
-        return f"usage: {' '.join([self._prog, *arguments, '[flags]'])}\n\n"
-
-
 class Parser(argparse.ArgumentParser):
-    """argparse whose help begins with the example, and whose errors are UsageErrors that name the nearest flag."""
+    """argparse with short usage lines, and errors that are UsageErrors and name the nearest flag or action.
 
-    def __init__(self, prog: str, command: Command) -> None:
-        super().__init__(prog=prog, allow_abbrev=False, formatter_class=_Wide)
-        self.command = command
+    A command may split into actions with `add_subparsers`. The action that it sets as the default of `action` is meant
+    where the first word is a flag or looks like a file.
+    """
 
-    def format_help(self) -> str:
-        """Example, what it does, then the flags."""
-        return f"{_indent(self.command.EXAMPLE)}\n\n{self.command.HELP}\n\n{super().format_help()}"
+    def __init__(self, prog: str, **options: Any) -> None:
+        width = min(120, shutil.get_terminal_size((110, 24)).columns)
+        super().__init__(
+            prog=prog,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=width),
+            **options,
+        )
+        self.actions: Mapping[str, Parser] = {}
+        self.usage = "%(prog)s [flags]"  # thirty flags in one paragraph help nobody; they are listed below
+        self.set_defaults(parser=self)  # an action's parser takes its place
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse does; a positional argument goes into the usage line."""
+        made = super().add_argument(*names, **options)
+        if not made.option_strings:
+            shown = f"[{made.metavar}]" if made.nargs in ("?", "*") else str(made.metavar)
+            self.usage = (self.usage or "").replace("[flags]", f"{shown} [flags]")
+        return made
+
+    def add_subparsers(self, **options: Any) -> Any:  # argparse keeps the class that it returns to itself
+        """As argparse does, with `ACTION` in the usage line."""
+        self.usage = "%(prog)s ACTION [flags]"
+        made = super().add_subparsers(prog=self.prog, dest="action", metavar="ACTION", required=True, **options)
+        self.actions = made.choices
+        self.epilog = f"`{self.prog} ACTION --help` lists the flags of an action."
+        return made
+
+    def flags(self) -> list[str]:
+        """All flags, as its help shows them."""
+        return re.findall(r"(?<![\w-])--[a-z][a-z-]*", self.format_help())
 
     def parse(self, args: Sequence[str]) -> argparse.Namespace:
-        """As argparse does, but `names` may also follow the flags: `state show --json JFK`."""
+        """As `parse_args`, with the default action; `names` may also follow the flags: `state reset --force JFK`."""
+        first = args[0] if args else "--"
+        if self.actions and first not in ("-h", "--help") and (first.startswith("-") or re.search("[./]", first)):
+            args = [self.get_default("action"), *args]
         parsed, rest = self.parse_known_args(args)
         if rest and hasattr(parsed, "names") and not any(each.startswith("-") for each in rest):
             parsed.names += rest
         elif rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            flag = rest[0].partition("=")[0]
+            fitting = [name for name, parser in self.actions.items() if flag in parser.flags()]
+            if fitting:
+                raise UsageError(f"{parsed.parser.prog} has no {flag}", do=f"It is for: {', '.join(fitting)}.")
+            parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return parsed
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting, so that `main` has one way out."""
-        match = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
-        known = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(match[1], known, n=1) if match else []
+        match = re.search(r"unrecognized arguments: (-[^\s=]+)|invalid choice: '(.*?)'", message)
+        near = difflib.get_close_matches(match[1] or match[2], [*self.flags(), *self.actions], n=1) if match else []
         do = f"Did you mean {near[0]}?" if near else f"Run `{self.prog} --help` for what it takes."
         raise UsageError(f"{self.prog}: {message}", do=do)
-
-
-def version() -> str:
-    """This version of tidecast."""
-    return __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,15 +147,18 @@ def _dispatch(args: list[str]) -> int:
             return 0
         name, rest = rest[0], ["--help"]
     if name in ("-V", "--version"):
-        print(f"tidecast {version()}")
+        print(f"tidecast {__version__}")
         return 0
     try:
         command = find(name)
-        parser = Parser(prog=f"tidecast {name}", command=command)
+        parser = Parser(prog=f"tidecast {name}")
         command.configure(parser)
+        if not {"-h", "--help"}.isdisjoint(rest) and rest[0] not in parser.actions:
+            print(f"{_indent(command.EXAMPLE)}\n\n{command.HELP}\n\n{parser.format_help()}", end="")
+            return 0
         try:
             parsed = parser.parse(rest)
-        except SystemExit as stop:  # --help
+        except SystemExit as stop:  # --help of an action
             return int(stop.code or 0)
         return command.run(parsed)
     except ModuleNotFoundError as missing:
@@ -163,7 +185,7 @@ def find(name: str) -> Command:
         raise UsageError(f"{name} comes with the installed project", do="Run: pip install 'tidecast[train]'")
     near = difflib.get_close_matches(name, command_names(), n=1)
     hint = f"Did you mean `tidecast {near[0]}`?" if near else "Run `tidecast --help` for the list."
-    raise UsageError("there is no such command", got=name, do=hint)
+    raise UsageError(f"unknown command {name!r}", do=hint)
 
 
 def command_names() -> list[str]:

@@ -25,18 +25,12 @@ from tidecast.service.state.store import named_slices
 from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, format_time
 
 HELP = """\
-Look at the states of the series, forget some, or carry them elsewhere: the changelog topic, worker or no worker.
+List, show, delete, export or import the states of the series. They are in the changelog topic; no worker is needed.
 
-list            every series: partition, offset of its last reading, time of it, steps
-show SERIES     one series; with --model the state too, by the names that the model gives its parts
-reset SERIES…   forget these (or --all): they start again, cold, but for what a restart replays (the last seconds)
-export FILE     all states as JSON lines, - is stdout
-import FILE     the same back, into an empty changelog, or over what is there with --replace
-
-list, show and export may be used at any time and show what was last written: a live worker is some seconds ahead.
-reset and import are for a stopped group, for a live worker would write back what it has in memory; they refuse where
-the group has members, unless --force. A group that has never committed cannot be asked, and is taken for stopped.
-import checks the file whole before it writes. Readings between export and the group's offsets are missing from the
+list, show and export can be used at any time. They show what was last written: a running worker is some seconds ahead.
+reset and import need a stopped group, because a running worker would overwrite the change. They refuse while the group
+has members, unless --force is given. A group that has never committed counts as stopped.
+import checks the whole file before it writes. Readings between the export and the group's offsets are missing from the
 imported states."""
 EXAMPLE = """\
 tidecast state                                   # the same as: tidecast state list
@@ -45,83 +39,64 @@ tidecast state show JFK --model model
 tidecast state reset JFK LGA
 tidecast state export states.jsonl && tidecast state import states.jsonl --replace"""
 
-ACTIONS = ("list", "show", "reset", "export", "import")
-_ONLY = {  # which flags belong to which action
-    "json": ("list", "show"),
-    "limit": ("list",),
-    "all": ("reset",),
-    "force": ("reset", "import"),
-    "replace": ("import",),
-    "new_input": ("import",),
-    "model": ("show",),
-}
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The action, what it is for, and where."""
-    add = parser.add_argument
-    add("action", nargs="?", choices=ACTIONS, help="what to do [list]")
-    add("names", nargs="*", metavar="SERIES|FILE", help="series for show and reset, a file for export and import")
-    add("--json", action="store_true", default=None, help="list, show: one JSON object a line")
-    add("--limit", type=int, metavar="N", help="list: so many series at most, by name")
-    add("--all", action="store_true", default=None, help="reset: every series")
-    add("--force", action="store_true", default=None, help="reset, import: although the group has members")
-    add("--replace", action="store_true", default=None, help="import: forget every state that the file does not hold")
-    add(
+    """The actions, what each takes, and where Kafka is."""
+    parser.set_defaults(action="list")
+    actions = parser.add_subparsers()
+    listing = actions.add_parser("list", help="every series: partition, offset and time of its last reading, steps")
+    show = actions.add_parser("show", help="one series; with --model also its state, by the names in the model")
+    reset = actions.add_parser(
+        "reset",
+        help="delete the state of these series (or --all); they restart from the initial state, except for the few "
+        "seconds that a restart replays",
+    )
+    export = actions.add_parser("export", help="write all states as JSON lines")
+    read = actions.add_parser("import", help="read them back into an empty changelog; with --replace into any")
+    for each in (listing, show):
+        each.add_argument("--json", action="store_true", help="one JSON object per line")
+    listing.add_argument("--limit", type=int, metavar="N", help="at most N series, by name")
+    show.add_argument("series", metavar="SERIES", help="name of the series")
+    reset.add_argument("names", nargs="*", metavar="SERIES", help="names of the series")
+    reset.add_argument("--all", action="store_true", help="every series")
+    export.add_argument("file", metavar="FILE", help="the file to write; - is stdout")
+    read.add_argument("file", metavar="FILE", help="a file that export wrote")
+    for each in (reset, read):
+        each.add_argument("--force", action="store_true", help="even if the group has members")
+    read.add_argument("--replace", action="store_true", help="delete the states of all series that are not in the file")
+    read.add_argument(
         "--new-input",
         action="store_true",
-        default=None,
-        help="import: readings come from another topic than at the export: leave out offsets, place series by key",
+        help="the input topic is another than at the export: drop offsets, choose partitions by key",
     )
-    loader.add_flags(
-        parser,
-        *settings.CONNECTION,
-        "input_topic",
-        "changelog_topic",
-        "group",
-        "model",
-        "model_sha256",
-        "model_max_bytes",
-    )
+    for each in (listing, show, reset, export, read):
+        loader.add_flags(each, *settings.CONNECTION, "input_topic", "changelog_topic", "group")
+    loader.add_flags(show, "model", "model_sha256", "model_max_bytes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it; the exit code."""
     config = loader.from_args(args)
-    _check(args)
+    if args.action == "list" and args.limit is not None and args.limit < 1:
+        raise UsageError("--limit must be at least 1", got=args.limit)
+    if args.action == "reset" and bool(args.names) == args.all:
+        raise UsageError("tidecast state reset takes SERIES… or --all", got=" ".join(args.names) or None)
     spec = _spec(args, config) if args.action == "show" else None  # before Kafka: a wrong file should not wait for it
     broker = connect_from_settings(config)
     try:
         if args.action == "list":
-            _list(broker, config, limit=args.limit, as_json=bool(args.json))
+            _list(broker, config, limit=args.limit, as_json=args.json)
         elif args.action == "show":
-            _show(broker, config, args.names[0], spec, as_json=bool(args.json))
+            _show(broker, config, args.series, spec, as_json=args.json)
         elif args.action == "reset":
-            _reset(broker, config, args.names, force=bool(args.force))
+            _reset(broker, config, args.names, force=args.force)
         elif args.action == "export":
-            _export(broker, config, args.names[0])
+            _export(broker, config, args.file)
         else:
             _import(broker, config, args)
     finally:
         broker.close()
     return 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Settle the action; refuse flags of other actions, and too few or too many names."""
-    if args.action is None:  # argparse has taken an action behind a flag for a name
-        args.action = args.names.pop(0) if args.names and args.names[0] in ACTIONS else "list"
-    for name, allowed in _ONLY.items():
-        if getattr(args, name) is not None and args.action not in allowed:
-            raise UsageError(f"{settings.flag(name)} means nothing to {args.action}", do=f"For: {', '.join(allowed)}.")
-    wanted = {"list": "no SERIES", "show": "one SERIES", "reset": "SERIES… or --all"}.get(args.action, "one FILE")
-    count = len(args.names)
-    fits = {"list": count == 0, "reset": (count > 0) != bool(args.all)}.get(args.action, count == 1)
-    if not fits:
-        got = " ".join(args.names + (["--all"] if args.all else [])) or "nothing"
-        raise UsageError(f"tidecast state {args.action} takes {wanted}", got=got)
-    if args.limit is not None and args.limit < 1:
-        raise UsageError("--limit must be at least 1", got=args.limit)
 
 
 def _spec(args: argparse.Namespace, config: Settings) -> ModelSpec | None:
@@ -202,7 +177,7 @@ def _export(broker: Broker, config: Settings, file: str) -> None:
 
 
 def _import(broker: Broker, config: Settings, args: argparse.Namespace) -> None:
-    file, new_input = Path(args.names[0]), bool(args.new_input)
+    file, new_input = Path(args.file), args.new_input
     partitions = changelog_admin.partitions_of(broker, config)
     ends = {} if new_input else changelog_admin.input_ends(broker, config)
     entries = export_file.read_states(file, partitions, new_input=new_input, ends=ends)

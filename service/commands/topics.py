@@ -1,4 +1,4 @@
-"""`tidecast topics`: what topics there are, and making those that the worker needs."""
+"""`tidecast topics`: lists topics, and creates those that the worker needs."""
 
 from __future__ import annotations
 
@@ -10,42 +10,40 @@ from tidecast.service.config import loader, settings
 from tidecast.service.errors import UsageError
 
 HELP = """\
-List the topics and their partitions (list, the default), or make those that the worker needs (create).
+List the topics and their partitions, or create those that the worker needs.
 
-Input, output and changelog must have the same number of partitions: a forecast and a state go to the number of
-their reading's. The changelog, which holds the states, is compacted."""
+Input, output and changelog must have the same number of partitions: a forecast and a state go to the partition with
+the number of their reading's. The changelog, which holds the states, is compacted."""
 EXAMPLE = """\
 tidecast topics create --partitions 4
 tidecast topics --bootstrap-servers kafka:9092"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The action, how to make topics, and where."""
-    parser.add_argument("action", nargs="?", choices=("list", "create"), default="list", help="what to do [list]")
-    parser.add_argument(
+    """The two actions, and where Kafka is."""
+    parser.set_defaults(action="list")
+    actions = parser.add_subparsers()
+    listing = actions.add_parser("list", help="list the topics and their partitions (the default)")
+    creating = actions.add_parser("create", help="create the topics that the worker needs")
+    creating.add_argument(
         "--partitions",
         type=int,
         metavar="N",
-        help=f"partitions of each topic that is made [those of a topic that is there, else {DEFAULT_PARTITIONS}]",
+        help=f"partitions of each new topic [those of an existing one, else {DEFAULT_PARTITIONS}]",
     )
-    parser.add_argument(
+    creating.add_argument(
         "--replication-factor", type=int, metavar="N", help="copies of each partition [the cluster's default]"
     )
-    loader.add_flags(
-        parser,
-        *settings.CONNECTION,
-        "input_topic",
-        "output_topic",
-        "dead_letter_topic",
-        "changelog_topic",
-    )
+    topics = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
+    for each in (listing, creating):
+        loader.add_flags(each, *settings.CONNECTION, *topics)
 
 
 def run(args: argparse.Namespace) -> int:
-    """List or create; what there is goes to stdout."""
+    """List or create; the topics go to stdout."""
     config = loader.from_args(args)
     for name in ("partitions", "replication_factor"):
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1", got=value)
     broker = connect_from_settings(config)

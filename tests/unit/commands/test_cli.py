@@ -113,7 +113,7 @@ def test_starting_the_command_line_imports_nothing_heavy():
 def test_python_m_tidecast_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "tidecast", "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("tidecast: there is no such command")
+    assert done.stderr.startswith("tidecast: unknown command 'nothing'")
 
 
 @pytest.fixture

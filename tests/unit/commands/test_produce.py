@@ -1,7 +1,6 @@
 import itertools
 import json
 import math
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from tidecast.service.broker.memory.broker import MemoryBroker
 from tidecast.service.broker.port import OutgoingBatch
-from tidecast.service.cli import main
+from tidecast.service.cli import Parser, main
 from tidecast.service.commands import produce
 from tidecast.service.config.loader import load
 from tidecast.service.datafiles.readings import Reading, readings
@@ -294,9 +293,9 @@ def test_a_topic_that_is_not_there_is_refused_with_the_command_that_makes_it() -
 
 
 def columns(*flags: str) -> Columns:
-    parser = ArgumentParser()
+    parser = Parser("tidecast produce")
     produce.configure(parser)
-    return produce.columns_of(parser.parse_args(["file", "--data", "weather.csv.gz", *flags]))
+    return produce.columns_of(parser.parse(["file", *flags]), "weather.csv.gz")
 
 
 CONFIG = """name = "w"
@@ -346,11 +345,12 @@ def test_a_dry_run_prints_the_records_and_needs_no_kafka(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ([], "--data"),
+        ([], "needs FILE"),
         (["file", "f.csv"], "--time"),
-        (["nowhere"], "SOURCE"),
-        (["sine", "--data", "f.csv"], "--data means nothing"),
-        (["machine", "--from", "2013-01-01"], "--from means nothing"),
+        (["f.csv", "--data", "g.csv"], "one file is enough"),
+        (["sinus"], "Did you mean sine?"),
+        (["sine", "--data", "f.csv"], "tidecast produce sine has no --data. It is for: file."),
+        (["machine", "--from", "2013-01-01"], "tidecast produce machine has no --from. It is for: file."),
         (["sine", "--limit", "0"], "--limit"),
         (["sine", "--series", "many"], "--series"),
         (["machine", "--interval", "1ms"], "--interval"),
