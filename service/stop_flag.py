@@ -1,9 +1,18 @@
-"""A flag that a signal handler may set."""
+"""A flag that a signal handler may set, and handlers of Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
+from typing import NoReturn
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequested(BaseException):
+    """Ctrl-C or SIGTERM came: end early and in order, without an error."""
 
 
 class StopFlag:
@@ -33,3 +42,27 @@ class StopFlag:
                 self._wake.get(timeout=seconds)
                 self._wake.put(None)  # for other waiting threads
         return self._set
+
+
+@contextmanager
+def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call `handle` with the number of each SIGINT and SIGTERM. At the end the earlier handlers are back."""
+    before = {each: signal.signal(each, lambda number, frame: handle(number)) for each in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """The first SIGINT or SIGTERM raises `StopRequested`; later ones are ignored, so that they do not cut it short."""
+
+    def stop(number: int) -> NoReturn:
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise StopRequested
+
+    with on_signals(stop):
+        yield

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from tidecast.service.broker.embedded.server import EmbeddedBroker
 from tidecast.service.config import loader, settings
 from tidecast.service.errors import BrokerError
+from tidecast.service.stop_flag import StopRequested, raise_on_signals
 
 HELP = """\
 Run a real Apache Kafka on this machine, in the foreground: no Docker, no Java to install.
@@ -22,10 +20,6 @@ answers. Its data outlives it, also a kill -9. Ends on SIGTERM or Ctrl-C; never 
 EXAMPLE = """\
 tidecast broker
 tidecast broker --port 0 --data-dir /tmp/kafka"""
-
-
-class _Asked(BaseException):
-    """SIGTERM or SIGINT came, perhaps while Kafka was still starting."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,26 +50,20 @@ def run(args: argparse.Namespace) -> int:
     config = loader.from_args(args)
     broker = EmbeddedBroker(Path(config.broker_data_dir).expanduser(), port=config.broker_port, heap_mb=args.heap_mb)
 
-    def ask(signum: int, frame: FrameType | None) -> NoReturn:
-        for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut the stopping short
-            signal.signal(number, signal.SIG_IGN)
-        raise _Asked
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    try:
-        broker.start(_say)
-        print(f"bootstrap.servers {broker.bootstrap_servers}", flush=True)
-        _say(f"Kafka is ready; its log is {broker.log_file}. Ctrl-C stops it.")
-        idle = threading.Event()
-        while broker.alive():
-            idle.wait(0.2)
-        raise BrokerError(broker.how_it_ended())
-    except _Asked:
-        _say("stopping Kafka")
-        return 0
-    finally:
-        broker.stop()
+    with raise_on_signals():
+        try:
+            broker.start(_say)
+            print(f"bootstrap.servers {broker.bootstrap_servers}", flush=True)
+            _say(f"Kafka is ready; its log is {broker.log_file}. Ctrl-C stops it.")
+            idle = threading.Event()
+            while broker.alive():
+                idle.wait(0.2)
+            raise BrokerError(broker.how_it_ended())
+        except StopRequested:
+            _say("stopping Kafka")
+            return 0
+        finally:
+            broker.stop()
 
 
 def _say(message: str) -> None:

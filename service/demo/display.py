@@ -83,9 +83,10 @@ class LiveTable:
         if time.monotonic() - self._shown < 0.2:
             return
         self._shown = time.monotonic()
-        self._live.update(self._draw(board), refresh=True)
+        self._live.update(self.draw(board), refresh=True)
 
-    def _draw(self, board: Scoreboard) -> Any:
+    def draw(self, board: Scoreboard) -> Any:
+        """What a rich console prints of it."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text

@@ -6,16 +6,14 @@ import contextlib
 import importlib.util
 import os
 import re
-import signal
 import socket
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 from msgspec.structs import replace
@@ -31,6 +29,7 @@ from tidecast.service.demo.display import error_lines, make_display
 from tidecast.service.demo.prepare import sample, say, start_kafka, train
 from tidecast.service.demo.scoreboard import Scoreboard
 from tidecast.service.errors import TidecastError
+from tidecast.service.stop_flag import StopRequested, raise_on_signals
 from tidecast.service.timestamps import format_duration, format_time, parse_time
 
 PARTITIONS = 3
@@ -54,10 +53,6 @@ class Plan:
     connection: tuple[str, ...] = ()  # flags for whoever connects to it
 
 
-class Asked(BaseException):
-    """Ctrl-C or SIGTERM: the demo ends early, in order, and well."""
-
-
 def run(plan: Plan, settings: Settings) -> None:
     """The whole demo; returns when it has ended and nothing of it is left running.
 
@@ -65,7 +60,7 @@ def run(plan: Plan, settings: Settings) -> None:
         TidecastError: a part failed, with its own message.
     """
     finished = False
-    with contextlib.suppress(Asked), _signals(), contextlib.ExitStack() as stack:
+    with contextlib.suppress(StopRequested), raise_on_signals(), contextlib.ExitStack() as stack:
         plan.folder.mkdir(parents=True, exist_ok=True)
         # Leaving the stack stops the producer, then the worker, then deletes the topics, then stops Kafka. A second
         # signal must not cut that short.
@@ -285,23 +280,6 @@ def _sum_up(board: Scoreboard, unit: str) -> None:
     for line in error_lines(board, f" {unit}" if unit else "") or ["  none could be checked yet"]:
         print(line)
     sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise `Asked` once; after the first both are ignored, for the way back is under way."""
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        raise Asked
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _own_command() -> str:

@@ -58,7 +58,9 @@ class SeriesRow:
 
 
 @dataclass(slots=True)
-class _TrackedSeries:
+class TrackedSeries:
+    """Readings and forecasts of one series that can still be matched."""
+
     newest: int | None = None  # ms of the newest reading
     newest_made: int | None = None  # ms of the newest forecast
     actual: dict[int, float | None] = field(default_factory=dict)  # ts -> value
@@ -82,13 +84,13 @@ class Scoreboard:
         self.forecasts = 0
         self.step_ms = 0
         self.low_name = self.high_name = ""  # of the interval's quantiles, such as "p5" and "p95"
-        self._series: dict[str, _TrackedSeries] = {}
+        self.series: dict[str, TrackedSeries] = {}
         self._horizon = 1
 
     def reading(self, series: str, ts: int, value: float | None) -> None:
         """What happened at `ts`."""
         self.readings += 1
-        one = self._series.setdefault(series, _TrackedSeries())
+        one = self.series.setdefault(series, TrackedSeries())
         if one.newest is not None and ts <= one.newest:
             return  # late or a duplicate: not part of what the model saw
         one.newest = ts
@@ -101,7 +103,7 @@ class Scoreboard:
 
     def forecast(self, series: str, ts: int, step_ms: int, warm: bool, target: Mapping[str, Sequence[float]]) -> None:
         """The forecast made from the reading at `ts`; `target` maps quantile names to [horizon]."""
-        one = self._series.setdefault(series, _TrackedSeries())
+        one = self.series.setdefault(series, TrackedSeries())
         if step_ms <= 0 or (one.newest_made is not None and ts <= one.newest_made):
             return  # no fixed step: its times are unknown; or the same forecast again, as at-least-once may
         one.newest_made = ts
@@ -127,7 +129,7 @@ class Scoreboard:
     def rows(self) -> list[SeriesRow]:
         """The newest of every series, by name."""
         rows = []
-        for name, one in sorted(self._series.items()):
+        for name, one in sorted(self.series.items()):
             if one.newest is not None:
                 rows.append(
                     SeriesRow(
@@ -141,7 +143,7 @@ class Scoreboard:
         """The share of values that the interval should hold, such as 0.9; NaN before the first forecast."""
         return (float(self.high_name[1:]) - float(self.low_name[1:])) / 100 if self.low_name else float("nan")
 
-    def _score(self, one: _TrackedSeries, made: int, steps: int) -> None:
+    def _score(self, one: TrackedSeries, made: int, steps: int) -> None:
         """Count a forecast, once both the value it was for and the value it was made at are known."""
         forecast = one.waiting.get(made, {}).get(steps)
         actual, naive = one.actual.get(made + steps * self.step_ms), one.actual.get(made)
@@ -154,7 +156,7 @@ class Scoreboard:
         errors.naive += abs(naive - actual)
         errors.inside += forecast.low <= actual <= forecast.high
 
-    def _forget(self, one: _TrackedSeries) -> None:
+    def _forget(self, one: TrackedSeries) -> None:
         """Keep what can still be matched, with room for a worker that lags behind."""
         if one.newest is None or not self.step_ms or len(one.actual) < 2_000 + 4 * self._horizon:
             return

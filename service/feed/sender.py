@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Protocol
 
 import msgspec
@@ -18,6 +17,7 @@ from tidecast.service.config.settings import Settings
 from tidecast.service.datafiles.readings import Reading
 from tidecast.service.errors import BrokerError
 from tidecast.service.feed.pacing import SystemClock
+from tidecast.service.stop_flag import on_signals
 from tidecast.service.timestamps import format_time
 
 _EVERY_S = 10.0  # a line on stderr
@@ -95,18 +95,14 @@ class StdoutProducer:
 
 @contextmanager
 def stop_on_signals(clock: SystemClock) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the pacing, so that the ordinary end (flush, count, exit 0) follows."""
+    """Ctrl-C and SIGTERM stop the clock, so that the usual end follows: flush, count, exit 0."""
 
-    def stop(signum: int, frame: FrameType | None) -> None:
+    def stop(number: int) -> None:
         clock.stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C need not be patient
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
 
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(stop):
         yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def say(text: str) -> None:

@@ -40,14 +40,14 @@ def file_table(
     if until is not None:
         inside &= table.ts < until
     rows = np.flatnonzero(inside)
-    rows = rows[_stream_order(table.ts[rows], [table.series[row] for row in rows])][:limit]
+    rows = rows[stream_order(table.ts[rows], [table.series[row] for row in rows])][:limit]
     if not len(rows):
         raise DataError(f"{path} has no readings in the asked part", do="Check --from, --until and --limit.")
     return table.select(rows)
 
 
-def _stream_order(ts: NDArray[np.int64], series: list[str]) -> NDArray[np.int64]:
-    """Row numbers, sorted by the latest time seen so far in the row's own series."""
+def stream_order(ts: NDArray[np.int64], series: list[str]) -> NDArray[np.int64]:
+    """Row numbers [rows] of times `ts` [rows] in ms, sorted by the latest time seen so far in the row's own series."""
     if not series:
         return np.empty(0, dtype=np.int64)
     codes = np.unique(np.array(series), return_inverse=True)[1].reshape(-1).astype(np.int64)

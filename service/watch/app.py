@@ -50,7 +50,7 @@ class Page:
     ) -> None:
         self._store, self._status, self._about = store, status, about
         self._files = assets.load()
-        self._streams = 0
+        self.streams = 0
         self.closing = threading.Event()  # set = all streams end
         routes = [
             Route("/", self._index),
@@ -96,7 +96,7 @@ class Page:
 
     async def _stream(self, request: Request) -> Response:
         choice = _choice(request)
-        if self._streams >= MAX_STREAMS:
+        if self.streams >= MAX_STREAMS:
             return PlainTextResponse(f"{MAX_STREAMS} viewers are watching already\n", 503, {"Retry-After": "10"})
         if request.method == "HEAD":
             return Response(headers={"Content-Type": "text/event-stream"})
@@ -107,7 +107,7 @@ class Page:
     async def _events(self, choice: Choice | None) -> AsyncIterator[bytes]:
         subscription = Subscription(self._store, choice) if choice is not None else None
         said = 0.0
-        self._streams += 1
+        self.streams += 1
         try:
             while not self.closing.is_set():
                 if subscription is not None and (news := subscription.next_event()) is not None:
@@ -117,7 +117,7 @@ class Page:
                     yield _event("status", self._status())
                 await asyncio.sleep(LOOK_S)
         finally:
-            self._streams -= 1
+            self.streams -= 1
 
 
 def _choice(request: Request) -> Choice | None:

@@ -67,9 +67,9 @@ def run(config: Settings) -> int:
             "bootstrap_servers": config.bootstrap_servers,
         },
         password=config.watch_password.reveal(),
-        hosts=_hosts(config),
+        hosts=allowed_hosts(config),
     )
-    with _listen(config.watch_host, config.watch_port) as listener:
+    with listen(config.watch_host, config.watch_port) as listener:
         server = server_of(page)
         thread = threading.Thread(target=server.run, args=([listener],), name="watch-http", daemon=True)
         thread.start()
@@ -112,15 +112,21 @@ def server_of(page: Page) -> uvicorn.Server:
     )
 
 
-def _hosts(config: Settings) -> list[str] | None:
-    """The names under which the page may be asked for; None = any, where it is not bound to loopback."""
+def allowed_hosts(config: Settings) -> list[str] | None:
+    """The host names that the page accepts; None = any, where it is not bound to loopback."""
     more = [name.strip() for name in config.watch_allowed_hosts.split(",") if name.strip()]
     if not is_loopback(config.watch_host):
         return more or None
     return [*_LOOPBACK, config.watch_host, *more]
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        TidecastError: the port is taken, or may not be used.
+        UsageError: the host is not an address of this machine.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=64)

@@ -83,17 +83,17 @@ class Served:
         self.page = Page(self.store, self.status, ABOUT, **self._options)
         self._socket = socket.create_server(("127.0.0.1", self.port))
         self.port = self._socket.getsockname()[1]
-        self._server = server_of(self.page)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
-        self._thread.start()
+        self.server = server_of(self.page)
+        self.thread = threading.Thread(target=self.server.run, args=([self._socket],))
+        self.thread.start()
         deadline = time.monotonic() + PATIENCE
-        while not self._server.started and time.monotonic() < deadline:
+        while not self.server.started and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def stop(self):
         self.page.closing.set()
-        self._server.should_exit = True
-        self._thread.join(PATIENCE)
+        self.server.should_exit = True
+        self.thread.join(PATIENCE)
         self._socket.close()
 
     def get(self, path, method="GET", headers=None, body=None):

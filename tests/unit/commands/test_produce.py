@@ -135,7 +135,7 @@ def test_merging_never_changes_the_order_inside_a_series_so_a_late_reading_stays
     rows: list[tuple[str, int]],
 ) -> None:
     made = table(rows)
-    order = sources._stream_order(made.ts, made.series)
+    order = sources.stream_order(made.ts, made.series)
     assert sorted(order.tolist()) == list(range(len(rows)))
     for key in "abc":
         mine = [i for i in order.tolist() if rows[i][0] == key]

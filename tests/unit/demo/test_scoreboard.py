@@ -112,7 +112,7 @@ def test_a_long_run_forgets_what_can_no_longer_be_matched() -> None:
     for t in range(5_000):
         board.reading("a", t * STEP, 1.0)
         board.forecast("a", t * STEP, STEP, True, forecast(1.0, 1.0))
-    one = board._series["a"]
+    one = board.series["a"]
     assert max(len(one.actual), len(one.waiting), len(one.one_step)) < 3_000
     assert board.errors[2].count == 4_998
 
@@ -138,7 +138,7 @@ def test_the_live_table_fits_a_terminal_of_80_columns_and_breaks_no_time(monkeyp
     table = LiveTable("temp", "°F", "weather, live")
     try:
         shown = io.StringIO()
-        console(file=shown, width=80).print(table._draw(board))
+        console(file=shown, width=80).print(table.draw(board))
     finally:
         table.close()
     lines = shown.getvalue().splitlines()

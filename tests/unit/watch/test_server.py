@@ -13,7 +13,7 @@ from tidecast.service.config.loader import load
 from tidecast.service.config.rules import is_loopback
 from tidecast.service.errors import TidecastError, UsageError
 from tidecast.service.watch import app, assets, request_timeout
-from tidecast.service.watch.server import _hosts, _listen
+from tidecast.service.watch.server import allowed_hosts, listen
 
 NASTY = [
     "<img src=x onerror=alert(1)>",
@@ -165,7 +165,7 @@ def test_a_hostile_name_comes_back_as_it_is_and_breaks_no_event(served, name):
 def test_the_stream_brings_all_then_what_is_new(served):
     with concurrent.futures.ThreadPoolExecutor() as pool:
         coming = pool.submit(served.events, "/api/stream?series=a", 3)
-        while not served.page._streams:
+        while not served.page.streams:
             time.sleep(0.01)
         fill(served.store, "a", range(5, 7))
         kinds = [kind for kind, _ in coming.result()]
@@ -185,7 +185,7 @@ def test_the_server_ends_though_somebody_is_watching():
         viewer.sendall(b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert viewer.recv(10)
         served.stop()
-        assert not served._thread.is_alive()
+        assert not served.thread.is_alive()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_the_server_ends_though_somebody_is_watching():
 )
 def test_who_is_silent_is_disconnected_and_does_not_keep_others_out(served, monkeypatch, said):
     monkeypatch.setattr(request_timeout, "REQUEST_S", 0.3)
-    monkeypatch.setattr(served._server.config, "limit_concurrency", 4)
+    monkeypatch.setattr(served.server.config, "limit_concurrency", 4)
     silent = [socket.create_connection(("127.0.0.1", served.port), timeout=5) for _ in range(6)]
     for each in silent:
         each.sendall(said)
@@ -229,9 +229,9 @@ def test_another_chart_library_than_the_known_one_is_not_served(monkeypatch):
 
 def test_a_port_that_is_taken_is_reported_with_the_page_s_own_flag():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(TidecastError, match="--watch-port"):
-        _listen("127.0.0.1", other.getsockname()[1])
+        listen("127.0.0.1", other.getsockname()[1])
     with pytest.raises(UsageError, match="--watch-host"):
-        _listen("192.0.2.1", 0)
+        listen("192.0.2.1", 0)
 
 
 def test_what_counts_as_loopback():
@@ -241,7 +241,7 @@ def test_what_counts_as_loopback():
 
 def test_names_of_a_proxy_are_added_to_loopback_s_own():
     def hosts(**flags):
-        return _hosts(load(flags, {}))
+        return allowed_hosts(load(flags, {}))
 
     assert "watch.example" in hosts(watch_allowed_hosts="watch.example, b")
     assert "localhost" in hosts()
