@@ -1,4 +1,4 @@
-"""The `tidecast` command: finds the one module that is asked for, and turns its errors into one line.
+"""The `tidecast` command: imports the module of one command, runs it, and prints its errors as one line.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 """
@@ -20,9 +20,9 @@ from tidecast import __version__
 from tidecast.service.config.secrets import masked
 from tidecast.service.errors import TidecastError, UsageError
 
-# Imported by name, when asked for: `tidecast config` should not pay for onnxruntime.
+# Imported by name, only when needed: `tidecast config` should not have to import onnxruntime.
 COMMANDS: dict[str, dict[str, str]] = {
-    "See it work": {"demo": "tidecast.service.commands.demo"},
+    "Try it": {"demo": "tidecast.service.commands.demo"},
     "Forecast": {
         "serve": "tidecast.service.commands.serve",
         "replay": "tidecast.service.commands.replay",
@@ -33,16 +33,16 @@ COMMANDS: dict[str, dict[str, str]] = {
         "produce": "tidecast.service.commands.produce",
         "state": "tidecast.service.commands.state",
     },
-    "Look around": {"watch": "tidecast.service.commands.watch", "config": "tidecast.service.commands.config"},
+    "Inspect": {"watch": "tidecast.service.commands.watch", "config": "tidecast.service.commands.config"},
 }
-# Training's commands announce themselves here, so that the service never imports training.
+# The trainer's commands are entry points, so that the service never imports the trainer.
 ENTRY_POINTS = "tidecast.commands"
 TRAINING = ("inspect", "train", "evaluate", "publish", "tune", "recipe")
 _TRAIN_EXTRA = ("torch", "onnx", "onnxscript", "polars", "matplotlib", "rich", "tomli_w", "optuna")
 
 
 class Command(Protocol):
-    """What a command's module holds."""
+    """What the module of a command contains."""
 
     HELP: str  # one line for the overview; more below it for its own --help
     EXAMPLE: str  # the first that --help prints
@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting, so that `main` has one way out."""
+        """Raise instead of exiting, so that all errors end in `main`."""
         match = re.search(r"unrecognized arguments: (-[^\s=]+)|invalid choice: '(.*?)'", message)
         near = difflib.get_close_matches(match[1] or match[2], [*self.flags(), *self.actions], n=1) if match else []
         do = f"Did you mean {near[0]}?" if near else f"Run `{self.prog} --help` for what it takes."
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tidecast: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # `tidecast … | head`: the reader has what it wanted. Keeps the interpreter from complaining at exit.
+        # `tidecast … | head` has closed the pipe. Without this the interpreter reports an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
@@ -182,7 +182,7 @@ def find(name: str) -> Command:
         if entry.name == name:
             return cast(Command, entry.load())
     if name in TRAINING:
-        raise UsageError(f"{name} comes with the installed project", do="Run: pip install 'tidecast[train]'")
+        raise UsageError(f"{name} is part of the trainer", do="Run: pip install 'tidecast[train]'")
     near = difflib.get_close_matches(name, command_names(), n=1)
     hint = f"Did you mean `tidecast {near[0]}`?" if near else "Run `tidecast --help` for the list."
     raise UsageError(f"unknown command {name!r}", do=hint)
@@ -199,9 +199,9 @@ def overview() -> str:
     lines = [
         "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka",
         "",
-        "  tidecast demo                                    # the whole of it on this machine, in one go",
-        "  tidecast train weather.toml --out model          # a CSV becomes one ONNX file",
-        "  tidecast broker                                  # a real Kafka here, if you have none",
+        "  tidecast demo                                    # all of it on this machine, in one command",
+        "  tidecast train weather.toml --out model          # train: a CSV becomes one ONNX file",
+        "  tidecast broker                                  # a local Kafka, if you have none",
         "  tidecast topics create --partitions 4",
         "  tidecast serve --model model                     # readings in, forecasts out",
         "  tidecast watch                                   # the live page, in a browser",
@@ -213,7 +213,7 @@ def overview() -> str:
     lines += [
         "",
         "`tidecast COMMAND --help` starts with an example. Every setting is a flag or a TIDECAST_* variable;",
-        "`tidecast config` shows what is in force. Data goes to stdout, logs to stderr.",
+        "`tidecast config` shows the present values. Data goes to stdout, logs to stderr.",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Tables for a terminal, as wide as that is."""
+"""Tables that fit the width of the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ANY_WIDTH = 1_000
 
 
 def fitted(table: Table, console: Console) -> Table:
-    """Without blanks around its columns if it is too wide for the terminal with them: better than broken words."""
+    """The table; where it is too wide for the terminal, without blanks between its columns, so that no word is cut."""
     if console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum > console.width:
         table.padding = (0, 0)
     return table

@@ -15,8 +15,8 @@ from tidecast.service.stop_flag import StopRequested, raise_on_signals
 HELP = """\
 Run a real Apache Kafka on this machine, in the foreground: no Docker, no Java to install.
 
-The first start on a machine fetches Kafka (about 45 MB). Prints `bootstrap.servers HOST:PORT` on stdout once it
-answers. Its data outlives it, also a kill -9. Ends on SIGTERM or Ctrl-C; never outlives this command."""
+The first start on a machine downloads Kafka (about 45 MB). Prints `bootstrap.servers HOST:PORT` on stdout when Kafka
+answers. Stop it with SIGTERM or Ctrl-C. Its data is kept, also after a kill -9; Kafka itself ends with this command."""
 EXAMPLE = """\
 tidecast broker
 tidecast broker --port 0 --data-dir /tmp/kafka"""
@@ -29,23 +29,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--broker-data-dir",
         dest="broker_data_dir",
         metavar="DIR",
-        help="where its data is kept [~/.local/share/tidecast/broker]",
+        help="where Kafka keeps its data [~/.local/share/tidecast/broker]",
     )
     parser.add_argument(
         "--port",
         "--broker-port",
         dest="broker_port",
         metavar="N",
-        help=f"loopback port; 0 = any free one, the same again in the same folder [{settings.default('broker_port')}]",
+        help=f"loopback port; 0 = any free one, kept for the same folder [{settings.default('broker_port')}]",
     )
     parser.add_argument("--heap-mb", type=int, default=512, metavar="N", help="Java's heap, MB [512]")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start, announce, wait, stop.
+    """Start Kafka, print its address, and wait for a signal.
 
     Raises:
-        BrokerError: it could not start, or it died (with the end of its log).
+        BrokerError: Kafka could not start, or it ended (with the end of its log).
     """
     config = loader.from_args(args)
     broker = EmbeddedBroker(Path(config.broker_data_dir).expanduser(), port=config.broker_port, heap_mb=args.heap_mb)

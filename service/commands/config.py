@@ -1,4 +1,4 @@
-"""`tidecast config`: what is in force, and where each value came from."""
+"""`tidecast config`: the settings in force, and where each value comes from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import groupby
 from tidecast.service.config import loader, settings
 from tidecast.service.config.secrets import Secret
 
-HELP = "Print the settings in force, and where each came from."
+HELP = "Print all settings with their present values, and where each value comes from."
 EXAMPLE = """\
 tidecast config
 TIDECAST_HTTP_PORT=9000 tidecast config --input-topic sensors
@@ -18,7 +18,7 @@ tidecast config --json | jq '.http_port.value'"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Its own flag, and those of every setting, to try out what they would do."""
+    """`--json`, and the flags of all settings, to see what they would do."""
     parser.add_argument("--json", action="store_true", help="one JSON object: name -> value, origin, variable, help")
     loader.add_flags(parser)
 

@@ -13,23 +13,23 @@ from tidecast.service.errors import UsageError
 from tidecast.service.observability import logs
 
 HELP = """\
-See it work, from a CSV to live forecasts on a real Kafka: train, start everything, watch, and end it all.
+Train a model, start Kafka and a worker, and show live forecasts of a sample CSV: everything in one command.
 
-Trains on the shipped weather sample (the first time, about a minute), starts Kafka, a worker, and a producer that
-replays what the model has never seen as a live stream, and shows forecasts beside what then happened. Ends
-by itself after --seconds, or on Ctrl-C, and leaves nothing running. The model is kept for the next time."""
+Trains on the shipped weather sample (only the first time, about a minute), then starts Kafka, a worker, and a producer
+that replays rows which the model was not trained on. Shows each forecast next to the value that was measured later.
+Ends after --seconds or on Ctrl-C, and leaves nothing running. The model is kept for the next time."""
 EXAMPLE = """\
 tidecast demo
-tidecast demo --seconds 20 --speed 86400                  # a day of weather each second
-tidecast demo --bootstrap-servers 127.0.0.1:9092          # on a Kafka that is there; its own topics, removed at the end
+tidecast demo --seconds 20 --speed 86400                  # a day of weather per second
+tidecast demo --bootstrap-servers 127.0.0.1:9092          # on your own Kafka, with its own topics, deleted at the end
 tidecast demo --model build/mine --data mine.csv"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """How long, how fast, with what."""
+    """Duration, speed, model, data, and which Kafka."""
     parser.add_argument("--seconds", default="60", metavar="S", help="how long the live part lasts [60]")
-    parser.add_argument("--speed", default="36000", metavar="X", help="event seconds for each second [36000: 10 hours]")
-    parser.add_argument("--model", metavar="DIR", help="a model directory of your own [trained on the sample]")
+    parser.add_argument("--speed", default="36000", metavar="X", help="event time per second, s [36000: 10 hours]")
+    parser.add_argument("--model", metavar="DIR", help="your own model directory [trained on the sample]")
     parser.add_argument("--data", metavar="FILE", help="the file to replay, with --model [the weather sample]")
     parser.add_argument(
         "--data-dir", metavar="DIR", help="where model, logs and Kafka's data are kept [~/.local/share/tidecast/demo]"
@@ -38,14 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--bootstrap-servers",
         dest="kafka",
         metavar="HOST:PORT",
-        help="use this Kafka [an embedded one is started]",
+        help="use this Kafka [starts an embedded one]",
     )
     loader.add_flags(parser, *(name for name in settings.CONNECTION if name != "bootstrap_servers"))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check what was asked for, then run it."""
-    logs.setup("critical")  # what matters comes as an error; the worker's log is a file
+    """Check the flags, then run the demo."""
+    logs.setup("critical")  # errors are printed; the worker logs to a file
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     found = loader.resolve(
         loader.flags_of(args) | ({"bootstrap_servers": args.kafka} if args.kafka else {}), os.environ
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     config = settings.Settings(**{name: value for name, (value, _) in found.items()})
     if args.kafka is None and config.security_protocol != settings.default("security_protocol"):
         raise UsageError(
-            "the demo's own Kafka asks nobody who they are",
+            "the demo's own Kafka has no security",
             got=f"{found['security_protocol'][1]} {config.security_protocol}",
-            do="Name the Kafka that it is for with --bootstrap-servers, or leave it out.",
+            do="Give --bootstrap-servers of the Kafka that needs it, or leave it out.",
         )
     from tidecast.service.demo.run import Plan
     from tidecast.service.demo.run import run as run_demo
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _connection(args: argparse.Namespace, config: settings.Settings) -> tuple[str, ...]:
-    """What the worker and the producer are told of Kafka, besides its address; they run in another folder."""
+    """The flags with which worker, producer and page connect, without the address. They run in another folder."""
     flags = []
     for name in settings.CONNECTION:
         value = getattr(config, name)

@@ -1,4 +1,4 @@
-"""Where a command's data goes: stdout, or a file that is there only once it is whole."""
+"""Where a command writes its data: stdout, or a file that appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidecast.service.errors import UsageError
 
 @contextlib.contextmanager
 def open_output(name: str, do: str) -> Iterator[IO[bytes]]:
-    """Stdout for "-", else a file that is there only once all went well: half of the data must not pass for all.
+    """Stdout for "-", else a file that appears only when it is complete, so that nobody takes a part for all.
 
     Raises:
         UsageError: it cannot be written; `do` says what to give instead.

@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
     config = loader.from_args(args)
     logs.setup(config.log_level)
     if config.log_level != "debug":
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as a BrokerError
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its errors are raised as BrokerError
     clock = SystemClock()
-    batches = _batches(args, clock)  # before Kafka: a wrong flag or file should not wait for it
+    batches = _batches(args, clock)  # before connecting: a wrong flag or file fails at once
     if args.dry_run:
         with stop_on_signals(clock):
             return send(batches, StdoutProducer(), config.input_topic, 0.0, "printed")
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _batches(args: argparse.Namespace, clock: PacingClock) -> Iterator[list[Reading]]:
-    """Readings in the lists that are due together; ends by itself, at --limit, or when the clock says stop."""
+    """Readings in the lists that are due together; ends at the end of the file, at --limit, or when the clock stops."""
     limit = None if args.limit is None else _integer("--limit", args.limit)
     if limit is not None and limit < 1:
         raise UsageError("--limit must be 1 or more", got=args.limit)
@@ -187,7 +187,7 @@ def _describe(table: Table, speed: float) -> str:
 
 
 def _at(speed: float) -> str:
-    return "as fast as it goes" if math.isinf(speed) else f"at {speed:g} x"
+    return "as fast as possible" if math.isinf(speed) else f"at {speed:g} x"
 
 
 def _hours(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`tidecast replay`: a file through the very same pipeline as the worker's, without Kafka."""
+"""`tidecast replay`: a file through the worker's own pipeline, without Kafka."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tidecast.service.config import loader, settings
 from tidecast.service.errors import DataError
 
 HELP = """\
-Forecast a file: every reading through the worker's own pipeline, one JSON line for each forecast, in input order.
+Forecast a file without Kafka: the worker's own pipeline, one JSON line per forecast, in the order of the file.
 
-A line is the forecast record as Kafka would hold it, with "series" added. Each forecast is made as online: from its
-own reading and those before it in the file. A reading gets no line where the worker would not answer it: its time is
-that of its series' last (a duplicate) or before it (late), or it would be a dead letter. These are counted on stderr
-with their reasons; they do not stop it, and the exit code stays 0. Columns come from the model's config.toml."""
+A line is the forecast record as in the output topic, with "series" added. A forecast uses only its own reading and the
+readings before it in the file. Readings that a worker would not answer get no line: duplicates (same time as the last
+of their series), late ones (an earlier time) and dead letters. They are counted on stderr by reason, and the exit code
+is still 0. The model's config.toml says which columns are used."""
 EXAMPLE = """\
 tidecast replay --model model --data weather.csv --out forecasts.jsonl
 tidecast replay --model model --data weather.csv.gz | jq -c '[.series, .ts, .targets.temp.p50[0]]' | head"""
@@ -26,7 +26,7 @@ _SETTINGS = ("model_sha256", "model_max_bytes", "max_gap_steps", "intra_op_threa
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Model, file, output, and the settings that change forecasts."""
+    """Model, file, output, and the settings that affect forecasts."""
     parser.add_argument("--model", metavar="DIR", required=True, help="model directory: model.onnx and config.toml")
     parser.add_argument("--data", metavar="FILE", required=True, help="CSV (also .gz) or Parquet")
     parser.add_argument("--out", metavar="FILE", default="-", help="JSON lines; - is stdout [-]")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         sha256=config.model_sha256 or None,
     )
     check_features(columns, model.spec.features, args.model)
-    # The file is history: no clock limits its times, and no series is forgotten for being idle.
+    # The file is history: no clock limits its times, and no series expires.
     config = msgspec.structs.replace(
         config,
         max_future_seconds=0.0,

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--limit must be at least 1", got=args.limit)
     if args.action == "reset" and bool(args.names) == args.all:
         raise UsageError("tidecast state reset takes SERIES… or --all", got=" ".join(args.names) or None)
-    spec = _spec(args, config) if args.action == "show" else None  # before Kafka: a wrong file should not wait for it
+    spec = _spec(args, config) if args.action == "show" else None  # before connecting: a wrong file fails at once
     broker = connect_from_settings(config)
     try:
         if args.action == "list":
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _spec(args: argparse.Namespace, config: Settings) -> ModelSpec | None:
-    """The model's spec, where one was named; the default `model` directory need not be there."""
+    """The model's spec where a model was given; the default directory `model` may be missing."""
     if args.model is None and settings.variable("model") not in os.environ:
         return None
     from tidecast.service.model.session import Model  # onnxruntime takes a while to import, and only this needs it
@@ -126,11 +126,11 @@ def _list(broker: Broker, config: Settings, *, limit: int | None, as_json: bool)
             for name, p, o, ts, n in rows
         )
     if len(shown) < len(found):
-        print(f"{len(found) - len(shown)} more; without --limit all are listed", file=sys.stderr)
+        print(f"{len(found) - len(shown)} more; leave out --limit to list all", file=sys.stderr)
 
 
 def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None, *, as_json: bool) -> None:
-    """Print the series; each of its states, where it has one in more than one partition."""
+    """Print the state of the series, in each partition that has one."""
     codec = None if spec is None else Codec(spec)
 
     def decode(value: bytes) -> tuple[RecordHeader, Snapshot | None]:
@@ -158,13 +158,13 @@ def _reset(broker: Broker, config: Settings, names: list[str], *, force: bool) -
     keys = {name.encode() for name in names}
     found = changelog_admin.read_latest(
         broker, config, lambda value: None, only=keys or None
-    )  # a damaged one can be reset too
+    )  # the value is not decoded, so damaged ones can be reset
     if missing := sorted(keys - {place.key for place in found}):
         raise _unknown(config, [key.decode() for key in missing])
     if not force:
         changelog_admin.check_stopped(broker, config)
     changelog_admin.append(broker, config, (ChangelogEntry(place, None) for place in found))
-    print(f"forgot {len(found)} states in {config.changelog_topic}", file=sys.stderr)
+    print(f"deleted {len(found)} states in {config.changelog_topic}", file=sys.stderr)
 
 
 def _export(broker: Broker, config: Settings, file: str) -> None:
@@ -185,19 +185,19 @@ def _import(broker: Broker, config: Settings, args: argparse.Namespace) -> None:
     if there and not args.replace:
         raise BrokerError(
             f"the changelog {config.changelog_topic} has states of {len(there)} series already",
-            do="Give --replace to forget them first, or another --changelog-topic.",
+            do="Give --replace to replace them, or another --changelog-topic.",
         )
     if not args.force:
         changelog_admin.check_stopped(broker, config)
     gone = there.keys() - {entry.place for entry in entries}
     changelog_admin.append(broker, config, [*entries, *(ChangelogEntry(place, None) for place in sorted(gone))])
-    print(f"wrote {len(entries)} states to {config.changelog_topic}, forgot {len(gone)}", file=sys.stderr)
+    print(f"wrote {len(entries)} states to {config.changelog_topic}, deleted {len(gone)}", file=sys.stderr)
 
 
 def _unknown(config: Settings, names: list[str]) -> BrokerError:
     return BrokerError(
         f"the changelog {config.changelog_topic} has no state of {', '.join(map(repr, names))}",
-        do="List what it has: tidecast state list",
+        do="List the series: tidecast state list",
     )
 
 

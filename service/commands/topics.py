@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.action == "create":
             made = create_topics(broker, config, partitions=args.partitions, replication_factor=args.replication_factor)
-            _print([(topic, broker.partitions(topic), "made" if new else "was there") for topic, new in made.items()])
+            _print([(topic, broker.partitions(topic), "created" if new else "exists") for topic, new in made.items()])
         else:
             roles = {
                 config.input_topic: "input",

@@ -9,9 +9,9 @@ from tidecast.service.errors import TidecastError
 from tidecast.service.observability import logs
 
 HELP = """\
-Serve the live page: what is measured beside what was forecast, as it comes, for people to watch.
+Serve the live page: a web page that shows readings and forecasts as they arrive.
 
-Reads both topics from their recent end, outside of any group, and changes nothing. It listens on this machine only,
+Reads the newest records of both topics, without a consumer group, and changes nothing. It listens on this machine only,
 unless --watch-host says otherwise; then give it a password, in a file."""
 EXAMPLE = """\
 tidecast watch

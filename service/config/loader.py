@@ -1,4 +1,4 @@
-"""Where settings come from: a flag wins over the environment, that over the default. Nothing else is read."""
+"""Where settings come from: a flag wins over the environment, which wins over the default. Nothing else is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tidecast.service.config.settings import (
 )
 from tidecast.service.errors import UsageError
 
-# A Kubernetes Service called "tidecast…" makes the kubelet put these into every pod; they are nobody's mistake.
+# A Kubernetes Service called "tidecast…" makes the kubelet put these into every pod; they are not settings.
 _SERVICE_LINK = re.compile(r"TIDECAST_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 
@@ -58,14 +58,14 @@ def _secret(name: str, path: object, env: Mapping[str, str]) -> tuple[Secret, st
     if path is not None:
         return _read_secret(str(path), flag(name)), flag(name)
     if env.get(in_file) and env.get(itself):
-        raise UsageError(f"both {in_file} and {itself} are given", do="Unset one of them.")
+        raise UsageError(f"both {in_file} and {itself} are set", do="Unset one of them.")
     if path := env.get(in_file):
         return _read_secret(str(path), in_file), in_file
     return (Secret(env[itself]), itself) if env.get(itself) else (Secret(), "default")
 
 
 def _read_secret(path: str, origin: str) -> Secret:
-    """What the file holds, without the newline at its end."""
+    """The content of the file, without the newline at its end."""
     try:
         with Path(path).expanduser().open(encoding="utf-8") as file:
             text = file.read(_LONGEST_SECRET + 1)
@@ -75,7 +75,9 @@ def _read_secret(path: str, origin: str) -> Secret:
     text = text.removesuffix("\n").removesuffix("\r")
     if not text or len(text) > _LONGEST_SECRET or "\n" in text or "\0" in text:
         raise UsageError(
-            f"the file that {origin} names must hold one line, the secret", got=path, do="Write: printf %s … > file"
+            f"the file that {origin} names must contain the secret as its only line",
+            got=path,
+            do="Write: printf %s … > file",
         )
     return Secret(text)
 
@@ -105,7 +107,7 @@ def from_args(args: argparse.Namespace) -> Settings:
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add the flags of these settings (all of them where none is named), under the settings' own headings.
 
-    Their default is None, so that `load` can tell what was given from what was not.
+    Their default is None, so that `load` knows which were given.
     """
     add: dict[str, Callable[..., argparse.Action]] = {}  # by group
     for name in names or FIELDS:

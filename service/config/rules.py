@@ -1,4 +1,4 @@
-"""What no setting can tell alone: combinations that cannot work are refused before anything starts."""
+"""Rules about several settings: combinations that cannot work are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ LONGEST_TRANSACTION_MS = 5_000  # half of the producer's transaction time-out
 
 
 def check_together(found: Mapping[str, tuple[Any, str]]) -> None:
-    """What no setting can tell alone."""
+    """Refuse combinations of settings that cannot work.
+
+    Raises:
+        UsageError: names the setting and the combination.
+    """
     topics = {name: found[name] for name in ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")}
     if len({value for value, _ in topics.values()}) < len(topics):
         got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, (value, _) in topics.items())
-        raise UsageError(f"the topics must differ: {got}", do="A worker that reads what it writes never ends.")
+        raise UsageError(f"the topics must differ: {got}", do="A worker that reads its own output would never stop.")
     value, origin = found["commit_interval_ms"]
     if found["delivery"][0] == "exactly-once" and value > LONGEST_TRANSACTION_MS:
         raise UsageError(
@@ -29,14 +33,14 @@ def check_together(found: Mapping[str, tuple[Any, str]]) -> None:
 
 
 def _check_security(found: Mapping[str, tuple[Any, str]]) -> None:
-    """Names and certificates go with the protocols that use them, and passwords to nobody who listens in."""
+    """User names and certificates need a protocol that uses them; no password is sent unencrypted."""
     protocol = found["security_protocol"][0]
     sasl, tls = protocol.startswith("SASL_"), protocol.endswith("SSL")
     for name in ("kafka_username", "kafka_password"):
         value, origin = found[name]
         if value and not sasl:
             raise UsageError(
-                f"{origin} means nothing with the security protocol {protocol}",
+                f"{origin} has no effect with the security protocol {protocol}",
                 do=f"Use {flag('security_protocol')} SASL_SSL (SASL_PLAINTEXT without TLS), or leave it out.",
             )
         if sasl and not value:
@@ -45,23 +49,23 @@ def _check_security(found: Mapping[str, tuple[Any, str]]) -> None:
         value, origin = found[name]
         if value and not tls:
             raise UsageError(
-                f"{origin} means nothing with the security protocol {protocol}",
+                f"{origin} has no effect with the security protocol {protocol}",
                 do=f"Use {flag('security_protocol')} {'SASL_SSL' if sasl else 'SSL'}, or leave it out.",
             )
         if value and name.startswith("tls_key_") and not found["tls_cert_file"][0]:
-            raise UsageError(f"{origin} means nothing without a certificate", do=f"Give {flag('tls_cert_file')} too.")
+            raise UsageError(f"{origin} has no effect without a certificate", do=f"Give {flag('tls_cert_file')} too.")
     if protocol == "SASL_PLAINTEXT" and found["sasl_mechanism"][0] == "PLAIN":
         for server in found["bootstrap_servers"][0].split(","):
             if not is_loopback(server.strip().rpartition(":")[0]):
                 raise UsageError(
-                    "PLAIN without TLS would send the password readable for all on the way",
+                    "PLAIN without TLS would send the password unencrypted",
                     got=f"{protocol} to {server.strip()}",
                     do=f"Use {flag('security_protocol')} SASL_SSL, or {flag('sasl_mechanism')} SCRAM-SHA-512.",
                 )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is sent to this host stays on this machine."""
+    """Whether this host is this machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

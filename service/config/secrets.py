@@ -1,17 +1,17 @@
-"""Secrets: texts that go to the library that needs them, and are shown nowhere."""
+"""Secrets: passwords that only the library which needs them can read."""
 
 from __future__ import annotations
 
 import json
 
 MASK = "***"
-_SHORTEST = 4  # what is shorter stands in too many other words to be hidden wherever it stands
+_SHORTEST = 4  # a shorter text is part of too many other words to be masked everywhere
 
-_known: set[str] = set()  # every form in which a secret of this process may stand in a text
+_known: set[str] = set()  # every form in which a secret of this process may appear in a text
 
 
 class Secret:
-    """A password. Its text is had by `reveal` alone: printed, logged or in a traceback it is `***`."""
+    """A password. Only `reveal` gives its text; printed, logged or in a traceback it is `***`."""
 
     __slots__ = ("_text",)
 
@@ -42,7 +42,7 @@ class Secret:
 
 
 def masked(text: str) -> str:
-    """`text` without the secrets of this process that stand in it."""
+    """`text` with every secret of this process replaced by `***`."""
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text

@@ -52,7 +52,7 @@ _no_secret = Secret()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in force. Make one with `load` or `from_args`, which check; the constructor trusts its caller."""
+    """The settings in force. `load` and `from_args` make one and check it; the constructor does not check."""
 
     bootstrap_servers: Annotated[Text, _kafka("host:port of the Kafka brokers, comma-separated")] = "127.0.0.1:9092"
     client: Annotated[

@@ -1,6 +1,6 @@
-"""The cells of a data file: what a text means as a time, a number or a key, and what is refused.
+"""Cells of a data file: parses texts as times, numbers and keys, and refuses what is none of these.
 
-Each function takes one column and has a fast path for the column that is uniform, which nearly all are.
+Each function takes one column and has a fast path for uniform columns, which nearly all are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tidecast.service.errors import DataError
 from tidecast.service.timestamps import EPOCH_UNITS_MS, MAX_TS_MS, MIN_TS_MS, epoch_unit, parse_time
 
-Where = Callable[[int], str]  # the place of the column's i-th cell, for a person: "weather.csv, line 12"
+Where = Callable[[int], str]  # the place of the column's i-th cell, for messages: "weather.csv, line 12"
 
 MISSING = frozenset({"", "na", "nan", "n/a", "null", "none"})
 _ISO_LENGTHS = frozenset({10, 16, 19, 20, 23, 24})  # date; to the minute; second; second Z; ms; ms Z
@@ -36,7 +36,7 @@ def times_ms(texts: list[str], column: str, where: Where) -> NDArray[np.int64]:
             out[i] = parse_time(text)
         except ValueError as error:
             _refuse_unit([text], column, where(i))
-            # Our own ValueError says what is wrong; the standard library's says little.
+            # Only our own ValueError says what is wrong.
             what = "outside 1900..2200" if "1900" in str(error) else "not a time"
             raise DataError(
                 f"{where(i)}, column {column!r}: {what}", got=text, do="Write times as ISO 8601 or epoch milliseconds."
@@ -47,7 +47,7 @@ def times_ms(texts: list[str], column: str, where: Where) -> NDArray[np.int64]:
 def refuse_seconds(texts: list[str], column: str, where: Where) -> None:
     """Refuse a column of bare numbers that are all seconds since 1970: as milliseconds they would be January 1970.
 
-    Give it the beginning of a file: readings counted from 0 in milliseconds come through the same numbers later on.
+    Pass the start of a file: times counted from 0 in milliseconds have the same numbers later in the file.
 
     Raises:
         DataError: they are.
@@ -74,7 +74,7 @@ def _refuse_unit(texts: list[str], column: str, place: str) -> None:
 
 
 def _uniform_iso(texts: list[str]) -> NDArray[np.int64] | None:
-    """All at once by numpy where every text has the same plain ISO form, else None."""
+    """Parsed at once by numpy if all texts have the same plain ISO form, else None."""
     length = len(texts[0]) if texts else 0
     if length not in _ISO_LENGTHS or any(len(text) != length for text in texts):
         return None
@@ -86,7 +86,7 @@ def _uniform_iso(texts: list[str]) -> NDArray[np.int64] | None:
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy warns where it sees a zone: those go the slow way
+            warnings.simplefilter("error")  # numpy warns about time zones: such texts are parsed one by one
             return np.array(texts, dtype="datetime64[ms]").astype(np.int64)
     except (ValueError, Warning):
         return None

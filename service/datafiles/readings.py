@@ -1,4 +1,4 @@
-"""A model's own description of its data, and the rows of a table as reading records: what replay and produce share."""
+"""What replay and produce share: the columns named in a model's config, and rows of a table as reading records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Reading(NamedTuple):
 
 
 class DataSection(msgspec.Struct, frozen=True, kw_only=True):
-    """What replay and produce need of `[data]`; everything else in it is the trainer's."""
+    """The part of `[data]` that replay and produce need; the rest is for the trainer."""
 
     time: str
     targets: list[str]
@@ -37,7 +37,7 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelDataConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The config.toml of a model directory, as far as the service reads it."""
+    """The part of a model directory's config.toml that the service reads."""
 
     name: str
     data: DataSection
@@ -56,7 +56,7 @@ class ModelDataConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def test_from(self) -> str | None:
-        """ISO 8601, where the rows begin that training never saw; None where the config does not say."""
+        """ISO 8601 time where the rows start that the model was not trained on; None where the config has none."""
         moment = self.data.validate_until
         if isinstance(moment, datetime):
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
@@ -67,7 +67,7 @@ def read_model_config(model: Path | str) -> ModelDataConfig:
     """The config.toml next to the model file. `model` is the directory or the .onnx file in it.
 
     Raises:
-        UsageError: there is none, or it lacks what is needed.
+        UsageError: the file is missing, cannot be read, or lacks a needed value.
     """
     path = Path(model)
     path = (path if path.is_dir() else path.parent) / "config.toml"
@@ -87,7 +87,7 @@ def read_model_config(model: Path | str) -> ModelDataConfig:
 
 
 def check_features(columns: Columns, features: Sequence[str], model: Path | str) -> None:
-    """See that the file's columns are what the model's graph takes; a feature by another name would be missing.
+    """Check that the columns are the model's features; one with another name would count as missing.
 
     Raises:
         UsageError: config.toml and model.onnx do not belong together.
@@ -123,5 +123,5 @@ def values(table: Table) -> Iterator[bytes]:
 
 
 def readings(table: Table) -> Iterator[Reading]:
-    """All rows in order, encoded one by one as they are asked for."""
+    """All rows in order, each encoded when it is needed."""
     return map(Reading, table.ts.tolist(), keys(table), values(table))

@@ -1,7 +1,7 @@
 """Readings from a file: CSV (plain or .gz) or Parquet, into columns.
 
-The trainer, `replay` and `produce` all read files through here, so that a file means the same thing to each.
-Missing values become NaN; whatever else is not a finite number is refused with its line and column.
+The trainer, `replay` and `produce` all read files with it, so that a file means the same to each.
+Missing values become NaN; other cells that are not finite numbers are refused with line and column.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ UNIVARIATE = "value"  # the one feature of a series that is a column of its own
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a file are what.
+    """The role of each column of a file.
 
     `series` is the key column; without it every reading belongs to the series called `name`. With `each_column`
     each feature column is a series of its own, named by the column, with the one feature "value".
@@ -112,7 +112,7 @@ def header(path: Path | str) -> list[str]:
 
 
 def file_sha256(path: Path | str) -> str:
-    """Hex sha256 of the file's bytes as they lie on disk.
+    """Hex sha256 of the file's bytes.
 
     Raises:
         DataError: the file cannot be read.
@@ -125,7 +125,7 @@ def file_sha256(path: Path | str) -> str:
 
 
 def csv_cells(path: Path, rows: int) -> Iterator[tuple[list[list[str]], list[int]]]:
-    """The rows below the header as texts, so many at a time, each with the line that it ends on.
+    """The rows below the header as texts, at most `rows` at a time, each with the line on which it ends.
 
     Raises:
         DataError: the file cannot be read, or a row has more or fewer cells than the header.
@@ -250,7 +250,7 @@ def _csv_header(reader: Iterator[list[str]], path: Path) -> list[str]:
 
 @contextmanager
 def _open_csv(path: Path) -> Iterator[IO[str]]:
-    """The file as text; what its reading raises comes out as DataError."""
+    """The file as text; errors in reading it are raised as DataError."""
     try:
         # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
         opened = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="")

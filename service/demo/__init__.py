@@ -1,1 +1,1 @@
-"""The demonstration: `run` starts and ends everything, `scoreboard` keeps count, `display` shows it."""
+"""The demo: `run` starts and stops everything, `scoreboard` computes the errors, `display` shows them."""

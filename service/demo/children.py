@@ -1,4 +1,4 @@
-"""The demo's other processes: tidecast commands that end before it does, whatever happens to it."""
+"""The demo's other processes: tidecast commands that always end before the demo does."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import tidecast
 from tidecast.service.broker.embedded.child_process import start_tied
 from tidecast.service.errors import TidecastError
 
-_SOURCE = Path(tidecast.__file__).resolve().parent.parent  # also works where the project is not installed
+_SOURCE = Path(tidecast.__file__).resolve().parent.parent  # also works without an installation
 _RUN = f"import sys; sys.path.insert(0, {str(_SOURCE)!r}); from tidecast.service.cli import main; sys.exit(main())"
 
 
 def command(*args: str) -> list[str]:
-    """The `tidecast` command with these arguments, in this very Python."""
+    """The `tidecast` command with these arguments, run by this Python."""
     return [sys.executable, "-c", _RUN, *args]
 
 
 class Child:
-    """One running tidecast command; what it prints goes to `<name>.log` in the folder."""
+    """A running tidecast command; its output goes to `<name>.log` in the folder."""
 
     def __init__(self, name: str, folder: Path, *args: str) -> None:
         self.name = name
@@ -34,19 +34,19 @@ class Child:
         return self._process.pid if self._process else 0
 
     def ended(self) -> bool:
-        """True once it has ended well.
+        """True once it has ended without an error.
 
         Raises:
-            TidecastError: it ended with a failure; the text holds its last words.
+            TidecastError: it failed; the text contains the end of its log.
         """
         code = None if self._process is None else self._process.poll()
         if code:
             raise TidecastError(
-                f"the {self.name} ended with exit code {code}; the end of {self.log}:\n{self.last_words()}\n"
+                f"the {self.name} ended with exit code {code}; the end of {self.log}:\n{self.log_tail()}\n"
             )
         return code == 0
 
-    def last_words(self, lines: int = 12) -> str:
+    def log_tail(self, lines: int = 12) -> str:
         """The end of its log."""
         with contextlib.suppress(OSError):
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

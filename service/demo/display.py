@@ -1,4 +1,4 @@
-"""The scoreboard in a terminal: a live table where there is one (and rich), else plain lines."""
+"""The scoreboard in a terminal: a live table if rich is installed, else plain lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Display(Protocol):
         """Show it as it is now; called several times a second."""
 
     def close(self) -> None:
-        """Let go of the terminal."""
+        """Release the terminal."""
 
 
 def make_display(target: str, unit: str, title: str) -> Display:
@@ -60,11 +60,11 @@ class PlainLines:
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 class LiveTable:
-    """Two tables that stay in place: the stations, and the running errors.
+    """Two tables that are updated in place: the series, and the errors so far.
 
     Raises:
         ImportError: rich is not installed.

@@ -1,4 +1,4 @@
-"""What the demo needs before it can start: a model, and a Kafka of its own."""
+"""Prepares the demo: a model, and an embedded Kafka."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tidecast.service.errors import TidecastError, UsageError
 
 
 def sample(name: str) -> Path:
-    """A file of the shipped samples, found without importing the trainer.
+    """Path of a sample file, found without importing the trainer.
 
     Raises:
-        UsageError: the package that holds it is not installed.
+        UsageError: the trainer is not installed.
     """
     spec = importlib.util.find_spec("tidecast.training")
     for place in (spec.submodule_search_locations or []) if spec else []:
@@ -29,10 +29,10 @@ def sample(name: str) -> Path:
 
 
 def train(model: Path, *, own_kafka: bool) -> Path:
-    """Train on the sample, unless an earlier demo did, and show the progress; a Kafka of its own is fetched meanwhile.
+    """Train on the sample, unless an earlier demo did. With `own_kafka`, Kafka is downloaded meanwhile.
 
     Raises:
-        TidecastError: the training failed; it has said why.
+        TidecastError: the training failed; its own message is on stderr.
     """
     if (model / "model.onnx").is_file() and (model / "config.toml").is_file():
         say(f"using the model that an earlier demo trained: {model} (delete it to train again)")
@@ -49,27 +49,27 @@ def train(model: Path, *, own_kafka: bool) -> Path:
             process.terminate()
             process.wait()
     if code:
-        raise TidecastError(f"the training ended with exit code {code}", do="What it said is above.")
+        raise TidecastError(f"the training ended with exit code {code}", do="See its message above.")
     return model
 
 
 def _fetch_kafka() -> None:
-    """Fetch Kafka in the background. What fails here is tried again, and said, when Kafka is started."""
+    """Download Kafka in the background. If that fails, starting Kafka tries again and reports the error."""
 
     def fetch() -> None:
         with contextlib.suppress(TidecastError):
             jars.classpath(lambda progress: None)
 
     if not jars.cached():
-        say("fetching Kafka from Maven Central in the background (only the first time, about 45 MB)")
+        say("downloading Kafka from Maven Central in the background (only the first time, about 45 MB)")
         threading.Thread(target=fetch, name="fetch-kafka", daemon=True).start()
 
 
 def start_kafka(folder: Path, stack: contextlib.ExitStack) -> str:
-    """Start the demo's own Kafka, which leaving the stack stops; its bootstrap servers.
+    """Start the demo's own Kafka, which stops with the stack; returns its bootstrap servers.
 
     Raises:
-        BrokerError: it could not be fetched or started.
+        BrokerError: it could not be downloaded or started.
         UsageError: the extra `broker` is not installed.
     """
     from tidecast.service.broker.embedded.server import EmbeddedBroker
@@ -81,5 +81,5 @@ def start_kafka(folder: Path, stack: contextlib.ExitStack) -> str:
 
 
 def say(text: str) -> None:
-    """A line of the demo's own, on stderr."""
+    """Print a message of the demo on stderr."""
     print(f"demo: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The demo, in order: train, Kafka, topics, worker, history, live stream, watch; and the way back, whatever happens."""
+"""The demo, in order: train, Kafka, topics, worker, history, live stream, display; and the clean-up in any case."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _BEGINNING = -2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was asked for."""
+    """What the flags ask for."""
 
     seconds: float
-    speed: float  # event seconds for each second
+    speed: float  # seconds of event time per second
     folder: Path  # the model, if one must be trained, Kafka's data and the logs
     model: Path | None  # None = train on the sample, once
     data: Path | None  # None = the sample
@@ -54,7 +54,7 @@ class Plan:
 
 
 def run(plan: Plan, settings: Settings) -> None:
-    """The whole demo; returns when it has ended and nothing of it is left running.
+    """Run the demo; returns when it has ended and nothing is left running.
 
     Raises:
         TidecastError: a part failed, with its own message.
@@ -62,8 +62,7 @@ def run(plan: Plan, settings: Settings) -> None:
     finished = False
     with contextlib.suppress(StopRequested), raise_on_signals(), contextlib.ExitStack() as stack:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        # Leaving the stack stops the producer, then the worker, then deletes the topics, then stops Kafka. A second
-        # signal must not cut that short.
+        # The stack stops the producer, then the worker, then deletes the topics, then stops Kafka.
         model = plan.model or train(plan.folder / "model", own_kafka=plan.bootstrap_servers is None)
         data = plan.data or sample("weather.csv.gz")
         config = read_model_config(model)
@@ -88,14 +87,14 @@ def run(plan: Plan, settings: Settings) -> None:
         produce = ("produce", "file", str(data), "--model", str(model), *_produce_flags(settings), *plan.connection)
         if config.test_from is not None:
             past = str(board.start_ms - HISTORY_MS)
-            say("sending three weeks of readings at once, so that the forecasts are good from the start")
+            say("sending the three weeks before the live part, so that the forecasts are good from the start")
             _history(stack, plan.folder, *produce, "--from", past, "--until", str(board.start_ms), "--speed", "max")
         live = ("--from", str(board.start_ms)) if config.test_from else ()
         producer = _child(stack, _PRODUCER_STOP_S, "producer", plan.folder, *produce, *live, "--speed", str(plan.speed))
         each_second = format_duration(round(plan.speed) * 1_000)
-        say(f"live: {each_second} of {config.name} readings each second, for {plan.seconds:g} s. Ctrl-C ends it.")
+        say(f"live: {each_second} of {config.name} readings per second, for {plan.seconds:g} s. Ctrl-C ends it.")
         if page is not None:
-            say(f"open {page} in a browser to see the same as a chart")
+            say(f"open {page} in a browser to see a chart")
         title = f"{config.name}, live{f': {page}' if page is not None else ''}"
         _watch(plan, settings, config, board, worker, producer, title)
         finished = True
@@ -105,9 +104,9 @@ def run(plan: Plan, settings: Settings) -> None:
 
 
 def _own_topics(settings: Settings, stack: contextlib.ExitStack, *, alone: bool) -> Settings:
-    """Topics and a group of this run alone: readings of an earlier run would make these late.
+    """Create topics and a group for this run only: readings of an earlier run would make new ones late.
 
-    On a Kafka that is ours `alone` the usual names are free, and read better; not where an earlier demo was killed.
+    On the demo's own Kafka (`alone`) the usual names are used, if no earlier demo left them there.
     """
     run_name = time.strftime("demo-%Y%m%d-%H%M%S") + f"-{os.getpid()}"
     broker = connect_from_settings(settings)
@@ -130,7 +129,7 @@ def _own_topics(settings: Settings, stack: contextlib.ExitStack, *, alone: bool)
 
 
 def _delete_topics(broker: Broker, settings: Settings) -> None:
-    with contextlib.suppress(TidecastError):  # where Kafka has died, there is nothing to clean up
+    with contextlib.suppress(TidecastError):  # if Kafka has ended, there is nothing to clean up
         s = settings
         for topic in (s.input_topic, s.output_topic, s.dead_letter_topic, s.changelog_topic):
             broker.delete_topic(topic)
@@ -157,12 +156,12 @@ def _child(stack: contextlib.ExitStack, stop_s: float, name: str, folder: Path, 
 
 
 def _await_ready(worker: Child) -> str:
-    """The worker's address, once it says that it is ready."""
+    """The worker's address, once it is ready."""
     return _await_address(worker, _ready)
 
 
 def _await_address(child: Child, ready: Callable[[str], bool] = bool) -> str:
-    """A child's address, once `ready` of it. The port is in its log: it may have taken a free one."""
+    """A child's address, once `ready` is true for it. It is read from the log, as the port may be any free one."""
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         if child.ended():
@@ -171,7 +170,7 @@ def _await_address(child: Child, ready: Callable[[str], bool] = bool) -> str:
         if found and ready(found[1]):
             return found[1]
         time.sleep(0.1)
-    raise TidecastError(f"the {child.name} was not ready; the end of {child.log}:\n{child.last_words()}\n")
+    raise TidecastError(f"the {child.name} was not ready; the end of {child.log}:\n{child.log_tail()}\n")
 
 
 def _ready(url: str) -> bool:
@@ -183,9 +182,9 @@ def _ready(url: str) -> bool:
 
 
 def _page(stack: contextlib.ExitStack, folder: Path, settings: Settings, *connection: str) -> str | None:
-    """Start the live page, where it is installed, on a free port if its usual one is taken; its address."""
+    """Start the live page if it is installed, on a free port if the usual one is taken; returns its address."""
     if any(importlib.util.find_spec(package) is None for package in ("starlette", "uvicorn", "youplot")):
-        say("to see it as a chart in a browser too: pip install 'tidecast[watch]'")
+        say("for a chart in a browser as well: pip install 'tidecast[watch]'")
         return None
     try:
         socket.create_server((settings.watch_host, settings.watch_port)).close()
@@ -204,7 +203,7 @@ def _page_flags(settings: Settings) -> list[str]:
 
 
 def _history(stack: contextlib.ExitStack, folder: Path, *produce: str) -> None:
-    """The weeks before the live part, as fast as they go."""
+    """Send the weeks before the live part as fast as possible."""
     history = _child(stack, 10.0, "history", folder, *produce)
     while not history.ended():
         time.sleep(0.05)
@@ -219,7 +218,7 @@ def _watch(
     producer: Child,
     title: str,
 ) -> None:
-    """Read both topics from their beginning and show them, until the time is up or the file has ended."""
+    """Read both topics from the start and show them, until the time is up or the file ends."""
     target = UNIVARIATE if config.columns.each_column else config.data.targets[0]
     unit = config.data.units.get(config.data.targets[0], "")
     broker = connect_from_settings(settings)
@@ -228,7 +227,7 @@ def _watch(
     readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))
 
     def read() -> bool:
-        """Whether anything came."""
+        """Whether anything arrived."""
         before = board.readings, board.forecasts
         _count_readings(readings.poll(0.05, 2_000), board, target)
         _count_forecasts(forecasts.poll(0.05, 2_000), board, target)
@@ -239,7 +238,7 @@ def _watch(
         while time.monotonic() < end:
             read()
             if worker.ended():
-                raise TidecastError(f"the worker ended; the end of {worker.log}:\n{worker.last_words()}\n")
+                raise TidecastError(f"the worker ended; the end of {worker.log}:\n{worker.log_tail()}\n")
             if producer.ended():
                 break  # at the end of the file
         producer.stop(_PRODUCER_STOP_S)
@@ -250,7 +249,7 @@ def _watch(
         display.close()
         for connection in (readings, forecasts, broker):
             connection.close()
-        _sum_up(board, unit)  # also after a Ctrl-C, or where a part failed
+        _sum_up(board, unit)  # also after Ctrl-C or an error
 
 
 def _reader(broker: Broker, topic: str) -> Consumer:
@@ -283,5 +282,5 @@ def _sum_up(board: Scoreboard, unit: str) -> None:
 
 
 def _own_command() -> str:
-    """How this very command was called, so that it can be pasted: `.venv/bin/tidecast` under make."""
+    """How this command was called, to be pasted: `.venv/bin/tidecast` under make."""
     return sys.argv[0] if Path(sys.argv[0]).name == "tidecast" else "tidecast"

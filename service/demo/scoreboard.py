@@ -1,4 +1,4 @@
-"""Forecasts beside what then happened: matching, and the running errors against persistence. Pure."""
+"""Matches forecasts with the values measured later, and computes their errors compared with persistence."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunningErrors:
 
 @dataclass(frozen=True, slots=True)
 class SeriesRow:
-    """The newest of one series."""
+    """The newest values of one series."""
 
     series: str
     ts: int
@@ -72,7 +72,7 @@ class TrackedSeries:
 
 
 class Scoreboard:
-    """Fed with readings and forecasts of one target in any order between the two topics.
+    """Gets readings and forecasts of one target. The order between the two topics does not matter.
 
     Only warm forecasts made at `start_ms` or later are counted, at one step and at the last step ahead.
     """
@@ -88,11 +88,11 @@ class Scoreboard:
         self._horizon = 1
 
     def reading(self, series: str, ts: int, value: float | None) -> None:
-        """What happened at `ts`."""
+        """A value measured at `ts`."""
         self.readings += 1
         one = self.series.setdefault(series, TrackedSeries())
         if one.newest is not None and ts <= one.newest:
-            return  # late or a duplicate: not part of what the model saw
+            return  # late or a duplicate: the model did not see it
         one.newest = ts
         one.actual[ts] = value
         for steps in self.errors:
@@ -127,7 +127,7 @@ class Scoreboard:
                 self._score(one, ts, steps)
 
     def rows(self) -> list[SeriesRow]:
-        """The newest of every series, by name."""
+        """The newest values of every series, by name."""
         rows = []
         for name, one in sorted(self.series.items()):
             if one.newest is not None:
@@ -140,11 +140,11 @@ class Scoreboard:
 
     @property
     def level(self) -> float:
-        """The share of values that the interval should hold, such as 0.9; NaN before the first forecast."""
+        """Nominal coverage of the interval, such as 0.9; NaN before the first forecast."""
         return (float(self.high_name[1:]) - float(self.low_name[1:])) / 100 if self.low_name else float("nan")
 
     def _score(self, one: TrackedSeries, made: int, steps: int) -> None:
-        """Count a forecast, once both the value it was for and the value it was made at are known."""
+        """Score a forecast, once the value at its target time and the value at the time it was made are known."""
         forecast = one.waiting.get(made, {}).get(steps)
         actual, naive = one.actual.get(made + steps * self.step_ms), one.actual.get(made)
         if forecast is None or actual is None or naive is None:
@@ -157,7 +157,7 @@ class Scoreboard:
         errors.inside += forecast.low <= actual <= forecast.high
 
     def _forget(self, one: TrackedSeries) -> None:
-        """Keep what can still be matched, with room for a worker that lags behind."""
+        """Drop what can no longer be matched; keeps enough for a worker that lags."""
         if one.newest is None or not self.step_ms or len(one.actual) < 2_000 + 4 * self._horizon:
             return
         oldest = one.newest - (1_000 + 2 * self._horizon) * self.step_ms

@@ -1,4 +1,4 @@
-"""Readings at the pace of their event times: when each is due, and waiting for it in a way that can be stopped."""
+"""Sends readings at the pace of their event times: computes when each is due, and waits until then or until stopped."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ BATCH = 500  # readings handed to the producer at once
 
 
 class PacingClock(Protocol):
-    """Time as the pacing sees it, so that a test needs no time at all."""
+    """The clock that the pacing uses; a test passes one that needs no real time."""
 
     def now_ms(self) -> float:
         """Milliseconds since the epoch."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait; True = stop, somebody asked for it."""
+        """Wait; True = stop now."""
 
 
 class SystemClock:
-    """Real time; `stop` may be called from a signal handler or another thread and ends every wait."""
+    """Real time. `stop` ends every wait; it may be called from a signal handler or another thread."""
 
     def __init__(self) -> None:
         self._stopped = StopFlag()
-        # Wall time as of now, then monotonic: a step of the system's clock must not stall the stream.
+        # Monotonic from now on: a change of the system's clock must not stall the stream.
         self._offset = time.time() - time.monotonic()
 
     def now_ms(self) -> float:
@@ -41,12 +41,12 @@ class SystemClock:
         return self._stopped.wait(max(0.0, seconds))
 
     def stop(self) -> None:
-        """End the present wait and every later one."""
+        """End the present and every later wait."""
         self._stopped.set()
 
 
 def parse_speed(text: str) -> float:
-    """Event seconds for each second: "1", "3600", or "max" for infinity.
+    """Seconds of event time per second: "1", "3600", or "max" for infinity.
 
     Raises:
         UsageError: neither a positive number nor "max".
@@ -56,14 +56,14 @@ def parse_speed(text: str) -> float:
     except ValueError:
         speed = math.nan
     if not speed > 0:
-        raise UsageError("--speed is a positive number or max", got=text, do="--speed 3600 sends an hour each second.")
+        raise UsageError("--speed is a positive number or max", got=text, do="--speed 3600 sends an hour per second.")
     return speed
 
 
 def paced(readings: Iterable[Reading], speed: float, clock: PacingClock) -> Iterator[list[Reading]]:
-    """Readings in lists, each list when it is due; at most `BATCH` at once. Ends early when the clock says stop.
+    """Readings in lists of at most `BATCH`, each when it is due. Ends early when the clock is stopped.
 
-    The first reading is due at once. A stream that has fallen behind sends what is overdue without waiting.
+    The first reading is due at once. Overdue readings are sent without waiting.
     """
     due: list[Reading] = []
     start_ms = clock.now_ms()

@@ -1,4 +1,4 @@
-"""Handing readings to Kafka (or to stdout) as they fall due, with a clean end on Ctrl-C and SIGTERM."""
+"""Sends readings to Kafka (or stdout) when they are due, with a clean end on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tidecast.service.feed.pacing import SystemClock
 from tidecast.service.stop_flag import on_signals
 from tidecast.service.timestamps import format_time
 
-_EVERY_S = 10.0  # a line on stderr
+_EVERY_S = 10.0  # between two progress messages
 _show = msgspec.json.Encoder().encode
 
 
 def check_topic(broker: Broker, config: Settings) -> None:
-    """See that the input topic is there.
+    """Check that the input topic exists.
 
     Raises:
-        BrokerError: it is not; the text holds the command that makes it.
+        BrokerError: it does not; the text has the command that creates it.
     """
     if broker.partitions(config.input_topic) is None:
         flags = "".join(
@@ -38,23 +38,23 @@ def check_topic(broker: Broker, config: Settings) -> None:
         )
         raise BrokerError(
             f"there is no topic {config.input_topic!r} on {config.bootstrap_servers}",
-            do=f"Make it: tidecast topics create{flags}",
+            do=f"Create it: tidecast topics create{flags}",
         )
 
 
 class ReadingSink(Protocol):
-    """Of a producer, what sending readings takes."""
+    """The part of a producer that is needed to send readings."""
 
     def produce(self, outgoing: OutgoingBatch) -> None:
-        """Hand over records in order."""
+        """Send records in order."""
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until all of them have arrived."""
+        """Wait until all of them are acknowledged."""
 
 
 def send(batches: Iterable[list[Reading]], producer: ReadingSink, topic: str, timeout_s: float, done: str) -> int:
-    """Produce each list when it is due, then flush and say how many there were; also after a signal."""
-    began = said = time.monotonic()
+    """Send each list when it is due, then flush and print the count; also after a signal."""
+    began = reported = time.monotonic()
     count, keys = 0, set()
     try:
         for batch in batches:
@@ -64,12 +64,12 @@ def send(batches: Iterable[list[Reading]], producer: ReadingSink, topic: str, ti
                 keys.add(reading.key)
             producer.produce(outgoing)
             count += len(batch)
-            if time.monotonic() - said >= _EVERY_S:
-                said = time.monotonic()
+            if time.monotonic() - reported >= _EVERY_S:
+                reported = time.monotonic()
                 say(f"{count:,} readings, at {format_time(batch[-1].ts)}")
         producer.flush(timeout_s)
     except BrokerError:
-        say(f"{count:,} readings were handed over before this; some of the last may not have arrived")
+        say(f"{count:,} readings were sent before this; some of the last may not have arrived")
         raise
     seconds = max(time.monotonic() - began, 1e-9)
     say(f"{done} {count:,} readings of {len(keys):,} series in {seconds:.1f} s ({count / seconds:,.0f} per second)")
@@ -77,7 +77,7 @@ def send(batches: Iterable[list[Reading]], producer: ReadingSink, topic: str, ti
 
 
 class StdoutProducer:
-    """A producer to stdout: `{"key": …, "value": {…}}`, as the topic would hold it."""
+    """A producer that writes to stdout: `{"key": …, "value": {…}}`, with key and value as in the topic."""
 
     def produce(self, outgoing: OutgoingBatch) -> None:
         """Print each record."""
@@ -87,10 +87,10 @@ class StdoutProducer:
         sys.stdout.flush()
 
     def flush(self, timeout_s: float) -> None:
-        """All is out already."""
+        """Nothing to do: each record was written at once."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 @contextmanager
@@ -106,5 +106,5 @@ def stop_on_signals(clock: SystemClock) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A line for the person, on stderr: stdout is for data."""
+    """Print a message on stderr: stdout is for data."""
     print(f"produce: {text}", file=sys.stderr, flush=True)

@@ -25,13 +25,13 @@ _encode = msgspec.json.Encoder().encode
 def file_table(
     path: Path | str, columns: Columns, *, start: int | None = None, until: int | None = None, limit: int | None = None
 ) -> Table:
-    """A file's readings in the order of a live stream: merged by event time, each series in its own file order.
+    """A file's readings in the order of a live stream: merged by event time, each series in the order of the file.
 
     A reading that is late in its series stays late: it comes right after the reading before it in the file.
-    `start` and `until` (ms, the latter exclusive) and `limit` (readings) cut out a part.
+    `start` and `until` (ms, the latter exclusive) and `limit` (readings) select a part.
 
     Raises:
-        DataError: as `read_table`, or nothing is left after the cut.
+        DataError: as `read_table`, or the part is empty.
     """
     table = read_table(path, columns)
     inside = np.ones(len(table), dtype=bool)
@@ -42,7 +42,7 @@ def file_table(
     rows = np.flatnonzero(inside)
     rows = rows[stream_order(table.ts[rows], [table.series[row] for row in rows])][:limit]
     if not len(rows):
-        raise DataError(f"{path} has no readings in the asked part", do="Check --from, --until and --limit.")
+        raise DataError(f"{path} has no readings in this part", do="Check --from, --until and --limit.")
     return table.select(rows)
 
 
@@ -74,13 +74,13 @@ def shifted(table: Table, ms: int) -> Table:
 
 
 def now_shift(table: Table, now_ms: float) -> int:
-    """The shift that makes the first reading one of now, on the same grid of times within the step."""
+    """The shift in ms that gives the first reading the present time, rounded down to whole steps."""
     step = typical_step(table)
     return int(now_ms - int(table.ts.min())) // step * step
 
 
 def looped(table: Table) -> Iterator[Reading]:
-    """The table's readings again and again, each round after the one before, without an end."""
+    """The table's readings, repeated without end; each round is later than the one before."""
     span = int(table.ts.max()) - int(table.ts.min()) + typical_step(table)
     for turn in itertools.count():
         yield from readings(shifted(table, turn * span))
@@ -89,7 +89,7 @@ def looped(table: Table) -> Iterator[Reading]:
 def sine_readings(
     *, series: int, rate: float, start_ms: int, feature: str = UNIVARIATE, noise: float = 0.1, seed: int = 0
 ) -> Iterator[Reading]:
-    """Endless noisy sines, each series with its own level, height, phase and period of 20 to 200 readings.
+    """Endless noisy sines, each series with its own level, amplitude, phase and period of 20 to 200 readings.
 
     `rate` is readings per second of event time in each series. The same seed gives the same values.
 
@@ -123,7 +123,7 @@ Sensors = Callable[[], Mapping[str, float | None]]
 def machine_readings(
     sensors: Sensors, clock: PacingClock, *, interval_ms: int, host: str, wide: bool = False
 ) -> Iterator[list[Reading]]:
-    """This machine, now and every `interval_ms`, on a grid of whole intervals since the epoch, until the clock stops.
+    """This machine's sensors every `interval_ms`, at whole multiples since the epoch, until the clock is stopped.
 
     One univariate series for each sensor, keyed "host/sensor"; with `wide` one series, keyed by the host, with
     every sensor as a feature. A sensor that cannot be read is null.
@@ -140,7 +140,7 @@ def _machine(sensors: Sensors, clock: PacingClock, interval_ms: int, host: str, 
     sensors()  # rates and CPU shares are since the last call
     last = int(clock.now_ms()) // interval_ms * interval_ms
     while True:
-        # Where a turn was missed (the machine slept) its reading is missing, not made up.
+        # If a reading was missed (the machine was suspended), it stays missing.
         ts = max(last + interval_ms, int(clock.now_ms()) // interval_ms * interval_ms)
         if clock.wait((ts - clock.now_ms()) / 1_000):
             return

@@ -1,1 +1,1 @@
-"""The live page: a process of its own that reads both topics and serves one page, for people to watch forecasts on."""
+"""The live page: a process that reads both topics and serves a web page with readings and forecasts."""

@@ -1,7 +1,7 @@
-"""Who may ask the page for what: one layer around the application, before any of it runs.
+"""Access control of the page: a layer around the application that checks each request first.
 
-Reading only, no bodies; on loopback no foreign Host (a web site's name that was made to resolve to 127.0.0.1); the
-password where there is one; nothing for other sites' pages; and headers that leave a browser nothing to fall for.
+Only GET and HEAD, no bodies; on loopback no foreign Host (DNS rebinding: a name of another site that resolves to
+127.0.0.1); the password, if one is set; no requests from other sites' pages; and strict security headers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LIVEZ = "/livez"  # says nothing but that the process answers; without a password, as health checks have none
+LIVEZ = "/livez"  # only says that the process answers; needs no password, as health checks have none
 WRONG_PASSWORD_S = 0.5
 MAX_ADDRESS = 8 << 10  # bytes of path and query; a name is at most 1 KiB, 3 KiB once percent-encoded
 POLICY = (
@@ -39,8 +39,8 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        password: "" = none is asked for. It comes as HTTP Basic (any user name), or as `Authorization: Bearer`.
-        hosts: names that the Host header may have, without port; None = any.
+        password: "" = no password. A browser sends it as HTTP Basic (any user name), a program also as Bearer.
+        hosts: names that are accepted in the Host header, without port; None = any.
     """
 
     def __init__(self, app: ASGIApp, *, password: str, hosts: Collection[str] | None) -> None:
@@ -49,7 +49,7 @@ class Guard:
         self._hosts = None if hosts is None else {host.casefold() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer what is refused, pass on the rest."""
+        """Refuse the request, or pass it on."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
 
@@ -66,21 +66,21 @@ class Guard:
 
     async def _refusal(self, scope: Scope, headers: Headers) -> PlainTextResponse | None:
         if scope["method"] not in ("GET", "HEAD"):
-            return _refuse(405, "this page can only be read (GET)", {"Allow": "GET, HEAD"})
+            return _refuse(405, "only GET and HEAD are allowed", {"Allow": "GET, HEAD"})
         if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_ADDRESS:
             return _refuse(414, f"an address is at most {MAX_ADDRESS} bytes long")
         if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-            return _refuse(413, "a request has no body here")
+            return _refuse(413, "a request must not have a body")
         if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:
             return _refuse(421, "this page is not served under this name; see --watch-allowed-hosts")
         if scope["path"] == LIVEZ:
             return None
         if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
-            return _refuse(403, "another site's page may not read this one")
+            return _refuse(403, "requests from other sites' pages are not allowed")
         if self._digest is not None and not hmac.compare_digest(self._digest, _digest(_given(headers))):
             if "authorization" in headers:
-                await asyncio.sleep(WRONG_PASSWORD_S)  # guessing is slow
-            return _refuse(401, "the password, please", {"WWW-Authenticate": 'Basic realm="tidecast", charset="UTF-8"'})
+                await asyncio.sleep(WRONG_PASSWORD_S)  # slows down guessing
+            return _refuse(401, "password required", {"WWW-Authenticate": 'Basic realm="tidecast", charset="UTF-8"'})
         return None
 
 

@@ -1,4 +1,4 @@
-"""What the page asks its server: its files, the search, one series' history, and the stream of what is new."""
+"""The page's HTTP application: its files, the search, the history of a series, and the stream of updates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tidecast.service.watch.updates import Choice, Subscription, full_content
 MAX_STREAMS = 32  # viewers at once
 MAX_FOUND = 100
 MAX_NAME = 1024  # characters
-LOOK_S = 0.1  # how often a viewer is told what is new
+POLL_S = 0.1  # how often a viewer's updates are looked for
 STATUS_S = 1.0
 
 _json = msgspec.json.Encoder().encode
@@ -34,8 +34,8 @@ class Page:
     """The ASGI application.
 
     Args:
-        status: what the tiles show; called often, from the server's thread.
-        about: what does not change: topics, bootstrap servers, version.
+        status: returns what the tiles show; called often, from the server's thread.
+        about: what never changes: topics, bootstrap servers, version.
         password, hosts: see `Guard`.
     """
 
@@ -72,7 +72,7 @@ class Page:
 
     def _file(self, name: str) -> Response:
         if name not in self._files:
-            return PlainTextResponse("there is no such file\n", 404)
+            return PlainTextResponse("no such file\n", 404)
         content, kind = self._files[name]
         return Response(content, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
 
@@ -82,7 +82,7 @@ class Page:
     async def _search(self, request: Request) -> Response:
         text = request.query_params.get("q", "")
         if len(text) > MAX_NAME:
-            return PlainTextResponse(f"a series' name is at most {MAX_NAME} characters long\n", 400)
+            return PlainTextResponse(f"a series name is at most {MAX_NAME} characters long\n", 400)
         count, names = self._store.search(text, MAX_FOUND)
         return _answer({"count": count, "known": len(self._store), "names": names})
 
@@ -91,31 +91,31 @@ class Page:
         with self._store.lock:
             one = None if choice is None else self._store.get(choice.series)
             if choice is None or one is None:
-                return PlainTextResponse("there is no such series here\n", 404)
+                return PlainTextResponse("no such series\n", 404)
             return _answer(full_content(one, choice))
 
     async def _stream(self, request: Request) -> Response:
         choice = _choice(request)
         if self.streams >= MAX_STREAMS:
-            return PlainTextResponse(f"{MAX_STREAMS} viewers are watching already\n", 503, {"Retry-After": "10"})
+            return PlainTextResponse(f"{MAX_STREAMS} viewers are connected already\n", 503, {"Retry-After": "10"})
         if request.method == "HEAD":
             return Response(headers={"Content-Type": "text/event-stream"})
-        # An event stream is not compressed: each event must leave at once.
+        # An event stream is not compressed: each event must be sent at once.
         headers = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._events(choice), headers=headers)
 
     async def _events(self, choice: Choice | None) -> AsyncIterator[bytes]:
         subscription = Subscription(self._store, choice) if choice is not None else None
-        said = 0.0
+        sent_status = 0.0
         self.streams += 1
         try:
             while not self.closing.is_set():
-                if subscription is not None and (news := subscription.next_event()) is not None:
-                    yield _event(*news)
-                if time.monotonic() - said >= STATUS_S:
-                    said = time.monotonic()
+                if subscription is not None and (event := subscription.next_event()) is not None:
+                    yield _event(*event)
+                if time.monotonic() - sent_status >= STATUS_S:
+                    sent_status = time.monotonic()
                     yield _event("status", self._status())
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_S)
         finally:
             self.streams -= 1
 
@@ -133,5 +133,5 @@ def _answer(value: object) -> Response:
 
 
 def _event(kind: str, value: object) -> bytes:
-    # JSON holds no bare line ends, so one data line is the whole of it.
+    # JSON has no bare line breaks, so one data line is enough.
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), _json(value))

@@ -1,4 +1,4 @@
-"""Records of both topics as small as the page needs them. Pure; what is not understood is None, never an error."""
+"""Decodes records of both topics into what the page needs. A record that cannot be decoded is None, never an error."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Measurement:
 
     @property
     def bytes(self) -> int:
-        """What it costs to keep, about."""
+        """Approximate memory use, bytes."""
         return 200 + 8 * len(self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the forecasts of one model have in common. At most five quantiles are kept: two bands and the middle."""
+    """What all forecasts of a model share. At most five quantiles are kept: two intervals and the middle."""
 
     model: str
     step_ms: int  # 0 = irregular
@@ -49,12 +49,12 @@ class Shape:
 
     @property
     def middle(self) -> int:
-        """Which quantile is nearest to the median."""
+        """Index of the quantile that is nearest to the median."""
         return min(range(len(self.quantiles)), key=lambda i: abs(quantile_percent(self.quantiles[i]) - 50))
 
     @property
     def level(self) -> float:
-        """The share that the widest interval should hold, such as 0.9; 0 where there is one quantile only."""
+        """Nominal coverage of the widest interval, such as 0.9; 0 where there is only one quantile."""
         return round((quantile_percent(self.quantiles[-1]) - quantile_percent(self.quantiles[0])) / 100, 6)
 
 
@@ -80,7 +80,7 @@ class Forecast:
 
     @property
     def bytes(self) -> int:
-        """What it costs to keep, about."""
+        """Approximate memory use, bytes."""
         return 300 + 4 * len(self.values) + 8 * len(self.scores)
 
 
@@ -99,7 +99,7 @@ _decode_forecast = msgspec.json.Decoder(_ForecastRecord).decode
 
 
 def series_name(key: bytes | None) -> str | None:
-    """The series that a record belongs to, None where its key names none."""
+    """The series of a record; None where its key is not a series name."""
     try:
         check_key(key)
     except RecordRejected:
@@ -120,9 +120,9 @@ def decode_measurement(value: bytes) -> Measurement | None:
 
 
 def decode_forecast(value: bytes) -> tuple[Forecast, str] | None:
-    """A record of the output topic, and the reading that it answers, as `topic-partition-offset`.
+    """A record of the output topic, and the source of the reading that it answers, `topic-partition-offset`.
 
-    None also for a classifier's: it has no forecast of a number to draw.
+    Also None for a record of a classifier, which forecasts no number.
     """
     try:
         made = _decode_forecast(value)
@@ -146,7 +146,7 @@ def decode_forecast(value: bytes) -> tuple[Forecast, str] | None:
 
 
 def answered_reading(source: str, topic: str) -> tuple[int, int] | None:
-    """(partition, offset) of the reading that a forecast says it answers, None where it was another topic's."""
+    """(partition, offset) of the reading with this source; None where it is of another topic."""
     name, _, rest = source.rpartition("-")
     name, _, partition = name.rpartition("-")
     if name != topic or not (rest.isdecimal() and partition.isdecimal()):
@@ -158,14 +158,14 @@ def quantile_percent(quantile: str) -> float:
     """ "p97.5" -> 97.5.
 
     Raises:
-        ValueError: it is not a quantile's name.
+        ValueError: it is not the name of a quantile.
     """
     if not quantile.startswith("p") or not 0 <= (found := float(quantile[1:])) <= 100:
         raise ValueError(quantile)
     return found
 
 
-# Names are the same in nearly every record: one copy is kept. Bounded, for who writes to the topics is not trusted.
+# Nearly all records have the same names: one copy is kept. Bounded, as writers to the topics are not trusted.
 @lru_cache(maxsize=1024)
 def _interned(names: tuple[str, ...]) -> tuple[str, ...]:
     return names

@@ -1,4 +1,4 @@
-"""Kafka's side of the page: a thread that reads both topics from their recent end, and begins again when Kafka went."""
+"""Reads both topics for the page, in a thread of its own; reconnects after each failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("tidecast.watch")
 _END = -1
 _RECORDS_AT_ONCE = 2_000
 _POLL_S = 0.05
-_LOOK_S = 5.0  # whether Kafka is there, and with how many partitions
+_CHECK_S = 5.0  # how often the number of partitions is checked, s
 _RETRY_S = 2.0
 
 
@@ -28,7 +28,7 @@ class Reader:
 
     Args:
         connect: makes a broker; called again after each failure.
-        newest: records of each partition to begin with, and to go on with when this falls behind by ten times as many.
+        newest: records of each partition to start with. A lag of ten times as many makes it skip ahead to them.
     """
 
     def __init__(
@@ -39,20 +39,20 @@ class Reader:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch-reader", daemon=True)
         self._state, self._reason = "connecting", ""
-        self.failure: ConnectionRejected | None = None  # why it has ended by itself
+        self.failure: ConnectionRejected | None = None  # why it stopped by itself
         self._skipped = self._refused = 0
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:
-        """End, within `timeout_s` where Kafka answers."""
+        """Stop, and wait for at most `timeout_s`."""
         self._stop.set()
         self._thread.join(timeout_s)
 
     def status(self) -> dict[str, Any]:
-        """What the page's tiles show, and how Kafka is: connecting, waiting (for a topic), behind, live, or away."""
+        """What the tiles show, and the state of Kafka: connecting, waiting (for a topic), behind, live, or away."""
         with self._lock:
             stats = self._stats.snapshot(time.monotonic(), time.time() * 1000)
             return {
@@ -73,9 +73,9 @@ class Reader:
                 return
             except TidecastError as error:
                 self._set_state("away", str(error))
-            except Exception as error:  # a viewer of the page must learn that it stands still
+            except Exception as error:  # viewers must see that the page no longer updates
                 log.exception("reading failed")
-                self._set_state("away", f"a fault in the page itself: {type(error).__name__}")
+                self._set_state("away", f"internal error of the page: {type(error).__name__}")
             self._stop.wait(_RETRY_S)
 
     def _read(self) -> None:
@@ -87,7 +87,7 @@ class Reader:
                 return
             consumers = [broker.consumer() for _ in self._topics]
             self._seek_near_end(consumers, partitions)
-            looked = time.monotonic()
+            checked = time.monotonic()
             while not self._stop.is_set():
                 for consumer, add in zip(consumers, (self._add_readings, self._add_forecasts), strict=True):
                     add(consumer.poll(_POLL_S, _RECORDS_AT_ONCE))
@@ -95,8 +95,8 @@ class Reader:
                 if behind > 10 * self._newest * max(partitions):
                     self._seek_near_end(consumers, partitions)
                 self._set_state("behind" if behind > _RECORDS_AT_ONCE else "live")
-                if time.monotonic() - looked > _LOOK_S:
-                    looked = time.monotonic()
+                if time.monotonic() - checked > _CHECK_S:
+                    checked = time.monotonic()
                     if self._partition_counts(broker) != partitions:
                         return
         finally:
@@ -105,7 +105,7 @@ class Reader:
             broker.close()
 
     def _partition_counts(self, broker: Broker) -> tuple[int, int] | None:
-        """How many partitions the topics have; None while one is not there."""
+        """Number of partitions of the two topics; None while one is missing."""
         counts = [broker.partitions(topic) for topic in self._topics]
         missing = [topic for topic, count in zip(self._topics, counts, strict=True) if not count]
         if missing:

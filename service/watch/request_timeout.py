@@ -1,4 +1,4 @@
-"""A connection to the page that says nothing, or too little, does not keep its place."""
+"""Closes connections whose request does not arrive in time."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-REQUEST_S = 10.0  # for a whole request, from when the connection is free for it
+REQUEST_S = 10.0  # for a complete request, from when the connection is ready for it
 
 
 class TimeoutProtocol(H11Protocol):
-    """uvicorn's connection, which by itself waits for the first request, and for the rest of any, for ever."""
+    """uvicorn's connection with a time limit; by itself, uvicorn waits for ever for a first or incomplete request."""
 
-    _overdue: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The first request may come."""
+        """Start the time limit of the first request."""
         super().connection_made(transport)
-        self._expect()
+        self._restart_timer()
 
     def on_response_complete(self) -> None:
-        """The next may come."""
-        self._expect()
+        """Start the time limit of the next request."""
+        self._restart_timer()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
-        self._expect(again=False)
+        """Stop the time limit."""
+        self._restart_timer(again=False)
         super().connection_lost(exc)
 
-    def _expect(self, *, again: bool = True) -> None:
-        if self._overdue is not None:
-            self._overdue.cancel()
-        self._overdue = self.loop.call_later(REQUEST_S, self._look) if again else None
+    def _restart_timer(self, *, again: bool = True) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(REQUEST_S, self._close_if_idle) if again else None
 
-    def _look(self) -> None:
+    def _close_if_idle(self) -> None:
         cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete:  # else it is being answered, which may last: a stream has no end
+        if cycle is None or cycle.response_complete:  # else it is being answered; a stream has no end
             self.transport.close()

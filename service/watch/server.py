@@ -1,4 +1,4 @@
-"""The page as a process: a socket, a thread that serves it, a thread that reads Kafka, and an orderly end."""
+"""The page as a process: a thread that serves it, a thread that reads Kafka, and a clean end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("tidecast.watch")
 
 MAX_CONNECTIONS = 128
 MAX_REQUEST_BYTES = 16 << 10  # request line and headers
-ASKED_TIMEOUT_S = 10.0  # a metadata request; a broker that is away is tried again anyway
+METADATA_TIMEOUT_S = 10.0  # of a metadata request; an unavailable broker is tried again anyway
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -34,8 +34,8 @@ def run(config: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit code.
 
     Raises:
-        TidecastError: the port is taken, or may not be used; or Kafka does not take us in.
-        UsageError: the host is not an address of this machine, or the servers' list is not one.
+        TidecastError: the port is taken, or may not be used; or Kafka rejects the connection.
+        UsageError: the host is not an address of this machine, or the list of servers is not valid.
     """
     stopped, code = StopFlag(), 0
 
@@ -48,10 +48,10 @@ def run(config: Settings) -> int:
         signal.signal(signum, stop)
 
     store = Store(max_series=config.watch_series, points=config.watch_points, max_bytes=config.watch_memory_bytes)
-    impatient = replace(config, broker_timeout_seconds=min(config.broker_timeout_seconds, ASKED_TIMEOUT_S))
-    connect_from_settings(impatient).close()  # a wrong setting is told at once
+    page_config = replace(config, broker_timeout_seconds=min(config.broker_timeout_seconds, METADATA_TIMEOUT_S))
+    connect_from_settings(page_config).close()  # a wrong setting fails at once
     reader = Reader(
-        lambda: connect_from_settings(impatient),
+        lambda: connect_from_settings(page_config),
         config.input_topic,
         config.output_topic,
         store,
@@ -76,10 +76,10 @@ def run(config: Settings) -> int:
         reader.start()
         log.info("listening", extra={"url": url_of(listener.getsockname())})
         if not is_loopback(config.watch_host) and not config.watch_password:
-            log.warning("everybody who reaches this address can read the page: no --watch-password-file is set")
+            log.warning("anyone who can reach this address can read the page: --watch-password-file is not set")
         while reader.failure is None and not stopped.wait(0.5):
             if not thread.is_alive():
-                log.critical("the server ended by itself")
+                log.critical("the HTTP server stopped unexpectedly")
                 code = 1
                 break
         page.closing.set()
@@ -93,7 +93,7 @@ def run(config: Settings) -> int:
 
 
 def server_of(page: Page) -> uvicorn.Server:
-    """The page's server with its limits, not yet running. Requests are not logged: their addresses name series."""
+    """The page's server with its limits, not yet running. Requests are not logged: they name series."""
     return uvicorn.Server(
         uvicorn.Config(
             page.app,

@@ -1,4 +1,4 @@
-"""What the page remembers: the newest readings and forecasts of each series, within a limit of memory."""
+"""The newest readings and forecasts of each series, within a memory limit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tidecast.service.watch.messages import Forecast, Measurement
 
 @dataclass(slots=True)
 class SeriesHistory:
-    """One series, oldest first. The counters only grow, so a viewer knows what it has not had yet."""
+    """One series, oldest first. The totals only grow, so a viewer knows what it has not been sent yet."""
 
     name: str
-    epoch: int  # another number = what was sent before is no longer true
+    epoch: int  # changes when what was sent before is no longer valid
     readings: deque[Measurement] = field(default_factory=deque)
     forecasts: deque[Forecast] = field(default_factory=deque)
     readings_total: int = 0
@@ -23,12 +23,12 @@ class SeriesHistory:
 
 
 class Store:
-    """All series that are known. Every method may be called from any thread.
+    """All known series. Every method may be called from any thread.
 
     Args:
-        max_series: beyond it the least recently heard of is forgotten.
-        points: readings, and as many forecasts, kept of each series at the most.
-        max_bytes: what all of them together may cost, about. Beyond it every series keeps half as many, and so on.
+        max_series: beyond that the least recently updated is evicted.
+        points: most readings, and most forecasts, kept of a series.
+        max_bytes: approximate limit for all of them together. Beyond it the number kept of each series is halved.
     """
 
     def __init__(self, *, max_series: int, points: int, max_bytes: int) -> None:
@@ -40,12 +40,12 @@ class Store:
 
     @property
     def lock(self) -> threading.RLock:
-        """Held while a series that `get` returned is read."""
+        """Hold it while you read a series that `get` returned."""
         return self._lock
 
     @property
     def points(self) -> int:
-        """How many readings of a series are kept now."""
+        """How many readings of a series are kept at present."""
         return self._points
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class Store:
         return self._series.get(name)
 
     def add_reading(self, name: str, reading: Measurement, now: float) -> bool:
-        """False where it is late or a duplicate: then no forecast will answer it."""
+        """Returns False where it is late or a duplicate: then no forecast will answer it."""
         with self._lock:
             one = self._of(name, now)
             if one.readings and reading.ts <= one.readings[-1].ts:
@@ -68,13 +68,13 @@ class Store:
             return True
 
     def add_forecast(self, name: str, forecast: Forecast, now: float) -> bool:
-        """False where it was there before, as at-least-once delivery may repeat it."""
+        """Returns False for a repeated one, which at-least-once delivery allows."""
         with self._lock:
             one = self._of(name, now)
             if one.forecasts and forecast.ts <= one.forecasts[-1].ts:
                 if any(forecast.ts == other.ts for other in one.forecasts) or forecast.ts > one.forecasts[0].ts:
                     return False
-                # A worker never answers what is older than the series' last: the series has begun again.
+                # A worker never answers readings older than the series' last: the series was restarted.
                 self._clear(one)
             one.forecasts.append(forecast)
             one.forecasts_total += 1
@@ -83,13 +83,13 @@ class Store:
             return True
 
     def forget(self, name: str) -> None:
-        """Its tombstone has come."""
+        """Drop a series, as its tombstone has arrived."""
         with self._lock:
             if (one := self._series.pop(name, None)) is not None:
                 self._clear(one)
 
     def search(self, text: str, limit: int) -> tuple[int, list[str]]:
-        """How many names hold `text`, whatever the case, and the first of them: those that begin with it, by name."""
+        """How many names contain `text` in any case, and the first of them: first those that start with it, by name."""
         wanted = text.casefold()
         with self._lock:
             names = list(self._series)

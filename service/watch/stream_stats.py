@@ -1,16 +1,16 @@
-"""How the stream does as a whole: readings a second, what waits for its forecast, and since when."""
+"""Figures of the whole stream: readings per second, and how many readings wait for their forecast."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
 
-WINDOW_S = 5  # the rate is the mean of so long
+WINDOW_S = 5  # the rate is the mean over this time
 MAX_WAITING = 100_000  # of one partition; more are not counted
 
 
 class StreamStats:
-    """Fed by the reader on its thread; `now` is a monotonic clock's, s."""
+    """Updated by the reader's thread. `now` is monotonic time, s."""
 
     def __init__(self) -> None:
         self._seconds: deque[list[int]] = deque(maxlen=WINDOW_S + 1)  # [second, readings, forecasts]
@@ -19,14 +19,14 @@ class StreamStats:
         self.readings = self.forecasts = 0
 
     def reading(self, partition: int, offset: int, record_ms: int, now: float, *, awaited: bool) -> None:
-        """A record of the input topic; `awaited` = a forecast should answer it."""
+        """A record of the input topic; `awaited`: a forecast should answer it."""
         self._count(now, 1)
         self.readings += 1
         if awaited and offset > self._answered.get(partition, -1):
             self._waiting.setdefault(partition, deque(maxlen=MAX_WAITING)).append((offset, record_ms))
 
     def forecast(self, source: tuple[int, int] | None, now: float) -> None:
-        """A record of the output topic, and (partition, offset) of what it answers. Answers come in order."""
+        """A record of the output topic, with (partition, offset) of the reading it answers. They come in order."""
         self._count(now, 2)
         self.forecasts += 1
         if source is None:
@@ -38,13 +38,13 @@ class StreamStats:
             waiting.popleft()
 
     def restart(self) -> None:
-        """The reader begins at another place: what waits there is not known yet."""
+        """The reader has moved to other offsets: what waits there is not known yet."""
         self._waiting.clear()
         self._answered.clear()
         self._seconds.clear()
 
     def snapshot(self, now: float, wall_ms: float) -> Mapping[str, float]:
-        """Readings and forecasts a second, how many readings wait, and how long the oldest of them has, s."""
+        """Readings and forecasts per second, how many readings wait, and for how long the oldest has waited, s."""
         last = int(now)
         full = [each for each in self._seconds if last - WINDOW_S <= each[0] < last]
         oldest = min((waiting[0][1] for waiting in self._waiting.values() if waiting), default=None)

@@ -1,4 +1,4 @@
-"""What a viewer of one series is sent: all of it once, then what is new. Plain values, ready for JSON."""
+"""What a viewer of a series is sent: everything once, then updates. Plain values, ready for JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Choice:
 
 
 class Subscription:
-    """One viewer's eye on one series: remembers what it has been sent."""
+    """One viewer's subscription to one series; remembers what was sent."""
 
     def __init__(self, store: Store, choice: Choice) -> None:
         self._store, self._choice = store, choice
@@ -33,7 +33,7 @@ class Subscription:
         self._shape: Shape | None = None
 
     def next_event(self) -> tuple[str, dict[str, Any]] | None:
-        """("all", …) at first and whenever what was sent is no longer true, then ("more", …); None = nothing new."""
+        """("all", …) first and whenever what was sent is no longer valid, then ("more", …); None = no update."""
         with self._store.lock:
             one = self._store.get(self._choice.series)
             if one is None:
@@ -70,7 +70,7 @@ class Subscription:
 
 
 def full_content(one: SeriesHistory, choice: Choice) -> dict[str, Any]:
-    """All that is known of a series, for one target and one number of steps ahead. Call it under the store's lock."""
+    """Everything about a series, for one target and one number of steps ahead. Call it under the store's lock."""
     shape = one.forecasts[-1].shape if one.forecasts else None
     target, ahead = _resolve(choice, shape, one)
     content = {**empty_content(choice), "known": True, "target": target, "readings": _readings(one.readings, target)}
@@ -93,7 +93,7 @@ def full_content(one: SeriesHistory, choice: Choice) -> dict[str, Any]:
 
 
 def empty_content(choice: Choice) -> dict[str, Any]:
-    """Of a series that is not known."""
+    """For an unknown series."""
     return {
         "series": choice.series, "known": False, "target": choice.target, "targets": [], "model": "", "step_ms": 0,
         "horizon": 0, "level": 0.0, "ahead": choice.ahead, "readings": [[], []], "past": [[], [], [], [], [], []],
@@ -102,9 +102,9 @@ def empty_content(choice: Choice) -> dict[str, Any]:
 
 
 def quality(forecasts: Iterable[Forecast], target: str, ahead: int) -> dict[str, Any] | None:
-    """Skill and coverage over what is kept, by the forecasts' own scores.
+    """Skill and coverage over the forecasts that are kept, from their own scores.
 
-    A model scores only some numbers of steps ahead; the nearest to `ahead` is taken, and said.
+    A model scores only some numbers of steps ahead; the nearest to `ahead` is used, and returned as `ahead`.
     """
     kept = list(forecasts)
     prefix = f"absolute_error_{target}_"
@@ -114,7 +114,7 @@ def quality(forecasts: Iterable[Forecast], target: str, ahead: int) -> dict[str,
         return None
     lead = min(leads, key=lambda each: abs(each - ahead))
     wanted = [f"{kind}_{target}_{lead}" for kind in ("absolute_error", "naive_error", "inside")]
-    places: dict[tuple[str, ...], list[int | None]] = {}  # the names are the same in nearly every forecast
+    places: dict[tuple[str, ...], list[int | None]] = {}  # nearly all forecasts have the same names
     errors = naives = inside = 0.0
     count = covered = 0
     for forecast in kept:
@@ -153,7 +153,7 @@ def _readings(readings: Iterable[Measurement], target: str) -> list[list[Any]]:
 
 
 def _past(forecasts: Iterable[Forecast], one: SeriesHistory, target: int, ahead: int) -> list[list[Any]]:
-    """[the time it was for], low, middle, high, warm, [the time it was made]: forecasts `ahead` steps ahead."""
+    """[target time], low, middle, high, warm, [time it was made] of the forecasts `ahead` steps ahead."""
     columns: list[list[Any]] = [[], [], [], [], [], []]
     irregular = bool(one.forecasts) and not one.forecasts[-1].shape.step_ms
     places = {reading.ts: i for i, reading in enumerate(one.readings)} if irregular else {}
@@ -163,7 +163,7 @@ def _past(forecasts: Iterable[Forecast], one: SeriesHistory, target: int, ahead:
             continue
         if shape.step_ms:
             due: int | None = forecast.ts + ahead * shape.step_ms
-        else:  # the time of a reading that is so many readings later, once it has come
+        else:  # the time of the reading `ahead` readings later, once it has arrived
             place = places.get(forecast.ts, len(places)) + ahead
             due = one.readings[place].ts if place < len(one.readings) else None
         if due is None:
@@ -186,7 +186,7 @@ def _fan(one: SeriesHistory, target: int) -> dict[str, Any]:
         "made": forecast.ts,
         "warm": forecast.warm,
         "ts": [forecast.ts + (i + 1) * step for i in range(shape.horizon)],
-        "guessed": not shape.step_ms,  # an irregular series: the times are as far apart as its last readings were
+        "guessed": not shape.step_ms,  # irregular: the steps are the median distance of the last readings
         "quantiles": list(shape.quantiles),
         "middle": shape.middle,
         "values": [[_json(value) for value in forecast.quantile(target, q)] for q in range(len(shape.quantiles))],
@@ -194,5 +194,5 @@ def _fan(one: SeriesHistory, target: int) -> dict[str, Any]:
 
 
 def _json(value: float) -> float | None:
-    """Seven digits are all that float32 has."""
+    """Seven digits, as many as float32 has."""
     return float(f"{value:.7g}") if math.isfinite(value) else None

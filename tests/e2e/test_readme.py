@@ -96,7 +96,7 @@ def test_make_demo_with_seconds_as_the_readme_says_is_shorter(folder, tmp_path):
     (tree / ".venv").symlink_to(sys.prefix)
     done = paste(f"cd {tree}; {shorter}", folder)
     assert done.returncode == 0, done.stderr
-    assert "live: 10h of weather readings each second, for 20 s." in done.stderr
+    assert "live: 10h of weather readings per second, for 20 s." in done.stderr
     made, read = re.search(r"^([\d,]+) forecasts for ([\d,]+) readings", done.stdout, re.MULTILINE).groups()
     assert made == read  # none is still on its way when it ends
     assert "next, a data file of your own: .venv/bin/tidecast inspect FILE.csv" in done.stderr

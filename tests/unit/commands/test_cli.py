@@ -50,12 +50,12 @@ def test_a_users_mistake_is_one_line_on_stderr_without_a_traceback(command, caps
     assert captured.out == ""
 
 
-def test_a_misspelt_flag_is_answered_with_the_one_that_was_meant(command, capsys):
+def test_an_error_about_a_misspelt_flag_names_the_nearest_one(command, capsys):
     assert cli.main(["try", "--oftn"]) == 2
     assert "Did you mean --often?" in capsys.readouterr().err
 
 
-def test_a_misspelt_command_is_answered_with_the_one_that_was_meant(capsys):
+def test_an_error_about_a_misspelt_command_names_the_nearest_one(capsys):
     assert cli.main(["confg"]) == 2
     assert "Did you mean `tidecast config`?" in capsys.readouterr().err
 
@@ -66,7 +66,7 @@ def test_ctrl_c_exits_130_without_a_traceback(command, capsys):
     assert capsys.readouterr().err == "tidecast: interrupted\n"
 
 
-def test_a_bug_of_ours_keeps_its_traceback(command):
+def test_an_internal_error_keeps_its_traceback(command):
     command.run = raising(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         cli.main(["try"])
@@ -83,7 +83,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("tidecast ")
 
 
-def test_no_command_is_a_wrong_use_that_shows_the_overview(capsys):
+def test_without_a_command_the_overview_is_shown_and_the_exit_code_is_2(capsys):
     assert cli.main([]) == 2
     assert "tidecast demo" in capsys.readouterr().err
 
@@ -152,7 +152,7 @@ def test_a_line_break_in_a_message_cannot_forge_a_log_line(stream):
     assert stream.getvalue().count("\n") == 1
 
 
-def test_a_kafka_client_without_its_broker_does_not_bury_our_own_messages(stream):
+def test_messages_of_a_kafka_client_without_a_broker_do_not_crowd_out_our_own(stream):
     logs.setup("info", "text", stream)
     for _ in range(100):
         logging.getLogger("kafka.cluster").error("Connection failed", exc_info=OSError("gone"))
@@ -162,7 +162,7 @@ def test_a_kafka_client_without_its_broker_does_not_bury_our_own_messages(stream
     assert "OSError" not in stream.getvalue()
 
 
-def test_the_kafka_client_is_heard_again_after_a_while():
+def test_a_repeated_message_of_the_kafka_client_is_logged_again_after_a_while():
     now = [0.0]
     repeats = logs.RepeatFilter(30, clock=lambda: now[0])
     record = logging.LogRecord("kafka.net", logging.ERROR, "net.py", 1, "lost", None, None)

@@ -111,7 +111,7 @@ def test_a_stop_also_ends_a_stream_that_never_waits() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "fast", "", "nan"])
-def test_a_speed_that_is_none_is_refused(text: str) -> None:
+def test_a_speed_that_is_not_a_positive_number_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_speed(text)
 
@@ -157,7 +157,7 @@ def test_a_part_of_a_file_is_cut_by_time_and_count(tmp_path: Path) -> None:
         sources.file_table(path, COLUMNS, start=T0 + 100 * HOUR)
 
 
-def test_a_loop_goes_on_one_step_after_its_end() -> None:
+def test_a_loop_continues_one_step_after_its_end() -> None:
     rows = [("x", T0), ("y", T0), ("x", T0 + HOUR), ("y", T0 + HOUR)]
     first = [r.ts for r in itertools.islice(sources.looped(table(rows)), 10)]
     assert first == [T0 + (i // 2) * HOUR for i in range(10)]
@@ -192,13 +192,13 @@ def test_sines_are_the_same_for_the_same_seed_and_step_by_the_rate() -> None:
     assert {r.key for r in some(1)} == {b"sine-0", b"sine-1", b"sine-2"}
 
 
-def test_a_rate_that_is_no_whole_ms_does_not_drift() -> None:
+def test_a_rate_that_is_not_a_whole_number_of_ms_does_not_drift() -> None:
     last = next(itertools.islice(sources.sine_readings(series=1, rate=3, start_ms=T0), 3_000, None))
     assert last.ts == T0 + 1_000_000
 
 
 @pytest.mark.parametrize("wrong", [{"series": 0}, {"rate": 0.0}, {"rate": 2e3}, {"noise": -1.0}])
-def test_sines_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+def test_invalid_numbers_for_sines_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         sources.sine_readings(**({"series": 1, "rate": 1.0, "start_ms": T0} | wrong))
 
@@ -223,7 +223,7 @@ def test_the_machine_is_read_when_due_on_a_grid_of_whole_intervals() -> None:
     assert json.loads(batches[0][1].value)["value"] is None
 
 
-def test_a_machine_that_slept_skips_the_turns_it_missed_and_repeats_none() -> None:
+def test_a_suspended_machine_skips_the_readings_it_missed() -> None:
     clock = FakeClock(start_ms=float(T0))
     stream = machine(clock)
     first = next(stream)[0].ts
@@ -274,13 +274,13 @@ def test_the_end_of_a_stream_flushes_and_counts(capsys: pytest.CaptureFixture[st
     assert "sent 3 readings of 2 series" in capsys.readouterr().err
 
 
-def test_a_broker_that_went_away_is_an_error_and_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unavailable_broker_is_an_error_with_the_count_so_far(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BrokerError):
         send([[reading(T0)], [reading(T0)]], Recorder(fails_at=1), "readings", 1.0, "sent")
-    assert "1 readings were handed over" in capsys.readouterr().err
+    assert "1 readings were sent" in capsys.readouterr().err
 
 
-def test_a_topic_that_is_not_there_is_refused_with_the_command_that_makes_it() -> None:
+def test_a_missing_topic_is_refused_with_the_command_that_creates_it() -> None:
     broker = MemoryBroker()
     config = load({"input_topic": "sensors"}, {})
     with pytest.raises(BrokerError, match="tidecast topics create --input-topic sensors"):
@@ -358,7 +358,7 @@ def test_a_dry_run_prints_the_records_and_needs_no_kafka(tmp_path: Path, capsys:
         (["f.csv", "--model", "/nowhere"], "model"),
     ],
 )
-def test_a_wrong_call_is_refused_before_kafka_is_asked(
+def test_a_wrong_call_is_refused_before_connecting_to_kafka(
     flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["produce", *flags]) == 2

@@ -85,7 +85,7 @@ def run(bench, capfdbinary):
     return run
 
 
-def test_the_list_has_the_last_state_of_each_series_and_none_that_was_forgotten(bench, run):
+def test_the_list_has_the_last_state_of_each_series_and_no_deleted_one(bench, run):
     for offset in (3, 7):
         bench.flush(b"b", offset, partition=1, steps=offset)
     bench.flush(b"a", 2)
@@ -105,7 +105,7 @@ def test_a_short_list_says_that_there_is_more(bench, run):
     for i in range(5):
         bench.flush(b"s%d" % i, i)
     code, out, err = run("--limit", "2")
-    assert (code, len(out.splitlines()), err) == (0, 3, "3 more; without --limit all are listed\n")
+    assert (code, len(out.splitlines()), err) == (0, 3, "3 more; leave out --limit to list all\n")
 
 
 def test_an_empty_changelog_is_an_empty_list(run):
@@ -133,7 +133,7 @@ def test_a_state_of_another_model_is_not_shown_under_wrong_names(bench, run, tmp
     assert json.loads(run("show", "a", "--json")[1])["state_size"] == 5
 
 
-def test_a_series_that_is_in_two_partitions_is_shown_and_forgotten_in_both(bench, run):
+def test_a_series_that_is_in_two_partitions_is_shown_and_deleted_in_both(bench, run):
     bench.flush(b"a", 2)
     bench.flush(b"a", 3, partition=1)
     assert [json.loads(line)["partition"] for line in run("show", "a", "--json")[1].splitlines()] == [0, 1]
@@ -141,16 +141,16 @@ def test_a_series_that_is_in_two_partitions_is_shown_and_forgotten_in_both(bench
     assert bench.live() == {}
 
 
-def test_reset_forgets_the_named_series_and_no_other(bench, run):
+def test_reset_deletes_the_named_series_and_no_other(bench, run):
     for key in (b"a", b"b", b"c"):
         bench.flush(key, 1)
-    assert run("reset", "a", "c") == (0, "", "forgot 2 states in tidecast-state\n")
+    assert run("reset", "a", "c") == (0, "", "deleted 2 states in tidecast-state\n")
     assert [key for _, key in bench.live()] == [b"b"]
     assert run("reset", "--all")[0] == 0
     assert bench.live() == {}
 
 
-def test_reset_of_a_series_that_is_not_there_names_it_and_forgets_nothing(bench, run):
+def test_reset_of_an_unknown_series_names_it_and_deletes_nothing(bench, run):
     bench.flush(b"a", 1)
     code, _, err = run("reset", "a", "typo")
     assert code == 1 and "has no state of 'typo'" in err and "tidecast state list" in err
@@ -158,7 +158,7 @@ def test_reset_of_a_series_that_is_not_there_names_it_and_forgets_nothing(bench,
 
 
 @pytest.mark.parametrize("action", [("reset", "a"), ("reset", "--all"), ("import", "FILE", "--replace")])
-def test_the_states_of_a_group_that_lives_are_not_changed_behind_its_back(bench, run, tmp_path, action):
+def test_the_states_of_a_running_group_are_not_changed(bench, run, tmp_path, action):
     bench.flush(b"a", 1)
     file = tmp_path / "states"
     run("export", str(file))
@@ -176,7 +176,7 @@ def test_the_states_of_a_group_that_lives_are_not_changed_behind_its_back(bench,
     assert bench.broker.commits[("tidecast", "readings")] == {0: (5, "s=5")}  # asking changes no offset
 
 
-def test_a_group_that_never_committed_is_taken_for_stopped(bench, run):
+def test_a_group_that_never_committed_counts_as_stopped(bench, run):
     bench.flush(b"a", 1)
     bench.worker(committed=False)
     assert run("reset", "a")[0] == 0
@@ -188,7 +188,7 @@ def test_an_export_that_is_imported_again_is_the_same_to_the_byte(bench, run, tm
     before, file = bench.live(), str(tmp_path / "states.jsonl")
     assert run("export", file) == (0, "", "wrote 30 states of tidecast-state\n")
     run("reset", "--all")
-    assert run("import", file) == (0, "", "wrote 30 states to tidecast-state, forgot 0\n")
+    assert run("import", file) == (0, "", "wrote 30 states to tidecast-state, deleted 0\n")
     assert bench.live() == before
     assert run("export", "-")[1].encode() == (tmp_path / "states.jsonl").read_bytes()
 
@@ -211,7 +211,7 @@ def test_import_over_states_needs_to_be_asked_for_and_then_leaves_only_the_files
     bench.flush(b"b", 2)
     code, _, err = run("import", file)
     assert code == 1 and "has states of 2 series already" in err and "--replace" in err
-    assert run("import", file, "--replace")[2] == "wrote 1 states to tidecast-state, forgot 1\n"
+    assert run("import", file, "--replace")[2] == "wrote 1 states to tidecast-state, deleted 1\n"
     assert [key for _, key in bench.live()] == [b"a"]
 
 
@@ -256,7 +256,7 @@ def test_a_series_that_comes_twice_is_refused(run, line, tmp_path):
     assert "line 2: the series 'a' occurs twice, first in line 1" in run("import", str(file))[2]
 
 
-def test_states_can_move_to_another_cluster_where_no_offset_holds(bench, run, line, tmp_path):
+def test_states_can_move_to_another_cluster_with_other_offsets(bench, run, line, tmp_path):
     file = tmp_path / "states.jsonl"
     names = [f"s{i}" for i in range(10)]
     file.write_text("".join(json.dumps(line | {"series": n, "offset": 999, "partitions": 8}) + "\n" for n in names))
@@ -267,7 +267,7 @@ def test_states_can_move_to_another_cluster_where_no_offset_holds(bench, run, li
     assert {CODEC.decode(value).offset for value in bench.live().values()} == {-1}
 
 
-def test_a_damaged_record_is_named_with_the_command_that_mends_it(bench, run):
+def test_a_damaged_record_is_named_with_the_command_that_deletes_it(bench, run):
     bench.put(TOPIC, 1, b"a", record(1)[:-1])
     code, _, err = run("list")
     assert code == 1 and "tidecast-state-1, offset 0, series 'a': a changelog record is cut short" in err
@@ -282,13 +282,13 @@ def test_a_damaged_record_that_a_later_one_replaces_does_no_harm(bench, run):
     assert json.loads(run("list", "--json")[1])["offset"] == 3
 
 
-def test_a_topic_that_is_no_changelog_is_said_to_be_none(bench, run):
+def test_a_topic_that_is_not_a_changelog_is_refused(bench, run):
     bench.put(TOPIC, 0, None, b"{}")
     code, _, err = run("list")
     assert code == 1 and "a record without a key; tidecast-state is not a changelog" in err
 
 
-def test_a_changelog_that_is_not_there_is_answered_with_the_command_that_makes_it(bench, run):
+def test_a_missing_changelog_is_refused_with_the_command_that_creates_it(bench, run):
     code, _, err = run("list", "--changelog-topic", "other")
     assert code == 1 and "there is no changelog other" in err
     assert "tidecast topics create --partitions 2 --changelog-topic other" in err
@@ -318,13 +318,13 @@ def test_wrong_use_is_one_sentence(run, args, says):
     assert (code, out) == (2, "") and says in err and err.count("\n") == 1, err
 
 
-def test_a_file_that_cannot_be_read_or_written_is_said(bench, run, tmp_path):
+def test_an_error_names_a_file_that_cannot_be_read_or_written(bench, run, tmp_path):
     assert run("import", str(tmp_path / "none"))[:2] == (1, "")
     code, _, err = run("export", str(tmp_path / "no" / "dir"))
     assert code == 2 and "cannot write" in err and "another FILE" in err
 
 
-def test_reading_ends_although_a_worker_goes_on_writing(bench, run, monkeypatch):
+def test_reading_ends_while_a_worker_keeps_writing(bench, run, monkeypatch):
     bench.flush(b"a", 1)
     poll = MemoryConsumer.poll
 
@@ -338,7 +338,7 @@ def test_reading_ends_although_a_worker_goes_on_writing(bench, run, monkeypatch)
     assert [(line["series"], line["offset"]) for line in lines] == [("a", 1)]  # as it was at the beginning
 
 
-def test_a_changelog_that_is_not_read_to_its_end_is_not_passed_off_as_whole(bench, run, monkeypatch):
+def test_a_changelog_that_is_not_read_to_its_end_is_an_error(bench, run, monkeypatch):
     bench.flush(b"a", 1)
     monkeypatch.setattr(MemoryConsumer, "poll", lambda self, timeout_s, max_records: Batch(TOPIC))
     code, out, err = run("list", "--broker-timeout-seconds", "1")

@@ -14,14 +14,14 @@ def memory(monkeypatch):
     return broker
 
 
-def test_create_makes_what_is_missing_and_says_what_was_there(memory, capsys):
+def test_create_makes_missing_topics_and_lists_existing_ones(memory, capsys):
     memory.create_topic("forecasts", 6)
     assert cli.main(["topics", "create"]) == 0
     assert memory.topics() == {"readings": 6, "forecasts": 6, "dead-letters": 6, "tidecast-state": 6}
     assert memory.topic_config("tidecast-state").items() >= CHANGELOG_CONFIG.items()
     check_topics(memory, Settings())
     out = capsys.readouterr().out
-    assert "readings           6 partitions  made\n" in out and "forecasts          6 partitions  was there\n" in out
+    assert "readings           6 partitions  created\n" in out and "forecasts          6 partitions  exists\n" in out
 
 
 def test_the_list_says_what_each_topic_is_for(memory, capsys):
@@ -38,14 +38,14 @@ def test_the_list_says_what_each_topic_is_for(memory, capsys):
     ]
 
 
-def test_another_number_than_what_is_there_is_refused_with_the_command_that_fixes_it(memory):
+def test_a_number_of_partitions_unlike_the_existing_topics_is_refused_with_the_right_command(memory):
     memory.create_topic("readings", 6)
     with pytest.raises(BrokerError, match=r"readings has 6 partitions.*tidecast topics create --partitions 6"):
         create_topics(memory, Settings(), partitions=4)
     assert memory.topics() == {"readings": 6}
 
 
-def test_topics_that_do_not_fit_each_other_are_refused_and_nothing_is_made(memory):
+def test_topics_with_different_partitions_are_refused_and_none_is_created(memory):
     memory.create_topic("readings", 6)
     memory.create_topic("forecasts", 4)
     with pytest.raises(BrokerError, match=r"readings has 6 partitions and forecasts has 4.*--output-topic forecasts-6"):
@@ -53,7 +53,7 @@ def test_topics_that_do_not_fit_each_other_are_refused_and_nothing_is_made(memor
     assert "dead-letters" not in memory.topics()
 
 
-def test_a_changelog_that_does_not_fit_is_refused_with_the_command_that_fixes_it(memory):
+def test_a_changelog_with_other_partitions_is_refused_with_the_right_command(memory):
     memory.create_topic("tidecast-state", 3, CHANGELOG_CONFIG)
     memory.create_topic("readings", 6)
     with pytest.raises(BrokerError, match=r"6 partitions and tidecast-state has 3.*--changelog-topic tidecast-state-6"):

@@ -39,13 +39,13 @@ def test_no_flag_takes_a_password_itself(capsys):
 
 
 def test_a_password_given_twice_or_a_file_that_cannot_be_one_is_refused(tmp_path, password):
-    with pytest.raises(UsageError, match="both TIDECAST_KAFKA_PASSWORD_FILE and TIDECAST_KAFKA_PASSWORD are given"):
+    with pytest.raises(UsageError, match="both TIDECAST_KAFKA_PASSWORD_FILE and TIDECAST_KAFKA_PASSWORD are set"):
         load(SASL, {"TIDECAST_KAFKA_PASSWORD_FILE": password, "TIDECAST_KAFKA_PASSWORD": "x"})
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         load({**SASL, "kafka_password": str(tmp_path / "none")}, {})
     for content in ("", "\n", "two\nlines\n", "x" * 5_000):
         (tmp_path / "odd").write_text(content)
-        with pytest.raises(UsageError, match="must hold one line") as error:
+        with pytest.raises(UsageError, match="must contain the secret as its only line") as error:
             load({**SASL, "kafka_password": str(tmp_path / "odd")}, {})
         assert "lines" not in str(error.value)
 
@@ -53,12 +53,12 @@ def test_a_password_given_twice_or_a_file_that_cannot_be_one_is_refused(tmp_path
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"kafka_username": "a"}, "--kafka-username means nothing with the security protocol PLAINTEXT"),
+        ({"kafka_username": "a"}, "--kafka-username has no effect with the security protocol PLAINTEXT"),
         ({"security_protocol": "SASL_SSL"}, "SASL_SSL needs --kafka-username"),
         (SASL, "SASL_SSL needs --kafka-password-file"),
-        ({"tls_ca_file": "ca"}, "--tls-ca-file means nothing"),
-        ({"tls_cert_file": "c"}, "--tls-cert-file means nothing with the security protocol PLAINTEXT.*SSL"),
-        ({"security_protocol": "SSL", "tls_key_file": "k"}, "means nothing without a certificate.*--tls-cert-file"),
+        ({"tls_ca_file": "ca"}, "--tls-ca-file has no effect"),
+        ({"tls_cert_file": "c"}, "--tls-cert-file has no effect with the security protocol PLAINTEXT.*SSL"),
+        ({"security_protocol": "SSL", "tls_key_file": "k"}, "has no effect without a certificate.*--tls-cert-file"),
         ({"security_protocol": "TLS"}, "must be one of PLAINTEXT, SSL, SASL_SSL, SASL_PLAINTEXT"),
         ({"sasl_mechanism": "GSSAPI"}, "must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
         ({"model_sha256": "abc"}, "must be 64 hexadecimal digits"),
@@ -69,12 +69,12 @@ def test_combinations_that_cannot_work_are_refused(flags, says):
         load(flags, {})
 
 
-def test_a_password_is_not_sent_readable_to_another_machine(password):
+def test_a_password_is_not_sent_unencrypted_to_another_machine(password):
     plain = {**SASL, "security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "kafka_password": password}
     for here in ("127.0.0.1:9092", "localhost:9092", "[::1]:9092"):
         load({**plain, "bootstrap_servers": here}, {})
     for there in ("kafka:9092", "127.0.0.1:9092,10.0.0.7:9092", "localhost.evil.example:9092"):
-        with pytest.raises(UsageError, match="readable for all on the way"):
+        with pytest.raises(UsageError, match="would send the password unencrypted"):
             load({**plain, "bootstrap_servers": there}, {})
 
 
@@ -136,6 +136,6 @@ def test_a_secret_that_a_library_logs_is_masked_also_in_a_traceback(formatter):
     assert said.count("***") == 3 and "hunter2" not in said and "Traceback" in said
 
 
-def test_short_words_are_not_masked_in_everything_that_is_said():
+def test_a_secret_too_short_is_not_masked_inside_other_words():
     Secret("abc")
     assert masked("abcdef") == "abcdef"

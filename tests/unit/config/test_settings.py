@@ -25,12 +25,12 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
     assert found["input_topic"] == ("readings", "default")
 
 
-def test_a_misspelt_variable_is_refused_with_the_name_that_was_meant():
+def test_a_misspelt_variable_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match=r"TIDECAST_IMPUT_TOPIC.*Did you mean TIDECAST_INPUT_TOPIC"):
         load({}, {"TIDECAST_IMPUT_TOPIC": "x"})
 
 
-def test_what_kubernetes_adds_for_a_service_called_tidecast_is_no_mistake():
+def test_variables_that_kubernetes_adds_for_a_service_called_tidecast_are_accepted():
     links = {
         "TIDECAST_SERVICE_HOST": "10.0.0.1",
         "TIDECAST_SERVICE_PORT_HTTP": "9108",
@@ -60,7 +60,7 @@ def test_what_kubernetes_adds_for_a_service_called_tidecast_is_no_mistake():
         ("max_poll_records", "0", "at least 1"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_the_name_it_was_given_under(name, text, says):
+def test_an_invalid_value_is_refused_with_the_flag_or_variable_that_set_it(name, text, says):
     with pytest.raises(UsageError, match=says):
         load({}, {settings.variable(name): text})
     with pytest.raises(UsageError, match=settings.flag(name)):
@@ -72,12 +72,12 @@ def test_a_switch_can_be_set_from_the_environment(text, value):
     assert load({}, {"TIDECAST_DEAD_LETTER_LATE": text}).dead_letter_late is value
 
 
-def test_a_worker_that_would_read_what_it_writes_is_refused():
+def test_a_worker_that_would_read_its_own_output_is_refused():
     with pytest.raises(UsageError, match="the topics must differ"):
         load({"output_topic": "readings"}, {})
 
 
-def test_flags_are_none_where_they_were_not_given():
+def test_flags_that_were_not_given_are_none():
     args = parse("--http-port", "0", "--no-dead-letter-late")
     assert loader.flags_of(args) == {"http_port": "0", "dead_letter_late": False}
     assert loader.from_args(args).http_port == 0
@@ -139,6 +139,6 @@ def test_a_commit_interval_that_kafka_would_end_the_transaction_before_is_refuse
     assert load({"commit_interval_ms": 20_000, "delivery": "at-least-once"}, {}).commit_interval_ms == 20_000
 
 
-def test_http_listens_on_this_machine_alone_unless_told_otherwise():
+def test_http_listens_only_on_this_machine_by_default():
     settings = load({}, {})
     assert (settings.http_host, settings.watch_host) == ("127.0.0.1", "127.0.0.1")

@@ -51,7 +51,7 @@ def test_every_way_to_write_a_missing_value_is_missing(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["inf", "-Infinity", "1e999", "12,5", "abc", "-", "1.2.3", "0x10"])
-def test_a_cell_that_is_no_finite_number_is_refused_with_file_line_and_column(tmp_path: Path, text: str) -> None:
+def test_a_cell_that_is_not_a_finite_number_is_refused_with_file_line_and_column(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "f.csv", f't,a\n2013-01-01,1\n\n2013-01-02,"{text}"\n')
     with pytest.raises(DataError) as error:
         read_table(path, Columns("t", ("a",)))
@@ -65,13 +65,13 @@ def test_a_line_number_counts_the_lines_inside_quoted_cells(tmp_path: Path) -> N
         read_table(path, Columns("t", ("a",)))
 
 
-def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_column_is_refused_with_a_list_of_the_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "f.csv", "t,a\n2013-01-01,1\n")
     with pytest.raises(DataError, match=r"no column 'b'.*'t', 'a'"):
         read_table(path, Columns("t", ("a", "b")))
 
 
-def test_a_column_that_is_there_twice_is_refused_rather_than_guessed(tmp_path: Path) -> None:
+def test_a_column_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "f.csv", "t,a,a\n2013-01-01,1,2\n")
     with pytest.raises(DataError, match="2 columns called 'a'"):
         read_table(path, Columns("t", ("a",)))
@@ -117,7 +117,7 @@ def test_any_time_that_we_write_is_read_back(moments: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2013", "2013-13-01", "12.5", "1850-01-01", "99999999999999999"])
-def test_a_cell_that_is_no_time_is_refused_with_its_place(text: str) -> None:
+def test_a_cell_that_is_not_a_time_is_refused_with_file_line_and_column(text: str) -> None:
     with pytest.raises(DataError, match="row 1, column 't'") as error:
         times_ms(["2013-01-01", text], "t", lambda i: f"row {i}")
     assert error.value.got == text
@@ -141,7 +141,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, text: str, says: str) ->
         read_table(write(tmp_path / "f.csv", text), Columns("t", ("a",)))
 
 
-def test_what_is_no_text_file_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused_with_a_plain_error(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_bytes(b"t,a\n2013-01-01,\xff\xfe\n")
     (tmp_path / "g.csv.gz").write_bytes(b"not gzip")
     (tmp_path / "h.csv.gz").write_bytes(gzip.compress(b"t,a\n2013-01-01,1\n" * 100)[:-20])
@@ -190,7 +190,7 @@ def test_a_parquet_file_reads_as_the_csv_of_the_same_rows(tmp_path: Path, unit: 
     assert header(tmp_path / "f.parquet") == ["key", "t", "a", "b"]
 
 
-def test_a_broken_parquet_file_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_broken_parquet_file_is_refused_with_a_plain_error(tmp_path: Path) -> None:
     polars = pytest.importorskip("polars", reason="polars comes with the extra train")
     (tmp_path / "f.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="not a Parquet file"):
@@ -210,7 +210,7 @@ def test_the_hash_is_of_the_files_bytes(tmp_path: Path) -> None:
         file_sha256(tmp_path / "none")
 
 
-def test_the_shipped_weather_sample_is_whole() -> None:
+def test_the_shipped_weather_sample_is_complete() -> None:
     path = Path(__file__).parents[3] / "training" / "samples" / "weather.csv.gz"
     table = read_table(path, Columns("time_hour", ("temp", "pressure"), series="origin"))
     assert len(table) == 26_115

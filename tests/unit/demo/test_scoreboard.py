@@ -87,7 +87,7 @@ def test_missing_values_are_not_scored() -> None:
     assert board.errors[1].count == 0 and math.isnan(board.errors[1].mae)
 
 
-def test_a_row_shows_what_was_forecast_for_it_and_what_comes() -> None:
+def test_a_row_has_the_earlier_forecast_for_its_time_and_the_newest_forecast() -> None:
     board = Scoreboard()
     board.reading("a", 0, 10.0)
     board.forecast("a", 0, STEP, True, forecast(12.0, 20.0))
@@ -117,7 +117,7 @@ def test_a_long_run_forgets_what_can_no_longer_be_matched() -> None:
     assert board.errors[2].count == 4_998
 
 
-def test_plain_lines_name_station_value_forecast_and_skill(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_have_series_value_forecast_and_skill(capsys: pytest.CaptureFixture[str]) -> None:
     board = Scoreboard()
     board.reading("EWR", 0, 10.0)
     board.forecast("EWR", 0, STEP, True, forecast(12.0, 20.0))

@@ -68,7 +68,7 @@ def test_no_file_but_the_page_s_own_can_be_asked_for(served):
 
 
 @pytest.mark.parametrize("path", ["/", "/static/main.js", "/api/series", "/api/history?series=a", "/nothing"])
-def test_a_browser_may_run_nothing_but_the_page_s_own_scripts(served, path):
+def test_the_policy_allows_a_browser_only_the_page_s_own_scripts(served, path):
     headers = served.get(path)[1]
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
@@ -79,7 +79,7 @@ def test_a_browser_may_run_nothing_but_the_page_s_own_scripts(served, path):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_the_page_can_only_be_read(served, method):
+def test_only_get_and_head_are_allowed(served, method):
     code, headers, _ = served.get("/api/series", method)
     assert (code, headers["Allow"]) == (405, "GET, HEAD")
 
@@ -102,12 +102,12 @@ def test_a_request_with_a_body_or_too_long_a_line_is_refused(served):
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:9109", "127.0.0.1.evil.example", "", "[::1", "169.254.1.1"]
 )
-def test_a_foreign_name_that_leads_to_loopback_is_refused(served, host):
+def test_a_foreign_host_name_that_resolves_to_loopback_is_refused(served, host):
     assert served.get("/api/series", headers={"Host": host})[0] == 421
 
 
 @pytest.mark.parametrize("host", ["localhost:9109", "127.0.0.1", "[::1]:9109", "LOCALHOST"])
-def test_this_machine_s_own_names_are_taken(served, host):
+def test_this_machine_s_own_names_are_accepted(served, host):
     assert served.get("/api/series", headers={"Host": host})[0] == 200
 
 
@@ -116,7 +116,7 @@ def test_another_site_s_page_is_not_served_but_a_link_from_it_works(served):
     assert served.get("/", headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"})[0] == 200
 
 
-def test_without_the_password_nothing_is_said(locked):
+def test_without_the_password_no_data_is_sent(locked):
     for path in ("/", "/static/main.js", "/api/series", "/api/stream", "/api/history?series=a", "/nothing"):
         code, headers, _ = locked.get(path)
         assert (code, headers["WWW-Authenticate"][:5]) == (401, "Basic")
@@ -136,7 +136,7 @@ def test_the_password_opens_the_page_whatever_the_user_is_called(locked):
     assert locked.get("/api/series", headers={"Authorization": bearer})[0] == 200
 
 
-def test_a_health_check_needs_no_password_and_learns_nothing(locked):
+def test_a_health_check_needs_no_password_and_gets_no_data(locked):
     assert locked.get("/livez")[::2] == (200, "ok\n")
 
 
@@ -173,13 +173,13 @@ def test_the_stream_brings_all_then_what_is_new(served):
     assert "status" in kinds
 
 
-def test_one_viewer_too_many_hears_it_and_the_page_still_answers(served, monkeypatch):
+def test_one_viewer_too_many_gets_503_and_the_page_still_answers(served, monkeypatch):
     monkeypatch.setattr(app, "MAX_STREAMS", 0)
     assert served.get("/api/stream")[0] == 503
     assert served.get("/api/series")[0] == 200
 
 
-def test_the_server_ends_though_somebody_is_watching():
+def test_the_server_stops_although_a_viewer_is_connected():
     served = Served()
     with socket.create_connection(("127.0.0.1", served.port)) as viewer:
         viewer.sendall(b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -193,7 +193,7 @@ def test_the_server_ends_though_somebody_is_watching():
     [b"", b"GET / HTT", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nG"],
     ids=["nothing", "half", "one and a half"],
 )
-def test_who_is_silent_is_disconnected_and_does_not_keep_others_out(served, monkeypatch, said):
+def test_an_idle_connection_is_closed_and_does_not_block_others(served, monkeypatch, said):
     monkeypatch.setattr(request_timeout, "REQUEST_S", 0.3)
     monkeypatch.setattr(served.server.config, "limit_concurrency", 4)
     silent = [socket.create_connection(("127.0.0.1", served.port), timeout=5) for _ in range(6)]
@@ -206,7 +206,7 @@ def test_who_is_silent_is_disconnected_and_does_not_keep_others_out(served, monk
     assert served.get("/api/series")[0] == 200
 
 
-def test_a_stream_is_not_disconnected_while_it_is_read(served, monkeypatch):
+def test_a_stream_is_not_closed_while_it_is_read(served, monkeypatch):
     monkeypatch.setattr(request_timeout, "REQUEST_S", 0.2)
     with socket.create_connection(("127.0.0.1", served.port), timeout=5) as viewer:
         viewer.sendall(b"GET /api/stream?series=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -227,7 +227,7 @@ def test_another_chart_library_than_the_known_one_is_not_served(monkeypatch):
         assets.load()
 
 
-def test_a_port_that_is_taken_is_reported_with_the_page_s_own_flag():
+def test_an_error_about_a_taken_port_names_the_page_s_own_flag():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(TidecastError, match="--watch-port"):
         listen("127.0.0.1", other.getsockname()[1])
     with pytest.raises(UsageError, match="--watch-host"):

@@ -49,7 +49,7 @@ def test_of_many_quantiles_the_outermost_the_quartiles_and_the_median_are_drawn(
     assert shape.level == 0.95
 
 
-def test_a_viewer_is_sent_only_what_is_new_and_the_two_together_are_the_whole(store):
+def test_a_viewer_is_sent_only_updates_which_add_up_to_the_full_content(store):
     fill(store, "a", range(10))
     subscription = Subscription(store, Choice("a", ahead=2))
     kind, first = subscription.next_event()
@@ -65,7 +65,7 @@ def test_a_viewer_is_sent_only_what_is_new_and_the_two_together_are_the_whole(st
     assert more["quality"] == expected["quality"]
 
 
-def test_a_viewer_who_missed_more_than_is_kept_is_sent_all_again(store):
+def test_a_viewer_who_missed_more_than_is_kept_is_sent_everything_again(store):
     fill(store, "a", range(10))
     subscription = Subscription(store, Choice("a"))
     subscription.next_event()
@@ -83,7 +83,7 @@ def test_a_series_that_is_not_known_yet_is_shown_once_it_comes(store):
     assert subscription.next_event()[1]["known"] is True
 
 
-def test_a_tombstone_forgets_the_series_and_its_viewer_learns_it(store):
+def test_a_tombstone_drops_the_series_and_its_viewer_is_updated(store):
     fill(store, "a", range(2))
     subscription = Subscription(store, Choice("a"))
     subscription.next_event()
@@ -106,7 +106,7 @@ def test_forecasts_that_are_repeated_are_drawn_once(store):
     assert len(drawn(store)["past"][0]) == 5
 
 
-def test_a_series_that_begins_again_in_the_past_is_drawn_anew(store):
+def test_a_series_that_restarts_in_the_past_is_drawn_again(store):
     fill(store, "a", range(100, 105))
     subscription = Subscription(store, Choice("a"))
     subscription.next_event()
@@ -131,7 +131,7 @@ def test_the_memory_stays_within_its_limit_with_many_series():
     assert store.bytes == sum(each.bytes for one in kept for each in (*one.readings, *one.forecasts))
 
 
-def test_beyond_the_number_of_series_the_least_recently_heard_of_goes():
+def test_beyond_the_limit_the_least_recently_updated_series_is_evicted():
     store = Store(max_series=3, points=5, max_bytes=1 << 20)
     for i, name in enumerate(["a", "b", "c", "a", "d", "a", "e"]):
         store.add_reading(name, reading(i), 0.0)
@@ -199,7 +199,7 @@ def test_another_target_of_the_same_model_is_drawn_when_chosen(store):
         b"[" * 9999,
     ],
 )
-def test_what_is_no_reading_is_left_out(value):
+def test_a_record_that_is_not_a_reading_is_ignored(value):
     assert decode_measurement(value) is None
 
 
@@ -229,20 +229,20 @@ def test_of_a_reading_only_numbers_are_kept():
         {"targets": 5},
     ],
 )
-def test_what_is_no_forecast_is_left_out(change):
+def test_a_record_that_is_not_a_forecast_is_ignored(change):
     value = {"ts": START, "step_ms": HOUR, "targets": {"t": {"p50": [1.0]}}}
     assert decode_forecast(msgspec.json.encode(value)) is not None
     text = repr({**value, **change}).replace("'", '"')
     assert decode_forecast(text.encode()) is None
 
 
-def test_a_key_that_names_no_series_is_left_out():
+def test_a_record_whose_key_is_not_a_series_name_is_ignored():
     assert [series_name(key) for key in (b"a", "ü".encode(), None, b"", b"\xff", b"x" * 2000)] == ["a", "ü", None] + [
         None
     ] * 3
 
 
-def test_what_waits_is_what_no_forecast_has_answered_yet():
+def test_readings_without_a_forecast_count_as_waiting():
     stats = StreamStats()
     for offset in range(10):
         stats.reading(0, offset, 1_000 + offset, 1.0, awaited=offset != 9)
