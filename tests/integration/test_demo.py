@@ -111,7 +111,6 @@ def demo():
 def test_the_demo_on_a_kafka_that_is_there_shows_forecasts_and_leaves_no_process_and_no_topic(
     demo, model, broker, kafka, tmp_path
 ):
-    before = kafka.topics()
     one = demo("--model", model, "--data-dir", tmp_path, "--bootstrap-servers", broker, "--seconds", 10)
     code, out, err = one.end()
     assert code == 0, err
@@ -122,7 +121,7 @@ def test_the_demo_on_a_kafka_that_is_there_shows_forecasts_and_leaves_no_process
     checked = re.findall(r"1h ahead: .*\((\d[\d,]*) forecasts checked\)", out)
     assert checked and int(checked[-1].replace(",", "")) > 0
     assert len(one.family) >= 3 and one.left_running() == []
-    assert kafka.topics() == before
+    assert [topic for topic in kafka.topics() if topic.startswith("demo-")] == []  # other tests have topics there too
 
 
 def test_ctrl_c_ends_the_demo_well_and_stops_its_kafka_whose_topics_have_their_usual_names_again_and_again(
