@@ -20,8 +20,6 @@ from kafka.protocol.consumer.fetch import FetchRequest
 from kafka.protocol.producer.produce import ProduceRequest
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from tidecast.service.broker.kafka_python.batch_reader import rows_of
-
 TICK_S = 0.001
 _PRODUCE, _FETCH = 8, 4  # versions
 _TAKEN = struct.Struct(">ihqqqih")  # number, error, offset, time, first offset, no errors of records, no message
@@ -205,5 +203,5 @@ class Reader:
         for instant, data in self.batches:
             records = MemoryRecords(data)
             while (batch := records.next_batch()) is not None:
-                for row in rows_of(batch):
-                    yield instant, row.value or b""
+                for record in batch:
+                    yield instant, record.value or b""

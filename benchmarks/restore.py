@@ -2,8 +2,8 @@
 
     python benchmarks/restore.py [--series 100000] [--state 264] [--runs 5] [--json]
 
-CPU time of this process, the median of the runs, which take turns. The first two rows are kafka-python's way from a
-fetched response to records, and the one that is used instead of it; the third is all that follows.
+CPU time of this process, the median of the runs, which take turns. The first row is kafka-python's way from a
+fetched response to records; the second is all that follows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
-from typing import Any
 
 import numpy as np
 from kafka import TopicPartition
@@ -29,7 +28,6 @@ from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from memory import make_model
 from worker_process import PATIENCE
 
-from tidecast.service.broker.kafka_python.batch_reader import FetchedRows
 from tidecast.service.broker.memory.broker import MemoryBroker
 from tidecast.service.broker.port import Broker, OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
@@ -71,11 +69,13 @@ def responses(records: Iterator[OutgoingBatch]) -> Iterator[bytes]:
             yield bytes(builder.buffer())
 
 
-def unpack(kind: Any, fetched: list[bytes]) -> tuple[int, float]:
+def unpack(fetched: list[bytes]) -> tuple[int, float]:
     """Records, and the seconds that they took."""
     n, began = 0, process_time()
     for data in fetched:
-        found = kind(0, TopicPartition("c", 0), MemoryRecords(data), isolation_level=IsolationLevel.READ_COMMITTED)
+        found = Fetcher.PartitionRecords(
+            0, TopicPartition("c", 0), MemoryRecords(data), isolation_level=IsolationLevel.READ_COMMITTED
+        )
         n += len(found.take(FETCHED))
     return n, process_time() - began
 
@@ -146,8 +146,7 @@ def main() -> None:
     fill(broker, model, args.series, settings)
     fetched = [*responses(changelog(model, args.series, settings))]
     ways: dict[str, Callable[[], tuple[int, float]]] = {
-        "records out of bytes, kafka-python's own": lambda: unpack(Fetcher.PartitionRecords, fetched),
-        "records out of bytes": lambda: unpack(FetchedRows, fetched),
+        "records out of bytes, by kafka-python": lambda: unpack(fetched),
         "into the table": lambda: into_table(broker, model, settings),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -162,10 +161,8 @@ def main() -> None:
     for name, each in us.items():
         print(f"| {name} | {each:.2f} |")
     if args.json:
-        library, own, table = us.values()
-        print(
-            json.dumps({"kafka_python_us": round(library, 2), "records_us": round(own, 2), "table_us": round(table, 2)})
-        )
+        records, table = us.values()
+        print(json.dumps({"kafka_python_us": round(records, 2), "table_us": round(table, 2)}))
 
 
 if __name__ == "__main__":

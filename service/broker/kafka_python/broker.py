@@ -10,7 +10,6 @@ from typing import Any
 from kafka import KafkaAdminClient, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from tidecast.service.broker.kafka_python import transport
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.kafka_python.consumer import KafkaPythonConsumer
 from tidecast.service.broker.kafka_python.handshake import probe
@@ -30,7 +29,6 @@ class KafkaPythonBroker(Broker):
     """
 
     def __init__(self, bootstrap_servers: str, *, timeout_s: float = 60.0, security: Security = PLAIN_TEXT) -> None:
-        transport.install()
         self._client = KafkaPythonClient(bootstrap_servers, timeout_s, security=security)
         self._probed = False
         self._admin: Any = None

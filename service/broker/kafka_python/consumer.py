@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.consumer.fetcher import IsolationLevel
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import ConsumerGroupMetadata
 
-from tidecast.service.broker.client import no_group, no_partition
-from tidecast.service.broker.kafka_python.batch_reader import FetchedRows, Row
+from tidecast.service.broker.client import no_group, no_partition, without_null
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient, poll
 from tidecast.service.broker.kafka_python.group import KafkaPythonMember
 from tidecast.service.broker.port import Batch, Consumer, Membership, metadata_of
@@ -21,7 +19,6 @@ from tidecast.service.errors import BrokerError, MemberEvicted
 
 log = logging.getLogger("tidecast.broker")
 
-_offset, _timestamp, _key, _value, _headers = (cast(Callable[[Row], Any], itemgetter(column)) for column in range(5))
 _CLOSE_TIMEOUT_MS = 5_000
 _ASK_SECONDS = 10.0
 _ASK_AGAIN_MS = 20  # the library's default is 100
@@ -67,7 +64,6 @@ class KafkaPythonConsumer(Consumer):
         if group is None:  # it has just connected when it is to read, and waits so long for the topic's leaders
             options["retry_backoff_ms"] = _ASK_AGAIN_MS
         self._kafka: Any = client.call("connecting to consume", lambda: KafkaConsumer(**options))
-        self._kafka._fetcher.PartitionRecords = FetchedRows
         # So long after it has connected it asks for the topic that it is to read; its options do not reach that far.
         self._kafka._cluster.config["retry_backoff_ms"] = _ASK_AGAIN_MS
         if group is not None:
@@ -130,15 +126,15 @@ class KafkaPythonConsumer(Consumer):
                 found = self._member.poll(timeout_s, max_records, self._client.timeout_s)
             return Batch(self._topic) if found is None else self._batch(found)
 
-    def _batch(self, found: dict[TopicPartition, list[Row]]) -> Batch:
+    def _batch(self, found: dict[TopicPartition, list[Any]]) -> Batch:
         batch = Batch(self._topic)
-        for tp, rows in found.items():
-            batch.partitions += [tp.partition] * len(rows)
-            batch.offsets += map(_offset, rows)
-            batch.timestamps += map(_timestamp, rows)
-            batch.keys += map(_key, rows)
-            batch.values += map(_value, rows)
-            batch.headers += map(_headers, rows)
+        for tp, records in found.items():
+            batch.partitions += [tp.partition] * len(records)
+            batch.offsets += [record.offset for record in records]
+            batch.timestamps += [record.timestamp for record in records]
+            batch.keys += [record.key for record in records]
+            batch.values += [record.value for record in records]
+            batch.headers += [without_null(record.headers) if record.headers else () for record in records]
         # Positions pass what is never returned (transaction markers, compacted records). Without records, all
         # partitions are looked at: one of them may hold nothing else.
         for tp in found or self._kafka.assignment():

@@ -18,6 +18,7 @@ from typing import Any
 from kafka import errors
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.security import Security
@@ -32,6 +33,21 @@ _FILE = "tidecast config shows which file is in force."
 
 class _HungUp(Exception):
     """Kafka ended the connection in the midst of the first words."""
+
+
+def _keep_last_bytes(transport: type[Any]) -> None:
+    """Have a transport of the library deliver what came before a connection's end. See docs/upstream.md, K2."""
+    receive = transport._sock_recv
+
+    def receive_all(self: Any) -> tuple[bytes, BaseException | None]:
+        data, error = receive(self)
+        return data, None if data else error  # the end of the connection is met again by the next call
+
+    transport._sock_recv = receive_all
+
+
+_keep_last_bytes(KafkaTCPTransport)
+_keep_last_bytes(KafkaSSLTransport)
 
 
 def probe(client: KafkaPythonClient) -> None:

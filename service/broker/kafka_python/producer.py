@@ -7,18 +7,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from kafka import KafkaProducer, TopicPartition, errors
 
 from tidecast.service.broker.client import PlainProducer
-from tidecast.service.broker.kafka_python.batch_writer import Records, hand_over, outstanding, wait_for_oldest
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.partitioner import partitions_for
 from tidecast.service.broker.port import OutgoingBatch
 
-# Records handed over but not acknowledged, in bytes. kafka-python itself has no limit.
-_MAX_OUTSTANDING = 64 << 20
-_CHUNK = 4_096  # records between two looks at that limit
+# Bytes handed over since the last flush. kafka-python itself has no limit.
+_MAX_UNFLUSHED = 64 << 20
+_RECORD_OVERHEAD = 64  # bytes
+_LOOK_AGAIN_S = 0.02
 
 
 class KafkaPythonProducer(PlainProducer):
@@ -41,11 +40,12 @@ class KafkaPythonProducer(PlainProducer):
             **more,
         }
         self._kafka: Any = client.call("connecting to produce", lambda: KafkaProducer(**options))
-        self._tps: dict[str, list[TopicPartition]] = {}
+        self._counts: dict[str, int] = {}
+        self._unflushed = 0
         self._failure: tuple[str, BaseException] | None = None
 
     def produce(self, outgoing: OutgoingBatch) -> None:
-        """Hand over records in order. Waits only while 64 MiB are unacknowledged.
+        """Hand over records in order. Waits only when 64 MiB have been handed over since the last flush.
 
         Raises:
             BrokerError: an earlier record could not be delivered, or there is no such topic or partition.
@@ -53,49 +53,56 @@ class KafkaPythonProducer(PlainProducer):
         self._raise_failure()
         if not len(outgoing):
             return
-        doing = f"producing to {outgoing.topic}"
+        topic = outgoing.topic
         highest = max((p for p in set(outgoing.partitions) if p is not None), default=0)
-        with self._client.errors(doing):
-            tps = self._partitions_of(outgoing.topic, highest)
-            for start in range(0, len(outgoing), _CHUNK):
-                self._append(outgoing, slice(start, start + _CHUNK), tps)
-                self._make_room()
+        with self._client.errors(f"producing to {topic}"):
+            count = self._partitions_of(topic, highest)
+            partitions: list[Any] = outgoing.partitions
+            if None in partitions:
+                partitions = partitions_for(partitions, outgoing.keys, count)
+            failed = partial(self._failed, topic)
+            columns = (partitions, outgoing.keys, outgoing.values, outgoing.headers, outgoing.timestamps)
+            for partition, key, value, headers, timestamp in zip(*columns, strict=True):
+                self._unflushed += len(key or b"") + len(value or b"") + _RECORD_OVERHEAD
+                if self._unflushed > _MAX_UNFLUSHED:
+                    self._kafka.flush(self._client.timeout_s + 2)
+                    self._unflushed = 0
+                    self._raise_failure()
+                send = self._kafka.send if key is not None or value is not None else self._send_empty
+                send(topic, value, key, list(headers), partition, timestamp).add_errback(failed)
         self._raise_failure()
 
-    def _append(self, outgoing: OutgoingBatch, chunk: slice, tps: list[TopicPartition]) -> None:
-        """Records of each partition together, in order; see `kafka_python_batches` for why not one by one."""
-        keys, values, headers = outgoing.keys[chunk], outgoing.values[chunk], outgoing.headers[chunk]
-        partitions: list[Any] = outgoing.partitions[chunk]
-        if None in partitions:
-            partitions = partitions_for(partitions, keys, len(tps))
-        self._before(tps, partitions)
-        now, times = int(time.time() * 1_000), outgoing.timestamps[chunk]
-        none_given = times.count(None) == len(times)
-        timestamps = np.array([now] * len(times) if none_given else [now if t is None else t for t in times])
-        records = Records(keys, values, headers, timestamps)
-        rows, failed = np.array(partitions), partial(self._failed, outgoing.topic)
-        for partition in np.unique(rows).tolist():
-            hand_over(self._kafka, tps[partition], records.take(np.flatnonzero(rows == partition)), failed)
+    def _send_empty(
+        self, topic: str, value: Any, key: Any, headers: list[Any], partition: int, timestamp: int | None
+    ) -> Any:
+        """A record without key and value, which `send` refuses and Kafka takes. See docs/upstream.md, K1."""
+        tp, kafka = TopicPartition(topic, partition), self._kafka
+        if kafka.config["transactional_id"] is not None:
+            kafka._transaction_manager.maybe_add_partition_to_transaction(tp)
+        future = kafka._accumulator.append(tp, timestamp, key, value, headers)[0]
+        kafka._sender.wakeup()
+        return future
 
-    def _before(self, tps: list[TopicPartition], partitions: list[int]) -> None:
-        """What must be done before records are appended to these partitions: nothing, without transactions."""
-
-    def _make_room(self) -> None:
-        while self._failure is None and outstanding(self._kafka) > _MAX_OUTSTANDING:
-            if not wait_for_oldest(self._kafka, self._client.timeout_s + 2):
-                raise errors.KafkaTimeoutError
-
-    def _partitions_of(self, topic: str, highest: int) -> list[TopicPartition]:
-        tps = self._tps.get(topic)
-        if tps is None or highest >= len(tps):  # asked again where the topic may have grown
+    def _partitions_of(self, topic: str, highest: int) -> int:
+        count = self._counts.get(topic)
+        if count is None or highest >= count:  # asked again where the topic may have grown
             count = self._count(topic)
             if count is None:
                 raise errors.UnknownTopicOrPartitionError
-            self._kafka.partitions_for(topic)  # the library learns of the topic too
-            tps = self._tps[topic] = [TopicPartition(topic, p) for p in range(count)]
-        if highest >= len(tps):
-            raise ValueError(f"there is no partition {highest}, only 0..{len(tps) - 1}")
-        return tps
+            if len(self._kafka.partitions_for(topic)) < count:  # the library would look again minutes later
+                self._kafka._metadata.request_update()
+                self._wait_for_partitions(topic, count)
+            self._counts[topic] = count
+        if highest >= count:
+            raise ValueError(f"there is no partition {highest}, only 0..{count - 1}")
+        return count
+
+    def _wait_for_partitions(self, topic: str, count: int) -> None:
+        deadline = time.monotonic() + self._client.timeout_s
+        while len(self._kafka.partitions_for(topic)) < count:
+            if time.monotonic() > deadline:
+                raise errors.KafkaTimeoutError
+            time.sleep(_LOOK_AGAIN_S)
 
     def _failed(self, topic: str, error: BaseException) -> None:
         """Runs in the library's thread."""
@@ -115,6 +122,7 @@ class KafkaPythonProducer(PlainProducer):
         """
         with self._client.with_timeout(timeout_s).errors("delivering what was produced"):
             self._kafka.flush(timeout=timeout_s)
+        self._unflushed = 0
         self._raise_failure()
 
     def close(self) -> None:

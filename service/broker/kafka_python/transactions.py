@@ -53,7 +53,6 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         )
         self._transactions: Any = self._kafka._transaction_manager
         self._open = False
-        self._added: set[TopicPartition] = set()  # the partitions of the open transaction
         self._commit: Any = None  # the answer to a commit, from when it is asked for until it is known
         self._abort: Any = None  # likewise
         network = self._kafka._sender._client
@@ -95,7 +94,6 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
             self._transactions._pending_txn_offset_commits.clear()
         with self._client.errors("beginning a transaction"):
             self._kafka.begin_transaction()
-        self._added.clear()
         self._open = True
 
     def commit_transaction(
@@ -160,13 +158,6 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
 
     def _ended(self) -> None:
         self._open, self._commit, self._abort = False, None, None
-
-    def _before(self, tps: list[TopicPartition], partitions: list[int]) -> None:
-        for partition in set(partitions):
-            tp = tps[partition]
-            if tp not in self._added:
-                self._transactions.maybe_add_partition_to_transaction(tp)
-                self._added.add(tp)
 
     def _deliver(self, deadline: float) -> None:
         """Wait for all acknowledgements, in slices: after a failure some records never get any."""
