@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from tidecast.service.broker.port import Broker
@@ -9,19 +10,30 @@ from tidecast.service.broker.security import PLAIN_TEXT, Security
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import UsageError
 
+AUTO = "auto"
 CLIENTS = ("kafka-python", "confluent")
+log = logging.getLogger("tidecast.broker")
+
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
 
 
-def connect_from_settings(settings: Settings) -> Broker:
-    """The broker that the settings name, as who they say.
+def connect_from_settings(settings: Settings, *, worker: bool = False) -> Broker:
+    """The broker that the settings name, with their credentials.
+
+    With the client "auto" a worker gets confluent where it is installed; all else gets kafka-python. The log of a
+    worker says which.
 
     Raises:
         UsageError: as for `connect`.
     """
+    client = settings.client
+    if client == AUTO:
+        client = "confluent" if worker and _has_confluent() else "kafka-python"
+    if worker:
+        log.info("Kafka client", extra={"client": client, "setting": settings.client})
     return connect(
         settings.bootstrap_servers,
-        client=settings.client,
+        client=client,
         timeout_s=settings.broker_timeout_seconds,
         security=Security.of(settings),
     )
@@ -57,3 +69,11 @@ def connect(
     from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
 
     return KafkaPythonBroker(",".join(servers), timeout_s=timeout_s, security=security)
+
+
+def _has_confluent() -> bool:
+    try:
+        import confluent_kafka  # noqa: F401
+    except ImportError:
+        return False
+    return True

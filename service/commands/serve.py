@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         extra={"model": model.spec.id, "targets": model.spec.targets, "horizon": model.spec.horizon},
     )
     metrics = Metrics(model.spec, DeadLetterReason)
-    broker = connect_from_settings(config)  # which contacts nobody yet
+    broker = connect_from_settings(config, worker=True)  # which contacts nobody yet
     try:
         worker = Worker(config, model, broker, metrics, watcher.take_newer, gc_pacer.between_batches, tracing)
         with HttpServer(config.http_host, config.http_port, metrics.registry, worker) as http:

@@ -56,9 +56,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     bootstrap_servers: Annotated[Text, _kafka("host:port of the Kafka brokers, comma-separated")] = "127.0.0.1:9092"
     client: Annotated[
-        Literal["kafka-python", "confluent"],
-        _kafka("the Kafka client library to use; confluent, the fast one, comes with tidecast[fast]"),
-    ] = "kafka-python"
+        Literal["auto", "kafka-python", "confluent"],
+        _kafka("the Kafka client library; auto: for a worker confluent if tidecast[fast] is installed, else kafka-python"),
+    ] = "auto"
     input_topic: Annotated[Topic, _kafka("topic that readings are read from")] = "readings"
     output_topic: Annotated[Topic, _kafka("topic that forecasts are written to")] = "forecasts"
     dead_letter_topic: Annotated[Topic, _kafka("topic for readings that cannot be used")] = "dead-letters"

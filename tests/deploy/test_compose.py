@@ -19,7 +19,7 @@ ENV = dict(re.findall(r"^([A-Z_0-9]+)=(.*)$", (ROOT / ".env").read_text(), re.MU
 
 
 def read(file: str) -> dict[str, Any]:
-    text = re.sub(r"\$\{([A-Z_0-9]+)(?::-)?\}", lambda m: ENV[m[1]], (ROOT / file).read_text())
+    text = re.sub(r"\$\{([A-Z_0-9]+)(?::-[^}]*)?\}", lambda m: ENV[m[1]], (ROOT / file).read_text())
     return dict(yaml.safe_load(text))
 
 
@@ -126,6 +126,16 @@ def test_what_is_mounted_or_built_from_the_repository_is_there(services: dict[st
             source = volume.split(":")[0]
             if source.startswith("./"):
                 assert (ROOT / source).exists(), f"{name}: {source}"
+
+
+def test_the_images_have_the_fast_kafka_client(services: dict[str, Any]) -> None:
+    args = [
+        service["build"]["args"]
+        for service in services.values()
+        if "EXTRAS" in service.get("build", {}).get("args", {})
+    ]
+    assert len(args) == 2 and all("fast" in each["EXTRAS"].split() for each in args)
+    assert "\nARG EXTRAS=fast\n" in (ROOT / "deploy/docker/Dockerfile").read_text()
 
 
 def test_what_slimming_the_worker_s_image_leaves_is_imported_once_each() -> None:

@@ -53,7 +53,7 @@ def test_variables_that_kubernetes_adds_for_a_service_called_tidecast_are_accept
         ("shutdown_timeout_seconds", "0", "at least 0.1"),
         ("dead_letter_late", "maybe", "true or false"),
         ("log_level", "loud", "one of debug, info, warning, error"),
-        ("client", "librdkafka", "one of kafka-python"),
+        ("client", "librdkafka", "one of auto, kafka-python"),
         ("group", "  ", "must not be empty"),
         ("input_topic", "my topic", "must be a topic name"),
         ("output_topic", "..", "must be a topic name"),
