@@ -204,6 +204,3 @@ class PlainProducer(Producer):
     ) -> None:
         """Refused: this producer has no transactional id."""
         raise no_id()
-
-    def abort(self, timeout_s: float) -> None:
-        """Nothing to abort: this producer has no transactional id."""

@@ -220,13 +220,6 @@ class Producer(Protocol):
                 or may not have committed it.
         """
 
-    def abort(self, timeout_s: float) -> None:
-        """Abort what was produced since `begin`: no reader of committed records ever sees it. Safe in any state.
-
-        Raises:
-            BrokerError: `timeout_s` passed, or the outcome is not known: replace the producer.
-        """
-
     def close(self) -> None:
         """Let go of the connection without waiting for what is still buffered."""
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from tidecast.service.broker.client import REPLACE, TRANSACTION_TIMEOUT_MS, Failure, no_offsets, not_open, open_already
+from tidecast.service.broker.client import TRANSACTION_TIMEOUT_MS, Failure, no_offsets, not_open, open_already
 from tidecast.service.broker.confluent.client import ConfluentClient
 from tidecast.service.broker.confluent.consumer import ConfluentConsumer
 from tidecast.service.broker.confluent.producer import ConfluentProducer
@@ -122,29 +122,6 @@ class ConfluentTransactionalProducer(ConfluentProducer):
         self._client.with_timeout(limit_s).call(
             "committing a transaction", lambda: self._kafka.send_offsets_to_transaction(offsets, group, limit_s)
         )
-
-    def abort(self, timeout_s: float) -> None:
-        """Drop what was produced since `begin`; nothing is done where no transaction is open or Kafka aborted it.
-
-        Raises:
-            BrokerError: it is not known whether it is dropped, or was committed; the producer must be replaced.
-        """
-        if not self._open:
-            return
-        self._listen()
-        if self._fatal is not None:  # then Kafka has aborted it; `begin` will say what happened
-            self._open = False
-            return
-        if self._commit_asked:
-            raise BrokerError("it is not known whether Kafka has committed the transaction", do=REPLACE)
-        try:
-            with self._told("aborting a transaction", self._client.with_timeout(timeout_s)):
-                self._kafka.abort_transaction(timeout_s)
-        except BrokerError:
-            if self._fatal is None:
-                raise
-        self._listen()
-        self._open, self._failure = False, None
 
     def _let_go(self, held: list[Any]) -> None:
         # The library (2.16) aborts the process where it is let go of just as it is to tell Kafka of the first partition

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from kafka import OffsetAndMetadata, TopicPartition, errors
 
-from tidecast.service.broker.client import REPLACE, TRANSACTION_TIMEOUT_MS, no_offsets, not_open, open_already
+from tidecast.service.broker.client import TRANSACTION_TIMEOUT_MS, no_offsets, not_open, open_already
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.kafka_python.consumer import KafkaPythonConsumer
 from tidecast.service.broker.kafka_python.producer import KafkaPythonProducer
@@ -32,7 +32,6 @@ from tidecast.service.errors import BrokerError
 
 # The wait before a request is sent again. A transaction soon after another is often told to wait for that one's end.
 _RETRY_BACKOFF_MS = 20
-_FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
 _SLICE_S = 0.25  # so long may a failure go unnoticed while records are delivered
 
 
@@ -53,8 +52,7 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         )
         self._transactions: Any = self._kafka._transaction_manager
         self._open = False
-        self._commit: Any = None  # the answer to a commit, from when it is asked for until it is known
-        self._abort: Any = None  # likewise
+        self._commit_asked = False  # from when Kafka is asked until its answer is known
         network = self._kafka._sender._client
         network.await_ready = partial(_connected, network.await_ready)
         try:
@@ -90,8 +88,6 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         self._raise_failure()
         if self._open:
             raise open_already()
-        with self._transactions._lock:
-            self._transactions._pending_txn_offset_commits.clear()
         with self._client.errors("beginning a transaction"):
             self._kafka.begin_transaction()
         self._open = True
@@ -109,7 +105,7 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         member = cast(KafkaPythonConsumer, consumer)
         self._client = self._client.for_instance(member.client.instance)  # whose name Kafka may refuse
         client = self._client.with_timeout(timeout_s)
-        if not self._open or self._commit is not None or self._abort is not None:
+        if not self._open or self._commit_asked:
             raise not_open()
         if not offsets:
             raise no_offsets()
@@ -120,44 +116,9 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
             self._deliver(deadline)
             self._await(added, deadline)
             self._raise_failure()
-            self._commit = self._transactions.begin_commit()
-            self._await(self._commit, deadline)
-        self._ended()
-
-    def abort(self, timeout_s: float) -> None:
-        """Drop what was produced since `begin`; nothing is done where no transaction is open or Kafka aborted it.
-
-        Raises:
-            BrokerError: it is not known whether it is dropped, or was committed; the producer must be replaced.
-        """
-        if not self._open:
-            return
-        transactions = self._transactions
-        if self._is_fenced():  # then Kafka has aborted it; `begin` will say what happened
-            self._open = False
-            return
-        if self._commit is not None:
-            raise BrokerError("it is not known whether Kafka has committed the transaction", do=REPLACE)
-        client = self._client.with_timeout(timeout_s)
-        deadline = time.monotonic() + timeout_s
-        with client.errors("aborting a transaction"):
-            if self._abort is None:
-                try:
-                    self._abort = transactions.begin_abort()
-                except errors.KafkaError as error:  # a state that knows no abort
-                    raise BrokerError(f"the transaction cannot be aborted ({error})", do=REPLACE) from error
-            try:
-                self._await(self._abort, deadline)
-            except _FENCED:
-                self._open = False
-                return
-            if self._failure is not None:
-                self._number_anew(deadline)
-        self._failure = None
-        self._ended()
-
-    def _ended(self) -> None:
-        self._open, self._commit, self._abort = False, None, None
+            self._commit_asked = True
+            self._await(self._transactions.begin_commit(), deadline)
+        self._open = self._commit_asked = False
 
     def _deliver(self, deadline: float) -> None:
         """Wait for all acknowledgements, in slices: after a failure some records never get any."""
@@ -172,26 +133,10 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
                 continue
             return self._raise_failure()
 
-    def _number_anew(self, deadline: float) -> None:
-        """A new epoch, in which records are counted from 0: those that failed have left a gap that Kafka refuses."""
-        transactions = self._transactions
-        transactions.bump_producer_id_and_epoch()
-        self._kafka._sender.wakeup()
-        while transactions.is_bumping_epoch():
-            if time.monotonic() > deadline:
-                raise errors.KafkaTimeoutError
-            time.sleep(_RETRY_BACKOFF_MS / 1_000)
-        if transactions.last_error is not None:
-            raise transactions.last_error
-
     def _await(self, result: Any, deadline: float) -> None:
         self._kafka._sender.wakeup()
         if not result.wait(timeout_ms=max(0.0, deadline - time.monotonic()) * 1_000):
             raise errors.KafkaTimeoutError
-
-    def _is_fenced(self) -> bool:
-        known = [self._transactions.last_error, self._failure and self._failure[1]]
-        return any(isinstance(error, _FENCED) for error in known)
 
     def _raise_failure(self) -> None:
         error = self._transactions.last_error  # None but in its error states

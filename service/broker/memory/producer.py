@@ -103,10 +103,6 @@ class MemoryProducer(Producer):
             for partition in offsets:
                 undecided.setdefault(partition, set()).add(self)
 
-    def abort(self, timeout_s: float) -> None:
-        """Drop what was produced since `begin`; nothing is done where no transaction is open."""
-        self.end(commit=False)
-
     def end(self, *, commit: bool) -> None:
         """End the open transaction, if there is one: its records and its offsets, all or none."""
         broker = self._broker
