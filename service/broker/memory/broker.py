@@ -7,11 +7,9 @@ ever deleted but whole topics.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 
-from tidecast.service.broker.client import no_partition
-from tidecast.service.broker.memory.cluster import Group, Log
+from tidecast.service.broker.memory.cluster import Cluster, Log
 from tidecast.service.broker.memory.consumer import MemoryConsumer
 from tidecast.service.broker.memory.producer import MemoryProducer
 from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer
@@ -20,22 +18,8 @@ from tidecast.service.errors import BrokerError
 _DEFAULT_CONFIG = {"cleanup.policy": "delete", "retention.ms": "604800000", "retention.bytes": "-1"}
 
 
-class MemoryBroker(Broker):
-    """A cluster that ends with this object.
-
-    `timeout_s` limits the wait for committed offsets that a transaction still holds back.
-    """
-
-    def __init__(self, *, timeout_s: float = 60.0) -> None:
-        self.timeout_s = timeout_s
-        self.changed = threading.Condition(threading.RLock())  # guards all that follows
-        self.logs: dict[str, list[Log]] = {}
-        self.groups: dict[tuple[str, str], Group] = {}
-        self.commits: dict[tuple[str, str], dict[int, tuple[int, str]]] = {}
-        self.configs: dict[str, dict[str, str]] = {}
-        self.transactional: dict[str, MemoryProducer] = {}  # transactional id -> who has it
-        # (group, topic) -> partition -> the producers whose open transactions hold offsets of it
-        self.undecided: dict[tuple[str, str], dict[int, set[MemoryProducer]]] = {}
+class MemoryBroker(Cluster, Broker):
+    """A cluster that ends with this object; its consumers and producers share it."""
 
     def consumer(
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
@@ -82,12 +66,3 @@ class MemoryBroker(Broker):
 
     def close(self) -> None:
         """Nothing to let go of."""
-
-    def log(self, topic: str, partition: int) -> Log:
-        """One partition's records; BrokerError where there is none."""
-        logs = self.logs.get(topic)
-        if logs is None:
-            raise BrokerError(f"there is no topic {topic}", do="Make it: tidecast topics create")
-        if not 0 <= partition < len(logs):
-            raise no_partition(topic, len(logs), partition)
-        return logs[partition]

@@ -1,16 +1,29 @@
-"""What `MemoryBroker` keeps: one partition's records, and a group's members."""
+"""What all parts of a `MemoryBroker` share: the records of each partition, the groups, offsets and transactions."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from tidecast.service.broker.client import no_partition
 from tidecast.service.broker.port import Headers, OutgoingBatch
+from tidecast.service.errors import BrokerError
 
-if TYPE_CHECKING:
-    from tidecast.service.broker.memory.consumer import MemoryConsumer
-    from tidecast.service.broker.memory.producer import MemoryProducer
+
+class TransactionOwner(Protocol):
+    """A producer with a transactional id."""
+
+    def end(self, *, commit: bool) -> None:
+        """End its open transaction, if there is one."""
+
+
+class GroupMember(Protocol):
+    """A consumer that subscribed."""
+
+    instance: str | None
+    fenced: bool  # another member has its instance id
 
 
 @dataclass(slots=True)
@@ -21,7 +34,7 @@ class Log:
     values: list[bytes | None] = field(default_factory=list)
     headers: list[Headers] = field(default_factory=list)
     timestamps: list[int] = field(default_factory=list)  # ms
-    open: dict[MemoryProducer, list[int]] = field(default_factory=dict)  # the offsets of each open transaction
+    open: dict[TransactionOwner, list[int]] = field(default_factory=dict)  # the offsets of each open transaction
     markers: set[int] = field(default_factory=set)  # offsets that the ends of transactions take up, seen by nobody
     aborted: set[int] = field(default_factory=set)  # offsets seen only by readers of uncommitted records
 
@@ -65,7 +78,7 @@ class Log:
             at += 1
         return offsets, at
 
-    def settle(self, producer: MemoryProducer, commit: bool, now: int) -> None:
+    def settle(self, producer: TransactionOwner, commit: bool, now: int) -> None:
         """End the producer's transaction in this partition."""
         offsets = self.open.pop(producer)
         if not commit:
@@ -77,6 +90,33 @@ class Log:
 class Group:
     """The members that subscribed to one topic, and who reads what."""
 
-    members: list[MemoryConsumer] = field(default_factory=list)
-    target: dict[int, MemoryConsumer] = field(default_factory=dict)  # who should have a partition
-    owner: dict[int, MemoryConsumer] = field(default_factory=dict)  # who has it until it lets go
+    members: list[GroupMember] = field(default_factory=list)
+    target: dict[int, GroupMember] = field(default_factory=dict)  # who should have a partition
+    owner: dict[int, GroupMember] = field(default_factory=dict)  # who has it until it releases it
+
+
+class Cluster:
+    """The state of a `MemoryBroker`.
+
+    `timeout_s` limits the wait for committed offsets that a transaction still holds back.
+    """
+
+    def __init__(self, *, timeout_s: float = 60.0) -> None:
+        self.timeout_s = timeout_s
+        self.changed = threading.Condition(threading.RLock())  # guards all that follows
+        self.logs: dict[str, list[Log]] = {}
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.commits: dict[tuple[str, str], dict[int, tuple[int, str]]] = {}
+        self.configs: dict[str, dict[str, str]] = {}
+        self.transactional: dict[str, TransactionOwner] = {}  # transactional id -> who has it
+        # (group, topic) -> partition -> the producers whose open transactions hold offsets of it
+        self.undecided: dict[tuple[str, str], dict[int, set[TransactionOwner]]] = {}
+
+    def log(self, topic: str, partition: int) -> Log:
+        """One partition's records; BrokerError where there is none."""
+        logs = self.logs.get(topic)
+        if logs is None:
+            raise BrokerError(f"there is no topic {topic}", do="Make it: tidecast topics create")
+        if not 0 <= partition < len(logs):
+            raise no_partition(topic, len(logs), partition)
+        return logs[partition]

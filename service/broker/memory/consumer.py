@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING
 
 from tidecast.service.broker.client import no_group, not_assigned
-from tidecast.service.broker.memory.cluster import Group
+from tidecast.service.broker.memory.cluster import Cluster, Group
 from tidecast.service.broker.port import Batch, Consumer, metadata_of
 from tidecast.service.errors import BrokerError, InstanceFenced, MemberEvicted
-
-if TYPE_CHECKING:
-    from tidecast.service.broker.memory.broker import MemoryBroker
 
 Callback = Callable[[set[int]], None]
 
@@ -24,11 +20,11 @@ def _nothing(partitions: set[int]) -> None:
 class MemoryConsumer(Consumer):
     """Made by `MemoryBroker.consumer`."""
 
-    def __init__(self, broker: MemoryBroker, group: str | None, isolation: str, instance: str | None) -> None:
-        self._broker = broker
+    def __init__(self, cluster: Cluster, group: str | None, isolation: str, instance: str | None) -> None:
+        self._cluster = cluster
         self._group = group
-        self._instance = instance
-        self._replaced = False  # another member has the name
+        self.instance = instance
+        self.fenced = False  # another member has the instance id
         self._committed = isolation == "read_committed"
         self._topic = ""
         self._positions: dict[int, int] = {}  # of the partitions that are read
@@ -45,30 +41,30 @@ class MemoryConsumer(Consumer):
         """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
         if self._group is None:
             raise no_group("cannot subscribe")
-        with self._broker.changed:
-            self._broker.log(topic, 0)
+        with self._cluster.changed:
+            self._cluster.log(topic, 0)
             self._topic, self._on_assigned, self._on_revoked = topic, on_assigned, on_revoked
-            self._member = self._broker.groups.setdefault((self._group, topic), Group())
+            self._member = self._cluster.groups.setdefault((self._group, topic), Group())
             self._take_name(self._member)
             self._member.members.append(self)
             self._share_out(self._member)
 
     def _take_name(self, group: Group) -> None:
         """What another member with our name has is ours; it is not asked."""
-        for former in [m for m in group.members if self._instance is not None and m._instance == self._instance]:
-            former._replaced = True
+        for former in [m for m in group.members if self.instance is not None and m.instance == self.instance]:
+            former.fenced = True
             group.members.remove(former)
             group.target = {p: self if m is former else m for p, m in group.target.items()}
             group.owner = {p: m for p, m in group.owner.items() if m is not former}
 
     def _require_name(self, doing: str) -> None:
-        if self._replaced:
-            raise InstanceFenced(doing, self._instance)
+        if self.fenced:
+            raise InstanceFenced(doing, self.instance)
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
-        with self._broker.changed:
-            ends = {p: self._broker.log(topic, p).end(self._committed) for p in offsets}
+        with self._cluster.changed:
+            ends = {p: self._cluster.log(topic, p).end(self._committed) for p in offsets}
             self._topic = topic
             self._positions = {p: {-1: ends[p], -2: 0}.get(o, o) for p, o in offsets.items()}
             self._told.clear()
@@ -80,12 +76,12 @@ class MemoryConsumer(Consumer):
         while True:
             self._require_name(f"reading {self._topic}")
             self._rebalance()
-            with self._broker.changed:
+            with self._cluster.changed:
                 batch = self._take(max_records)
                 left = deadline - time.monotonic()
                 if len(batch) or batch.next_offsets or left <= 0:
                     return batch
-                self._broker.changed.wait(left)
+                self._cluster.changed.wait(left)
 
     def _take(self, max_records: int) -> Batch:
         batch = Batch(self._topic)
@@ -94,7 +90,7 @@ class MemoryConsumer(Consumer):
                 break
             if partition in self._paused:
                 continue
-            log = self._broker.log(self._topic, partition)
+            log = self._cluster.log(self._topic, partition)
             start = self._positions.pop(partition)  # and back in at the end: the next poll begins with another one
             start = start if 0 <= start <= len(log) else 0  # out of range: from the beginning, as Kafka is told to
             offsets, end = log.read(start, max_records - len(batch), self._committed)
@@ -120,13 +116,13 @@ class MemoryConsumer(Consumer):
         if not offsets:
             return
         texts = metadata_of(offsets, metadata)
-        with self._broker.changed:
+        with self._cluster.changed:
             name = self.may_commit(self._topic, offsets), self._topic
-            group = self._broker.groups.get(name)
+            group = self._cluster.groups.get(name)
             if self._member is None and group is not None and group.members:
                 # from outside, offsets are taken for a group without members only
                 raise MemberEvicted(f"committing offsets of {self._topic}")
-            known = self._broker.commits.setdefault(name, {})
+            known = self._cluster.commits.setdefault(name, {})
             known.update({p: (offset, texts[p]) for p, offset in offsets.items()})
 
     def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
@@ -148,7 +144,7 @@ class MemoryConsumer(Consumer):
         if self._group is None:
             raise no_group("has nothing to commit to")
         for partition in partitions:
-            self._broker.log(topic, partition)
+            self._cluster.log(topic, partition)
         self._require_name(f"committing offsets of {topic}")
         member = self._member
         mine = member is None or all(member.owner.get(p) is self and self in member.members for p in partitions)
@@ -161,18 +157,18 @@ class MemoryConsumer(Consumer):
         if self._group is None and partitions:
             raise no_group("has nothing committed")
         group = (self._group or "", self._topic)
-        with self._broker.changed:
-            if not self._broker.changed.wait_for(lambda: self._decided(partitions), self._broker.timeout_s):
+        with self._cluster.changed:
+            if not self._cluster.changed.wait_for(lambda: self._decided(partitions), self._cluster.timeout_s):
                 raise BrokerError(
                     f"asking for the committed offsets of {self._topic}: a transaction holds them back for more than "
-                    f"{self._broker.timeout_s:g} s",
+                    f"{self._cluster.timeout_s:g} s",
                     do="End it, by a producer with its transactional id.",
                 )
-            known = self._broker.commits.get(group, {})
+            known = self._cluster.commits.get(group, {})
             return {p: known.get(p) for p in partitions}
 
     def _decided(self, partitions: Collection[int]) -> bool:
-        undecided = self._broker.undecided.get((self._group or "", self._topic), {})
+        undecided = self._cluster.undecided.get((self._group or "", self._topic), {})
         return not any(undecided.get(p) for p in partitions)
 
     def verify_instance(self) -> None:
@@ -181,7 +177,7 @@ class MemoryConsumer(Consumer):
 
     def seek(self, partition: int, offset: int) -> None:
         """The next poll of an assigned partition starts at `offset`."""
-        with self._broker.changed:
+        with self._cluster.changed:
             if partition not in self._positions:
                 raise not_assigned(self._topic, partition, offset)
             self._positions[partition] = offset
@@ -197,18 +193,18 @@ class MemoryConsumer(Consumer):
 
     def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """The first offset of each partition: always 0."""
-        with self._broker.changed:
-            return {p: 0 for p in partitions if len(self._broker.log(self._topic, p)) >= 0}
+        with self._cluster.changed:
+            return {p: 0 for p in partitions if len(self._cluster.log(self._topic, p)) >= 0}
 
     def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """The offset after the last record of each partition, as this consumer's isolation level sees it."""
-        with self._broker.changed:
-            return {p: self._broker.log(self._topic, p).end(self._committed) for p in partitions}
+        with self._cluster.changed:
+            return {p: self._cluster.log(self._topic, p).end(self._committed) for p in partitions}
 
     def lag(self) -> dict[int, int]:
         """Records between the position and the end, for each assigned partition."""
-        with self._broker.changed:
-            return {p: len(self._broker.log(self._topic, p)) - position for p, position in self._positions.items()}
+        with self._cluster.changed:
+            return {p: len(self._cluster.log(self._topic, p)) - position for p, position in self._positions.items()}
 
     def close(self) -> None:
         """Leave the group. Does not commit; `on_revoked` is called for what was assigned."""
@@ -218,7 +214,7 @@ class MemoryConsumer(Consumer):
             return
         if self._positions:
             self._on_revoked(set(self._positions))
-        with self._broker.changed:
+        with self._cluster.changed:
             self._closed = True
             self._positions.clear()
             self._member = None
@@ -226,11 +222,11 @@ class MemoryConsumer(Consumer):
                 group.members.remove(self)
             group.owner = {p: owner for p, owner in group.owner.items() if owner is not self}
             self._share_out(group)
-            self._broker.changed.notify_all()
+            self._cluster.changed.notify_all()
 
     def _share_out(self, group: Group) -> None:
         """Even shares, moving as few partitions as that takes. Members act on it in their next polls."""
-        partitions = range(len(self._broker.logs[self._topic])) if self._topic in self._broker.logs else range(0)
+        partitions = range(len(self._cluster.logs[self._topic])) if self._topic in self._cluster.logs else range(0)
         group.target = {p: member for p, member in group.target.items() if member in group.members}
         if not group.members:
             return
@@ -247,28 +243,28 @@ class MemoryConsumer(Consumer):
                 break
             held[id(least)].append(partition)
             group.target[partition] = least
-        self._broker.changed.notify_all()
+        self._cluster.changed.notify_all()
 
     def _rebalance(self) -> None:
         """Let go of what went to another member, then take what is ours and free: nobody ever shares a partition."""
         group = self._member
         if group is None:
             return
-        with self._broker.changed:
+        with self._cluster.changed:
             gone = {p for p in self._positions if group.target.get(p) is not self}
         if gone:
             self._on_revoked(gone)  # outside the lock: it commits, and may take its time
-        with self._broker.changed:
+        with self._cluster.changed:
             for partition in gone:
                 self._positions.pop(partition, None)
                 self._told.pop(partition, None)
                 self._paused.discard(partition)
                 group.owner.pop(partition, None)
             if gone:
-                self._broker.changed.notify_all()
+                self._cluster.changed.notify_all()
             new = {p for p, member in group.target.items() if member is self and p not in group.owner}
             new = {p for p in new if self._decided([p])}  # where to begin is not known before
-            known = self._broker.commits.get((self._group or "", self._topic), {})
+            known = self._cluster.commits.get((self._group or "", self._topic), {})
             for partition in sorted(new):
                 group.owner[partition] = self
                 self._positions[partition] = known.get(partition, (0, ""))[0]

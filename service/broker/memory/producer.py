@@ -4,52 +4,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from tidecast.service.broker.client import no_id, no_offsets, not_open, open_already
-from tidecast.service.broker.memory.cluster import Log
+from tidecast.service.broker.memory.cluster import Cluster, Log
 from tidecast.service.broker.memory.consumer import MemoryConsumer
 from tidecast.service.broker.partitioner import partition_for
 from tidecast.service.broker.port import Consumer, OutgoingBatch, Producer
 from tidecast.service.errors import Fenced
 
-if TYPE_CHECKING:
-    from tidecast.service.broker.memory.broker import MemoryBroker
-
 
 class MemoryProducer(Producer):
     """Made by `MemoryBroker.producer`. What it produces is there at once, or at the commit of its transaction."""
 
-    def __init__(self, broker: MemoryBroker, transactional_id: str | None) -> None:
-        self._broker = broker
+    def __init__(self, cluster: Cluster, transactional_id: str | None) -> None:
+        self._cluster = cluster
         self._id = transactional_id
         self._unkeyed = 0
         self._open = False
         self._touched: list[Log] = []  # with records of the open transaction
         self._offered: list[tuple[tuple[str, str], dict[int, tuple[int, str]]]] = []  # (group, topic), its offsets
         if transactional_id is not None:
-            with broker.changed:
-                if (former := broker.transactional.get(transactional_id)) is not None:
+            with cluster.changed:
+                if (former := cluster.transactional.get(transactional_id)) is not None:
                     former.end(commit=False)
-                broker.transactional[transactional_id] = self
+                cluster.transactional[transactional_id] = self
 
     def produce(self, outgoing: OutgoingBatch) -> None:
         """Append the records, each to its partition or to its key's."""
-        with self._broker.changed:
+        with self._cluster.changed:
             if self._id is not None:
                 self._require_open()
             if len(outgoing):
                 self._append(outgoing)
-                self._broker.changed.notify_all()
+                self._cluster.changed.notify_all()
 
     def _append(self, outgoing: OutgoingBatch) -> None:
-        broker = self._broker
+        cluster = self._cluster
         now = int(time.time() * 1_000)
-        broker.log(outgoing.topic, 0)
-        logs = broker.logs[outgoing.topic]
+        cluster.log(outgoing.topic, 0)
+        logs = cluster.logs[outgoing.topic]
         partitions = [p for p in outgoing.partitions if p is not None]
         for partition in set(partitions):
-            broker.log(outgoing.topic, partition)
+            cluster.log(outgoing.topic, partition)
         if len(partitions) == len(outgoing) and len(set(partitions)) == 1:  # a file's replay: all in one go
             log = logs[partitions[0]]
             self._note(log, log.extend(outgoing, now))
@@ -77,7 +74,7 @@ class MemoryProducer(Producer):
 
     def begin(self) -> None:
         """Begin a transaction."""
-        with self._broker.changed:
+        with self._cluster.changed:
             self._require_id()
             if self._open:
                 raise open_already()
@@ -87,42 +84,42 @@ class MemoryProducer(Producer):
         self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
     ) -> None:
         """Commit what was produced since `begin`, and `partition -> (next offset, metadata)` of the input topic."""
-        with self._broker.changed:
+        with self._cluster.changed:
             self.offer(topic, offsets, consumer)
             self.end(commit=True)
 
     def offer(self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer) -> None:
         """The first half of a commit: the transaction holds the offsets, and its end decides on them."""
-        with self._broker.changed:
+        with self._cluster.changed:
             self._require_open()
             if not offsets:
                 raise no_offsets()
             group = cast(MemoryConsumer, consumer).may_commit(topic, offsets)
             self._offered.append(((group, topic), dict(offsets)))
-            undecided = self._broker.undecided.setdefault((group, topic), {})
+            undecided = self._cluster.undecided.setdefault((group, topic), {})
             for partition in offsets:
                 undecided.setdefault(partition, set()).add(self)
 
     def end(self, *, commit: bool) -> None:
         """End the open transaction, if there is one: its records and its offsets, all or none."""
-        broker = self._broker
-        with broker.changed:
+        cluster = self._cluster
+        with cluster.changed:
             for log in self._touched:
                 log.settle(self, commit, int(time.time() * 1_000))
             for group, offsets in self._offered:
                 if commit:
-                    broker.commits.setdefault(group, {}).update(offsets)
+                    cluster.commits.setdefault(group, {}).update(offsets)
                 for partition in offsets:
-                    broker.undecided[group][partition].discard(self)
+                    cluster.undecided[group][partition].discard(self)
             self._open = False
             self._touched.clear()
             self._offered.clear()
-            broker.changed.notify_all()
+            cluster.changed.notify_all()
 
     def _require_id(self) -> None:
         if self._id is None:
             raise no_id()
-        if self._broker.transactional.get(self._id) is not self:
+        if self._cluster.transactional.get(self._id) is not self:
             raise Fenced(
                 f"another producer has taken the transactional id {self._id}",
                 do="Give every worker of a group a transactional id of its own.",
