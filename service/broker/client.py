@@ -11,6 +11,8 @@ from enum import Enum, auto
 from queue import Empty, SimpleQueue
 from typing import ClassVar, Self, TypeVar
 
+from typing_extensions import override
+
 from tidecast.service.broker.port import Consumer, Headers, Producer
 from tidecast.service.broker.security import PLAIN_TEXT, Security
 from tidecast.service.errors import BrokerError, BrokerUnavailable, Fenced, InstanceFenced, MemberEvicted
@@ -195,12 +197,12 @@ REPLACE = "Replace the producer: a new one with the same transactional id ends w
 class PlainProducer(Producer):
     """A producer without a transactional id: it refuses transactions. Both clients build on it."""
 
+    @override
     def begin(self) -> None:
-        """Refused: this producer has no transactional id."""
         raise no_id()
 
+    @override
     def commit_transaction(
         self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
     ) -> None:
-        """Refused: this producer has no transactional id."""
         raise no_id()

@@ -180,10 +180,12 @@ class Producer(Protocol):
     """
 
     def produce(self, outgoing: OutgoingBatch) -> None:
-        """Hand over records in order; does not wait for the broker.
+        """Hand over records in order. Waits for the broker only when some 64 MiB are buffered.
 
         Raises:
-            BrokerError: an earlier record could not be delivered.
+            Fenced: another producer has the transactional id.
+            BrokerError: an earlier record could not be delivered, no transaction is open (with a transactional id), or
+                there is no such topic or partition.
         """
 
     def flush(self, timeout_s: float) -> None:
@@ -247,7 +249,10 @@ class Broker(Protocol):
         """
 
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
-        """Make the topic; False where it was there already (then it is left as it is)."""
+        """Make the topic; False where it was there already (then it is left as it is).
+
+        `config` may hold `replication.factor` with the topic's own settings; without it the cluster's default is used.
+        """
 
     def delete_topic(self, topic: str) -> bool:
         """Remove the topic; False where there was none."""

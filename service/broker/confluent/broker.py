@@ -9,6 +9,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]
+from typing_extensions import override
 
 from tidecast.service.broker.client import Failure
 from tidecast.service.broker.confluent.client import ConfluentClient
@@ -36,10 +37,10 @@ class ConfluentBroker(Broker):
         self._admin: Any = None
         self._lock = threading.Lock()
 
+    @override
     def consumer(
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used."""
         with self._other.diagnosed():
             self._reach("connecting to consume")
             return ConfluentConsumer(
@@ -53,8 +54,8 @@ class ConfluentBroker(Broker):
                 membership=membership,
             )
 
+    @override
     def producer(self, *, transactional_id: str | None = None) -> Producer:
-        """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
         with self._other.diagnosed():
             if transactional_id is None:
                 self._reach("connecting to produce")
@@ -62,8 +63,8 @@ class ConfluentBroker(Broker):
             self._client.call("connecting to produce", self._other.probe)
             return ConfluentTransactionalProducer(self._client, self.partitions, transactional_id)
 
+    @override
     def partitions(self, topic: str) -> int | None:
-        """How many partitions the topic has, None where there is no such topic."""
         doing = f"looking up the topic {topic}"
         # The library's plain look-up of metadata would make the topic, where the cluster makes topics by itself.
         with self._other.diagnosed(), self._client.errors(doing):
@@ -75,11 +76,8 @@ class ConfluentBroker(Broker):
                 raise
         return len(found.partitions)
 
+    @override
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
-        """Make the topic, with the cluster's default replication; False where it was there already.
-
-        `config` may hold `replication.factor` besides the topic's own settings.
-        """
         configs = dict(config or {})
         replicas = int(configs.pop("replication.factor", -1))
         doing = f"making the topic {topic}"
@@ -98,8 +96,8 @@ class ConfluentBroker(Broker):
             time.sleep(_LOOK_AGAIN_S)
         return True
 
+    @override
     def delete_topic(self, topic: str) -> bool:
-        """Remove the topic; False where there was none."""
         with self._client.errors(f"deleting the topic {topic}"):
             try:
                 self._ask("delete_topics", [topic])
@@ -109,23 +107,23 @@ class ConfluentBroker(Broker):
                 raise
         return True
 
+    @override
     def topic_config(self, topic: str) -> dict[str, str]:
-        """All settings of the topic that Kafka tells, those left at their defaults too."""
         doing = f"asking for the settings of {topic}"
         asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
         with self._client.errors(doing):
             found = self._ask("describe_configs", [asked])[asked]
         return {name: setting.value for name, setting in found.items() if setting.value is not None}
 
+    @override
     def topics(self) -> dict[str, int]:
-        """`topic -> partitions` of all topics that are not internal."""
         with self._client.errors("listing the topics"):
             names = list(self._connected().list_topics(timeout=self._client.timeout_s).topics)
             found = self._ask("describe_topics", TopicCollection(names)) if names else {}
         return {name: len(topic.partitions) for name, topic in found.items() if not topic.is_internal}
 
+    @override
     def close(self) -> None:
-        """Let go of the connection made for the admin calls; consumers and producers have their own."""
         with self._lock:
             self._admin = None
         self._other.close()

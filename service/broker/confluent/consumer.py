@@ -10,6 +10,7 @@ from typing import Any
 
 from confluent_kafka import Consumer as Kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from typing_extensions import override
 
 from tidecast.service.broker.client import Failure, no_group, no_partition, not_assigned
 from tidecast.service.broker.confluent.client import ConfluentClient, consumer_options, topic_errors
@@ -73,10 +74,10 @@ class ConfluentConsumer(Consumer):
 
     # Which partitions ----------------------------------------------------------------------------------------
 
+    @override
     def subscribe(
         self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
     ) -> None:
-        """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
         group, name = self._group, self._client.instance
         if group is None:
             raise no_group("cannot subscribe")
@@ -95,8 +96,8 @@ class ConfluentConsumer(Consumer):
         with self._client.errors(f"subscribing to {topic}"):
             self._member.subscribe(topic)
 
+    @override
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
-        """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
         count = self._require(topic)
         if wrong := [p for p in offsets if not 0 <= p < count]:
             raise no_partition(topic, count, wrong[0])
@@ -115,8 +116,8 @@ class ConfluentConsumer(Consumer):
 
     # Records -------------------------------------------------------------------------------------------------
 
+    @override
     def poll(self, timeout_s: float, max_records: int) -> Batch:
-        """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
         deadline = time.monotonic() + timeout_s
         try:
             self._check_name()
@@ -145,39 +146,39 @@ class ConfluentConsumer(Consumer):
             self._client.with_timeout(_CLOSE_SECONDS).call("beginning anew", held.clear)
             self._member.subscribe(self._topic)
 
+    @override
     def seek(self, partition: int, offset: int) -> None:
-        """The next poll of an assigned partition starts at `offset`."""
         if partition not in self._fetch.partitions:
             raise not_assigned(self._topic, partition, offset)
         with self._client.errors(f"going to offset {offset} of {self._topic}-{partition}"):
             self._fetch.seek(partition, offset)
 
+    @override
     def pause(self, partitions: Collection[int]) -> None:
-        """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
         with self._client.errors(f"pausing partitions of {self._topic}"):
             self._fetch.pause(partitions)
 
+    @override
     def resume(self, partitions: Collection[int]) -> None:
-        """Undo `pause`."""
         with self._client.errors(f"resuming partitions of {self._topic}"):
             self._fetch.resume(partitions)
 
     # Offsets -------------------------------------------------------------------------------------------------
 
+    @override
     def commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
         if offsets:
             asked = self._to_commit(offsets, metadata)
             self._committing(lambda: topic_errors(self._kafka.commit(offsets=asked, asynchronous=False)))
 
+    @override
     def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """As `commit`, without waiting for the broker."""
         asked = self._to_commit(offsets, metadata)
         self._asked, self._answer = dict(offsets), None
         self._committing(lambda: self._kafka.commit(offsets=asked, asynchronous=True))
 
+    @override
     def commit_acknowledged(self) -> bool:
-        """Whether the broker has taken what `commit_async` asked for; False while that is not known."""
         if self._answer is None:
             return False
         error, partitions = self._answer
@@ -210,11 +211,8 @@ class ConfluentConsumer(Consumer):
         if {tp.partition: tp.offset for tp in partitions} == self._asked:  # not of one that was given up
             self._answer = error, partitions
 
+    @override
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
-        """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
-
-        Waits while a transaction with offsets of one of them is not ended, 10 s at the most.
-        """
         if not partitions:
             return {}
         if self._group is None:
@@ -237,31 +235,31 @@ class ConfluentConsumer(Consumer):
             raise MemberEvicted(f"committing offsets of {topic}")
         return found
 
+    @override
     def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
-        """The first retained offset of each partition."""
         return offsets_at(self._client, self._kafka, self._topic, partitions, BEGINNING)
 
+    @override
     def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
-        """The offset after the last record of each partition, as this consumer's isolation level sees it."""
         return offsets_at(self._client, self._kafka, self._topic, partitions, END)
 
+    @override
     def lag(self) -> dict[int, int]:
-        """Records between the position and the last known end, for each partition of which both are known."""
         with self._client.errors(f"asking for the lag of {self._topic}"):
             return self._fetch.lag()
 
     # The name, and the end -----------------------------------------------------------------------------------
 
+    @override
     def verify_instance(self) -> None:
-        """Ask the group now whether this member's name is still its own; nothing is asked where it has none."""
         if self._member is not None:
             with self._client.errors(f"asking for our place in the group {self._group}"):
                 self._member.verify_instance(self._client.timeout_s)
             if self._member.replaced:
                 raise self._replaced()
 
+    @override
     def close(self) -> None:
-        """Leave the group. Does not commit; `on_revoked` is called for what was assigned."""
         if self._kafka is None:
             return
         error = None

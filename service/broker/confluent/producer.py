@@ -16,6 +16,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as Kafka
+from typing_extensions import override
 
 from tidecast.service.broker.client import Failure, PlainProducer
 from tidecast.service.broker.confluent.client import ConfluentClient, log
@@ -61,12 +62,8 @@ class ConfluentProducer(PlainProducer):
         with client.errors("connecting to produce"):
             self._kafka: Any = Kafka(options)
 
+    @override
     def produce(self, outgoing: OutgoingBatch) -> None:
-        """Hand over records in order. Waits only while the buffer is full.
-
-        Raises:
-            BrokerError: an earlier record could not be delivered, or there is no such topic or partition.
-        """
         self._raise_failure()
         if not len(outgoing):
             return
@@ -142,12 +139,8 @@ class ConfluentProducer(PlainProducer):
             topic, error = self._failure
             raise self._client.with_timeout(self._patience_s).translate(error, f"delivering to {topic}") from error
 
+    @override
     def flush(self, timeout_s: float) -> None:
-        """Wait until all that was produced is acknowledged.
-
-        Raises:
-            BrokerError: a record failed, or `timeout_s` passed.
-        """
         doing = "delivering what was produced"
         client = self._client.with_timeout(timeout_s)
         self._raise_failure()
@@ -157,8 +150,8 @@ class ConfluentProducer(PlainProducer):
         if left:
             raise client.broker_error(Failure.UNAVAILABLE, "", doing)
 
+    @override
     def close(self) -> None:
-        """Let go of the connection without waiting for what is still buffered."""
         if self._kafka is None:
             return
         # Its own `close` would wait for an open transaction to be aborted. Without it, the library lets go when nobody

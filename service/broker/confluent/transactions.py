@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from typing_extensions import override
 
 from tidecast.service.broker.client import TRANSACTION_TIMEOUT_MS, Failure, no_offsets, not_open, open_already
 from tidecast.service.broker.confluent.client import ConfluentClient
@@ -51,26 +52,16 @@ class ConfluentTransactionalProducer(ConfluentProducer):
                 self.close()
             raise
 
+    @override
     def produce(self, outgoing: OutgoingBatch) -> None:
-        """Hand over records of the open transaction, in order.
-
-        Raises:
-            Fenced: another producer has the transactional id.
-            BrokerError: an earlier record could not be delivered, no transaction is open, or there is no such topic.
-        """
         self._raise_failure()
         if not self._open:
             raise not_open()
         with self._told("producing in a transaction"):
             super().produce(outgoing)
 
+    @override
     def begin(self) -> None:
-        """Begin a transaction.
-
-        Raises:
-            Fenced: another producer has the transactional id.
-            BrokerError: a transaction is open, or the producer must be replaced.
-        """
         self._raise_failure()
         if self._open:
             raise open_already()
@@ -78,15 +69,10 @@ class ConfluentTransactionalProducer(ConfluentProducer):
             self._kafka.begin_transaction()
         self._open = True
 
+    @override
     def commit_transaction(
         self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
     ) -> None:
-        """Commit all that was produced since `begin`, and `partition -> (next offset, metadata)` of the input topic.
-
-        Raises:
-            Fenced: another producer has the transactional id, or the group moved on without the consumer.
-            BrokerError: it is not committed; or, where Kafka was asked and did not answer, it is not known.
-        """
         deadline = time.monotonic() + timeout_s
         member = cast(ConfluentConsumer, consumer)
         if not self._open or self._commit_asked:

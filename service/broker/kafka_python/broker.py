@@ -9,6 +9,7 @@ from typing import Any
 
 from kafka import KafkaAdminClient, errors
 from kafka.admin import ConfigResource, ConfigResourceType
+from typing_extensions import override
 
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.kafka_python.consumer import KafkaPythonConsumer
@@ -34,10 +35,10 @@ class KafkaPythonBroker(Broker):
         self._admin: Any = None
         self._lock = threading.Lock()
 
+    @override
     def consumer(
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used."""
         with self.diagnosed():
             self._client.call("connecting to consume", self.probe)
             return KafkaPythonConsumer(
@@ -48,16 +49,16 @@ class KafkaPythonBroker(Broker):
                 membership=membership,
             )
 
+    @override
     def producer(self, *, transactional_id: str | None = None) -> Producer:
-        """A new idempotent producer; with an id, one of transactions, that fences whoever had the id."""
         with self.diagnosed():
             self._client.call("connecting to produce", self.probe)
             if transactional_id is None:
                 return KafkaPythonProducer(self._client, self.partitions)
             return KafkaPythonTransactionalProducer(self._client, self.partitions, transactional_id)
 
+    @override
     def partitions(self, topic: str) -> int | None:
-        """How many partitions the topic has, None where there is no such topic."""
         doing = f"looking up the topic {topic}"
         with self.diagnosed():
             found = self._client.call(doing, lambda: self._connected().describe_topics([topic]))
@@ -69,11 +70,8 @@ class KafkaPythonBroker(Broker):
                 raise errors.for_code(code)(topic)
         return len(found[0]["partitions"])
 
+    @override
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
-        """Make the topic, with the cluster's default replication; False where it was there already.
-
-        `config` may hold `replication.factor` besides the topic's own settings.
-        """
         configs = dict(config or {})
         replicas = int(configs.pop("replication.factor", -1))
         new = {topic: {"num_partitions": partitions, "replication_factor": replicas, "configs": configs}}
@@ -90,8 +88,8 @@ class KafkaPythonBroker(Broker):
 
         return self._client.call(doing, create)
 
+    @override
     def delete_topic(self, topic: str) -> bool:
-        """Remove the topic; False where there was none."""
 
         def delete() -> bool:
             try:
@@ -102,8 +100,8 @@ class KafkaPythonBroker(Broker):
 
         return self._client.call(f"deleting the topic {topic}", delete)
 
+    @override
     def topic_config(self, topic: str) -> dict[str, str]:
-        """All settings of the topic that Kafka tells, those left at their defaults too."""
         doing = f"asking for the settings of {topic}"
 
         def describe() -> dict[str, Any]:
@@ -116,8 +114,8 @@ class KafkaPythonBroker(Broker):
         found = self._client.call(doing, describe)
         return {name: setting["value"] for name, setting in found.items() if setting["value"] is not None}
 
+    @override
     def topics(self) -> dict[str, int]:
-        """`topic -> partitions` of all topics that are not internal."""
         found = self._client.call("listing the topics", lambda: self._connected().describe_topics())
         return {t["name"]: len(t["partitions"]) for t in found if not t["is_internal"]}
 
@@ -132,8 +130,8 @@ class KafkaPythonBroker(Broker):
         members = found[group]["members"]
         return next((str(m["member_id"]) for m in members if m["group_instance_id"] == instance), None)
 
+    @override
     def close(self) -> None:
-        """Let go of the connection made for the admin calls; consumers and producers have their own."""
         with self._lock:
             admin, self._admin = self._admin, None
         if admin is not None:

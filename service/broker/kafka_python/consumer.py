@@ -10,6 +10,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.consumer.fetcher import IsolationLevel
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import ConsumerGroupMetadata
+from typing_extensions import override
 
 from tidecast.service.broker.client import no_group, no_partition, without_null
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient, poll
@@ -72,10 +73,10 @@ class KafkaPythonConsumer(Consumer):
             # records; whoever reads all of them must not go on from a wrong offset either.
             self._kafka._coordinator._isolation_level = IsolationLevel.READ_COMMITTED
 
+    @override
     def subscribe(
         self, topic: str, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
     ) -> None:
-        """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
         if self._group is None:
             raise no_group("cannot subscribe")
         self._require(topic)
@@ -101,8 +102,8 @@ class KafkaPythonConsumer(Consumer):
         with self._client.errors(f"subscribing to {topic}"):
             self._member.subscribe(topic)
 
+    @override
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
-        """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
         count = self._require(topic)
         if wrong := [p for p in offsets if not 0 <= p < count]:
             raise no_partition(topic, count, wrong[0])
@@ -117,8 +118,8 @@ class KafkaPythonConsumer(Consumer):
             for partition, offset in ({**offsets} | ends | starts).items():
                 self._kafka.seek(self._tp(partition), offset)
 
+    @override
     def poll(self, timeout_s: float, max_records: int) -> Batch:
-        """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
         with self._client.errors(f"reading {self._topic}"):
             if self._member is None:
                 found: dict[TopicPartition, Any] | None = poll(self._kafka, int(timeout_s * 1_000), max_records)
@@ -143,21 +144,21 @@ class KafkaPythonConsumer(Consumer):
                 self._positions[tp.partition] = batch.next_offsets[tp.partition] = position
         return batch
 
+    @override
     def commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """Commit `partition -> next offset` for the group. Blocks until the broker has it."""
         if not offsets:
             return
         with self._client.errors(f"committing offsets of {self._topic}"):
             self._kafka.commit(self._named(offsets, metadata), timeout_ms=self._client.timeout_ms)
 
+    @override
     def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """As `commit`, without waiting for the broker."""
         answers = self._answers = []
         with self._client.errors(f"committing offsets of {self._topic}"):
             self._kafka.commit_async(self._named(offsets, metadata), lambda _, answer: answers.append(answer))
 
+    @override
     def commit_acknowledged(self) -> bool:
-        """Whether the broker has taken what `commit_async` asked for; False while that is not known."""
         with self._client.errors(f"committing offsets of {self._topic}"):
             self._kafka._coordinator._invoke_completed_offset_commit_callbacks()
             for answer in self._answers:
@@ -171,11 +172,8 @@ class KafkaPythonConsumer(Consumer):
         texts = metadata_of(offsets, metadata)
         return {self._tp(p): OffsetAndMetadata(offset, texts[p], -1) for p, offset in offsets.items()}
 
+    @override
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
-        """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
-
-        Waits while a transaction with offsets of one of them is not ended, 10 s at the most.
-        """
         if not partitions:
             return {}
         if self._group is None:
@@ -219,25 +217,25 @@ class KafkaPythonConsumer(Consumer):
             raise MemberEvicted(f"committing offsets of {topic}")
         return found
 
+    @override
     def verify_instance(self) -> None:
-        """Ask the group now whether this member's name is still its own; nothing is asked where it has none."""
         if self._member is not None and self._client.instance is not None:
             with self._client.errors(f"asking for our place in the group {self._group}"):
                 self._member.verify_instance(self._client.timeout_s)
 
+    @override
     def seek(self, partition: int, offset: int) -> None:
-        """The next poll of an assigned partition starts at `offset`."""
         with self._client.errors(f"going to offset {offset} of {self._topic}-{partition}"):
             self._for_each([partition], lambda tp: self._kafka.seek(tp, offset))
         self._positions.pop(partition, None)
 
+    @override
     def pause(self, partitions: Collection[int]) -> None:
-        """Fetch nothing from these until `resume`; `poll` keeps the membership alive."""
         with self._client.errors(f"pausing partitions of {self._topic}"):
             self._for_each(partitions, self._kafka.pause)
 
+    @override
     def resume(self, partitions: Collection[int]) -> None:
-        """Undo `pause`."""
         with self._client.errors(f"resuming partitions of {self._topic}"):
             self._for_each(partitions, self._kafka.resume)
 
@@ -250,12 +248,12 @@ class KafkaPythonConsumer(Consumer):
                 if partition not in self._owned or self._tp(partition) in self._kafka.assignment():
                     raise
 
+    @override
     def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
-        """The first retained offset of each partition."""
         return self._offsets(self._kafka.beginning_offsets, partitions)
 
+    @override
     def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
-        """The offset after the last record of each partition, as this consumer's isolation level sees it."""
         return self._offsets(self._kafka.end_offsets, partitions)
 
     def _offsets(self, ask: Callable[..., dict[Any, int]], partitions: Collection[int]) -> dict[int, int]:
@@ -265,8 +263,8 @@ class KafkaPythonConsumer(Consumer):
             found = ask([self._tp(p) for p in partitions], timeout_ms=self._client.timeout_ms)
         return {tp.partition: offset for tp, offset in found.items()}
 
+    @override
     def lag(self) -> dict[int, int]:
-        """Records between the position and the last known end, for each partition of which both are known."""
         found = {}
         with self._client.errors(f"asking for the lag of {self._topic}"):
             for tp in self._kafka.assignment():
@@ -275,8 +273,8 @@ class KafkaPythonConsumer(Consumer):
                     found[tp.partition] = max(0, end - position)
         return found
 
+    @override
     def close(self) -> None:
-        """Leave the group. Does not commit; `on_revoked` is called for what was assigned."""
 
         def leave() -> None:
             self._kafka.close(autocommit=False, timeout_ms=_CLOSE_TIMEOUT_MS)

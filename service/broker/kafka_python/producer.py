@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from kafka import KafkaProducer, TopicPartition, errors
+from typing_extensions import override
 
 from tidecast.service.broker.client import PlainProducer
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
@@ -44,12 +45,8 @@ class KafkaPythonProducer(PlainProducer):
         self._unflushed = 0
         self._failure: tuple[str, BaseException] | None = None
 
+    @override
     def produce(self, outgoing: OutgoingBatch) -> None:
-        """Hand over records in order. Waits only when 64 MiB have been handed over since the last flush.
-
-        Raises:
-            BrokerError: an earlier record could not be delivered, or there is no such topic or partition.
-        """
         self._raise_failure()
         if not len(outgoing):
             return
@@ -114,19 +111,15 @@ class KafkaPythonProducer(PlainProducer):
             topic, error = self._failure
             raise self._client.translate(error, f"delivering to {topic}") from error
 
+    @override
     def flush(self, timeout_s: float) -> None:
-        """Wait until all that was produced is acknowledged.
-
-        Raises:
-            BrokerError: a record failed, or `timeout_s` passed.
-        """
         with self._client.with_timeout(timeout_s).errors("delivering what was produced"):
             self._kafka.flush(timeout=timeout_s)
         self._unflushed = 0
         self._raise_failure()
 
+    @override
     def close(self) -> None:
-        """Let go of the connection without waiting for what is still buffered."""
         self._kafka._sender.force_close()
         with self._client.errors("closing the producer"):
             self._kafka._sender.join(2)

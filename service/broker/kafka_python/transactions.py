@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, cast
 
 from kafka import OffsetAndMetadata, TopicPartition, errors
+from typing_extensions import override
 
 from tidecast.service.broker.client import TRANSACTION_TIMEOUT_MS, no_offsets, not_open, open_already
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
@@ -62,13 +63,8 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
                 self.close()
             raise
 
+    @override
     def produce(self, outgoing: OutgoingBatch) -> None:
-        """Hand over records of the open transaction, in order.
-
-        Raises:
-            Fenced: another producer has the transactional id.
-            BrokerError: an earlier record could not be delivered, no transaction is open, or there is no such topic.
-        """
         self._raise_failure()
         if not self._open:
             raise not_open()
@@ -78,13 +74,8 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
             self._raise_failure()  # the library only tells that there was an error before
             raise
 
+    @override
     def begin(self) -> None:
-        """Begin a transaction.
-
-        Raises:
-            Fenced: another producer has the transactional id.
-            BrokerError: a transaction is open, or the producer must be replaced.
-        """
         self._raise_failure()
         if self._open:
             raise open_already()
@@ -92,15 +83,10 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
             self._kafka.begin_transaction()
         self._open = True
 
+    @override
     def commit_transaction(
         self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
     ) -> None:
-        """Commit all that was produced since `begin`, and `partition -> (next offset, metadata)` of the input topic.
-
-        Raises:
-            Fenced: another producer has the transactional id, or the group moved on without the consumer.
-            BrokerError: it is not committed; or, where Kafka was asked and did not answer, it is not known.
-        """
         deadline = time.monotonic() + timeout_s
         member = cast(KafkaPythonConsumer, consumer)
         self._client = self._client.for_instance(member.client.instance)  # whose name Kafka may refuse

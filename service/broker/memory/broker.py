@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from typing_extensions import override
+
 from tidecast.service.broker.memory.cluster import Cluster, Log
 from tidecast.service.broker.memory.consumer import MemoryConsumer
 from tidecast.service.broker.memory.producer import MemoryProducer
@@ -21,23 +23,23 @@ _DEFAULT_CONFIG = {"cleanup.policy": "delete", "retention.ms": "604800000", "ret
 class MemoryBroker(Cluster, Broker):
     """A cluster that ends with this object; its consumers and producers share it."""
 
+    @override
     def consumer(
         self, *, group: str | None = None, isolation: str = "read_committed", membership: Membership = DYNAMIC
     ) -> Consumer:
-        """A new consumer; `group` None = only `assign` may be used."""
         return MemoryConsumer(self, group, isolation, membership.instance)
 
+    @override
     def producer(self, *, transactional_id: str | None = None) -> Producer:
-        """A new producer; with an id, one of transactions, that fences whoever had the id."""
         return MemoryProducer(self, transactional_id)
 
+    @override
     def partitions(self, topic: str) -> int | None:
-        """How many partitions the topic has, None where there is no such topic."""
         logs = self.logs.get(topic)
         return None if logs is None else len(logs)
 
+    @override
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
-        """Make the topic; False where it was there already (then it is left as it is)."""
         if partitions < 1:
             raise BrokerError(f"making the topic {topic}: it needs at least one partition", got=partitions)
         with self.changed:
@@ -47,6 +49,7 @@ class MemoryBroker(Cluster, Broker):
             self.configs[topic] = _DEFAULT_CONFIG | dict(config or {})
             return True
 
+    @override
     def delete_topic(self, topic: str) -> bool:
         """Remove the topic and what groups committed for it; False where there was none."""
         with self.changed:
@@ -54,15 +57,17 @@ class MemoryBroker(Cluster, Broker):
                 del self.commits[known]
             return self.logs.pop(topic, None) is not None
 
+    @override
     def topic_config(self, topic: str) -> dict[str, str]:
         """The settings that the topic was made with, and a few of Kafka's defaults."""
         self.log(topic, 0)
         return dict(self.configs[topic])
 
+    @override
     def topics(self) -> dict[str, int]:
-        """`topic -> partitions`."""
         with self.changed:
             return {topic: len(logs) for topic, logs in self.logs.items()}
 
+    @override
     def close(self) -> None:
-        """Nothing to let go of."""
+        pass

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
+from typing_extensions import override
+
 from tidecast.service.broker.client import no_group, not_assigned
 from tidecast.service.broker.memory.cluster import Cluster, Group
 from tidecast.service.broker.port import Batch, Consumer, metadata_of
@@ -37,8 +39,8 @@ class MemoryConsumer(Consumer):
         self._on_assigned: Callback = _nothing
         self._on_revoked: Callback = _nothing
 
+    @override
     def subscribe(self, topic: str, on_assigned: Callback, on_revoked: Callback) -> None:
-        """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread."""
         if self._group is None:
             raise no_group("cannot subscribe")
         with self._cluster.changed:
@@ -61,8 +63,8 @@ class MemoryConsumer(Consumer):
         if self.fenced:
             raise InstanceFenced(doing, self.instance)
 
+    @override
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
-        """Read these partitions from these offsets (-1 = the end, -2 = the beginning, both as they are now)."""
         with self._cluster.changed:
             ends = {p: self._cluster.log(topic, p).end(self._committed) for p in offsets}
             self._topic = topic
@@ -70,8 +72,8 @@ class MemoryConsumer(Consumer):
             self._told.clear()
             self._paused.clear()
 
+    @override
     def poll(self, timeout_s: float, max_records: int) -> Batch:
-        """What has arrived, at most `max_records`; waits up to `timeout_s` for the first. May be empty."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._require_name(f"reading {self._topic}")
@@ -111,8 +113,8 @@ class MemoryConsumer(Consumer):
                 self._told[partition] = batch.next_offsets[partition] = end
         return batch
 
+    @override
     def commit(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """Commit `partition -> next offset` for the group."""
         if not offsets:
             return
         texts = metadata_of(offsets, metadata)
@@ -125,16 +127,16 @@ class MemoryConsumer(Consumer):
             known = self._cluster.commits.setdefault(name, {})
             known.update({p: (offset, texts[p]) for p, offset in offsets.items()})
 
+    @override
     def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """As `commit`; what is refused is kept for `commit_acknowledged`."""
         self._refused = None
         try:
             self.commit(offsets, metadata)
         except BrokerError as error:
             self._refused = error
 
+    @override
     def commit_acknowledged(self) -> bool:
-        """True, or raises what `commit_async` met."""
         if self._refused is not None:
             raise self._refused
         return True
@@ -152,8 +154,8 @@ class MemoryConsumer(Consumer):
             raise MemberEvicted(f"committing offsets of {topic}")
         return self._group
 
+    @override
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
-        """`partition -> (offset, metadata)` as committed by the group, None where nothing is."""
         if self._group is None and partitions:
             raise no_group("has nothing committed")
         group = (self._group or "", self._topic)
@@ -171,43 +173,43 @@ class MemoryConsumer(Consumer):
         undecided = self._cluster.undecided.get((self._group or "", self._topic), {})
         return not any(undecided.get(p) for p in partitions)
 
+    @override
     def verify_instance(self) -> None:
-        """Raise InstanceFenced where another member has the name."""
         self._require_name(f"asking for our place in the group {self._group}")
 
+    @override
     def seek(self, partition: int, offset: int) -> None:
-        """The next poll of an assigned partition starts at `offset`."""
         with self._cluster.changed:
             if partition not in self._positions:
                 raise not_assigned(self._topic, partition, offset)
             self._positions[partition] = offset
             self._told.pop(partition, None)
 
+    @override
     def pause(self, partitions: Collection[int]) -> None:
-        """Fetch nothing from these until `resume`."""
         self._paused |= set(partitions)
 
+    @override
     def resume(self, partitions: Collection[int]) -> None:
-        """Undo `pause`."""
         self._paused -= set(partitions)
 
+    @override
     def beginning_offsets(self, partitions: Collection[int]) -> dict[int, int]:
-        """The first offset of each partition: always 0."""
         with self._cluster.changed:
             return {p: 0 for p in partitions if len(self._cluster.log(self._topic, p)) >= 0}
 
+    @override
     def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
-        """The offset after the last record of each partition, as this consumer's isolation level sees it."""
         with self._cluster.changed:
             return {p: self._cluster.log(self._topic, p).end(self._committed) for p in partitions}
 
+    @override
     def lag(self) -> dict[int, int]:
-        """Records between the position and the end, for each assigned partition."""
         with self._cluster.changed:
             return {p: len(self._cluster.log(self._topic, p)) - position for p, position in self._positions.items()}
 
+    @override
     def close(self) -> None:
-        """Leave the group. Does not commit; `on_revoked` is called for what was assigned."""
         group = self._member
         if group is None:
             self._closed = True

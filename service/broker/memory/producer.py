@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import cast
 
+from typing_extensions import override
+
 from tidecast.service.broker.client import no_id, no_offsets, not_open, open_already
 from tidecast.service.broker.memory.cluster import Cluster, Log
 from tidecast.service.broker.memory.consumer import MemoryConsumer
@@ -30,8 +32,8 @@ class MemoryProducer(Producer):
                     former.end(commit=False)
                 cluster.transactional[transactional_id] = self
 
+    @override
     def produce(self, outgoing: OutgoingBatch) -> None:
-        """Append the records, each to its partition or to its key's."""
         with self._cluster.changed:
             if self._id is not None:
                 self._require_open()
@@ -69,21 +71,22 @@ class MemoryProducer(Producer):
         self._unkeyed += 1
         return self._unkeyed % count
 
+    @override
     def flush(self, timeout_s: float) -> None:
-        """Nothing is ever under way."""
+        pass
 
+    @override
     def begin(self) -> None:
-        """Begin a transaction."""
         with self._cluster.changed:
             self._require_id()
             if self._open:
                 raise open_already()
             self._open = True
 
+    @override
     def commit_transaction(
         self, topic: str, offsets: Mapping[int, tuple[int, str]], consumer: Consumer, timeout_s: float
     ) -> None:
-        """Commit what was produced since `begin`, and `partition -> (next offset, metadata)` of the input topic."""
         with self._cluster.changed:
             self.offer(topic, offsets, consumer)
             self.end(commit=True)
@@ -130,5 +133,6 @@ class MemoryProducer(Producer):
         if not self._open:
             raise not_open()
 
+    @override
     def close(self) -> None:
-        """Nothing to let go of; an open transaction stays open until its transactional id is taken."""
+        pass
