@@ -41,11 +41,12 @@ def _keep_last_bytes(transport: type[Any]) -> None:
 
     def receive_all(self: Any) -> tuple[bytes, BaseException | None]:
         data, error = receive(self)
-        return data, None if data else error  # the end of the connection is met again by the next call
+        return data, None if data else error  # the next call meets the end of the connection again
 
     transport._sock_recv = receive_all
 
 
+LIBRARY_RECEIVE = KafkaTCPTransport._sock_recv  # as the library has it
 _keep_last_bytes(KafkaTCPTransport)
 _keep_last_bytes(KafkaSSLTransport)
 
