@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     bootstrap_servers: Annotated[Text, _kafka("host:port of the Kafka brokers, comma-separated")] = "127.0.0.1:9092"
     client: Annotated[
         Literal["auto", "kafka-python", "confluent"],
-        _kafka("the Kafka client library; auto: for a worker confluent if tidecast[fast] is installed, else kafka-python"),
+        _kafka("the Kafka client library; auto: confluent for a worker with tidecast[fast], else kafka-python"),
     ] = "auto"
     input_topic: Annotated[Topic, _kafka("topic that readings are read from")] = "readings"
     output_topic: Annotated[Topic, _kafka("topic that forecasts are written to")] = "forecasts"

@@ -3,11 +3,12 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition, errors
 from kafka.admin import MemberToRemove
 
 from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
@@ -251,3 +252,36 @@ def test_asking_a_kafka_that_does_not_answer_for_a_transactional_id_fails_in_tim
             connect(own.bootstrap_servers, timeout_s=1).producer(transactional_id="nobody")
     finally:
         os.kill(own.pid, signal.SIGCONT)
+
+
+def test_k6_kafka_python_still_commits_a_transaction_without_a_record_that_it_gave_up(own):
+    """See docs/upstream.md. A test that fails: it is fixed."""
+    name = "given-up"
+    connect(own.bootstrap_servers).create_topic(name, 1)
+    producer = KafkaProducer(
+        bootstrap_servers=own.bootstrap_servers,
+        transactional_id=name,
+        delivery_timeout_ms=1_500,
+        request_timeout_ms=1_000,
+    )
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.send(name, b"first", partition=0).get(PATIENCE_S)
+    os.kill(own.pid, signal.SIGSTOP)
+    try:
+        given_up = producer.send(name, b"second", partition=0)
+        with pytest.raises(errors.KafkaTimeoutError):
+            given_up.get(PATIENCE_S)
+    finally:
+        os.kill(own.pid, signal.SIGCONT)
+    committed = []
+
+    def commit():
+        with contextlib.suppress(errors.KafkaError):
+            producer.commit_transaction()
+            committed.append(True)
+
+    thread = threading.Thread(target=commit, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert committed, "fixed: remove _deliver of the transactional producer, and K6 of docs/upstream.md"

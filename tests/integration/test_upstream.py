@@ -1,9 +1,6 @@
 """The bugs of docs/upstream.md that need a Kafka to show. A test that fails: the library has fixed it."""
 
 import contextlib
-import os
-import signal
-import threading
 import time
 
 import pytest
@@ -64,34 +61,6 @@ def test_k5_kafka_python_still_returns_offsets_that_a_transaction_has_not_decide
             assert consumer.committed(undecided, timeout_ms=2_000) is None
         except errors.KafkaTimeoutError:
             pytest.fail("fixed: remove _isolation_level from KafkaPythonConsumer, and K5 of docs/upstream.md")
-
-
-def test_k6_kafka_python_still_commits_a_transaction_without_a_record_that_it_gave_up(embedded, broker, topic):
-    name = topic(partitions=1)
-    producer = KafkaProducer(
-        bootstrap_servers=broker, transactional_id=name, delivery_timeout_ms=1_500, request_timeout_ms=1_000
-    )
-    producer.init_transactions()
-    producer.begin_transaction()
-    producer.send(name, b"first", partition=0).get(PATIENCE_S)
-    os.kill(embedded.pid, signal.SIGSTOP)
-    try:
-        given_up = producer.send(name, b"second", partition=0)
-        with pytest.raises(errors.KafkaTimeoutError):
-            given_up.get(PATIENCE_S)
-    finally:
-        os.kill(embedded.pid, signal.SIGCONT)
-    committed = []
-
-    def commit():
-        with contextlib.suppress(errors.KafkaError):
-            producer.commit_transaction()
-            committed.append(True)
-
-    thread = threading.Thread(target=commit, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    assert committed, "fixed: remove _deliver of the transactional producer, and K6 of docs/upstream.md"
 
 
 def test_k7_kafka_python_still_leaves_a_producer_open_that_is_closed_with_records_left(broker, topic):

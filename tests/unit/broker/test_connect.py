@@ -1,8 +1,8 @@
 import logging
 import sys
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from tidecast.service.broker.connect import connect_from_settings
 from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
