@@ -39,23 +39,23 @@ class BrokerError(TidecastError):
 
 
 class BrokerUnavailable(BrokerError):
-    """Kafka does not answer, or not any more; it may soon."""
+    """Kafka does not answer at the moment; a later try may succeed."""
 
 
 class ConnectionRejected(BrokerError):
-    """Kafka refuses us, or we it: to try again would change nothing."""
+    """Kafka refuses the connection, or we do not trust it. Trying again does not help."""
 
 
 class Fenced(BrokerError):
-    """Somebody else goes on in our place: with the transactional id, or with our partitions of the consumer group.
+    """Another process has taken over: the transactional id, or our partitions of the consumer group.
 
-    Nothing of the open transaction is seen, unless it was the answer to its commit that was lost. After `abort` the
-    producer must be replaced; what is true is what `Consumer.committed` then tells.
+    No reader sees the open transaction, unless only the answer to its commit was lost. The producer must be replaced;
+    `Consumer.committed` then says what was committed.
     """
 
 
 class MemberEvicted(Fenced):
-    """The group has moved on without this member: it was silent for too long, and others have its partitions."""
+    """The group has evicted this member: it was silent for too long, and others have its partitions."""
 
     WHAT = "the consumer group has moved on without this member"
     DO = "Poll on: this member joins again, and what was not committed is read again."
@@ -65,12 +65,12 @@ class MemberEvicted(Fenced):
 
 
 class InstanceFenced(Fenced):
-    """A process that joined later has our name, and our place in the group with it: it goes on, and we end."""
+    """A process that joined later has our instance id, and our place in the group: it continues, and we end."""
 
     def __init__(self, doing: str, name: str | None) -> None:
         super().__init__(
             f"{doing}: another process has {'this name' if name is None else f'the name {name!r}'}",
-            do="Nothing is lost: it joined later and goes on. Give every worker a name of its own (--instance).",
+            do="Nothing is lost: it joined later and continues. Give every worker a name of its own (--instance).",
         )
 
 

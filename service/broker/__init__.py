@@ -1,1 +1,1 @@
-"""The port to Kafka (`base`), and what stands behind it: kafka-python, memory, and the embedded broker."""
+"""The port to Kafka (`port`) and its implementations: confluent, kafka_python, memory; and the embedded broker."""

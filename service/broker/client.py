@@ -1,4 +1,4 @@
-"""What the ports to a real Kafka share: where it is, how long to wait for it, and the sentences of its troubles."""
+"""What both clients share: the address, the time limit, and how errors become sentences."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ TRANSACTION_TIMEOUT_MS = 10_000
 
 
 class Failure(Enum):
-    """What is wrong, whichever library says it."""
+    """What failed, in whichever library."""
 
     NO_TOPIC = auto()
     NOT_AUTHORIZED = auto()
     TOO_LARGE = auto()
-    INSTANCE_FENCED = auto()  # another process has our name in the group
-    REBALANCING = auto()  # the group moves on; we may still be in it
-    EVICTED = auto()  # it has moved on without us
-    PRODUCER_FENCED = auto()  # the transactional id
-    DISCONNECTED = auto()  # a connection that was not waited for
-    UNAVAILABLE = auto()  # it was
+    INSTANCE_FENCED = auto()  # another process has our instance id
+    REBALANCING = auto()  # the group rebalances; we may still be a member
+    EVICTED = auto()  # from the group
+    PRODUCER_FENCED = auto()  # another producer has the transactional id
+    DISCONNECTED = auto()  # and the library did not try again
+    UNAVAILABLE = auto()  # although the library tried until its time limit
     OTHER = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class KafkaClient:
-    """Where Kafka is, and how long to wait for it. A library's own subclass knows what its errors mean."""
+    """The address of Kafka and the time limit. The subclass of a library classifies its errors."""
 
     bootstrap_servers: str
     timeout_s: float
-    instance: str | None = None  # the name of the group's member that asks
+    instance: str | None = None  # group.instance.id of the member that calls
     security: Security = PLAIN_TEXT
 
     library_errors: ClassVar[tuple[type[BaseException], ...]] = ()  # what the library raises
 
     def with_timeout(self, seconds: float) -> Self:
-        """The same, with a time limit of its own."""
+        """The same, with another time limit."""
         return replace(self, timeout_s=seconds)
 
     def for_instance(self, instance: str | None) -> Self:
-        """The same, asked by the member of that name."""
+        """The same, for the member with that instance id."""
         return replace(self, instance=instance)
 
     @property
@@ -63,11 +63,11 @@ class KafkaClient:
         return int(self.timeout_s * 1_000)
 
     def classify(self, error: BaseException) -> tuple[Failure, str]:
-        """What an error of the library means, and what it says itself where nothing more is known."""
+        """The kind of an error of the library, and its own text."""
         raise NotImplementedError
 
     def not_ready(self, error: BaseException) -> bool:
-        """Whether the library raised at once where it should have waited: `call` tries again."""
+        """Whether the library raised an error that it should have retried: `call` tries again."""
         return False
 
     @contextmanager
@@ -81,22 +81,23 @@ class KafkaClient:
             raise self.translate(error, doing) from error
 
     def translate(self, error: BaseException, doing: str) -> BrokerError:
-        """The BrokerError that tells a person what `error` means."""
+        """The BrokerError for an error of the library."""
         return self.broker_error(*self.classify(error), doing)
 
     def broker_error(self, failure: Failure, detail: str, doing: str) -> BrokerError:
-        """The BrokerError that tells a person of a failure met while `doing`."""
+        """The BrokerError for a failure while `doing`."""
         where = self.bootstrap_servers
         match failure:
             case Failure.NO_TOPIC:
                 return BrokerError(f"{doing}: Kafka at {where} has no such topic", do="Make it: tidecast topics create")
             case Failure.NOT_AUTHORIZED:
                 return BrokerError(
-                    f"{doing}: Kafka at {where} does not allow it ({detail})", do="Ask its owner for the right."
+                    f"{doing}: not authorized at Kafka {where} ({detail})", do="Grant the ACL of docs/security.md."
                 )
             case Failure.TOO_LARGE:
                 return BrokerError(
-                    f"{doing}: Kafka at {where} takes no record that large", do="Raise the topic's max.message.bytes."
+                    f"{doing}: Kafka at {where} refuses a record of this size",
+                    do="Raise the topic's max.message.bytes.",
                 )
             case Failure.INSTANCE_FENCED:
                 return InstanceFenced(doing, self.instance)
@@ -124,7 +125,7 @@ class KafkaClient:
                 return BrokerError(f"{doing}: Kafka at {where}: {detail}")
 
     def call(self, doing: str, call: Callable[[], T]) -> T:
-        """`call()` in a thread of its own, for library calls that may wait for ever (name look-ups, admin retries)."""
+        """`call()` in a thread of its own: some library calls may wait without limit (name look-ups, admin retries)."""
         answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
         def work() -> None:
@@ -152,7 +153,7 @@ class KafkaClient:
 
 
 def no_group(cannot: str) -> BrokerError:
-    """A call that needs a group, on a consumer without one."""
+    """The error of a call that needs a group, on a consumer without one."""
     return BrokerError(f"a consumer without a group {cannot}", do="Give it a group.")
 
 
@@ -163,11 +164,11 @@ def no_partition(topic: str, count: int, partition: int) -> BrokerError:
 
 def not_assigned(topic: str, partition: int, offset: int) -> BrokerError:
     """A partition that the consumer does not have."""
-    return BrokerError(f"{topic}-{partition} is not assigned, so there is no going to {offset}")
+    return BrokerError(f"{topic}-{partition} is not assigned, so it cannot seek to {offset}")
 
 
 def no_id() -> BrokerError:
-    """A transaction is asked of a producer without an id."""
+    """The error of a transaction call on a producer without an id."""
     return BrokerError("a producer without a transactional id has no transactions", do="Give it a transactional id.")
 
 
@@ -178,11 +179,11 @@ def not_open() -> BrokerError:
 
 def open_already() -> BrokerError:
     """A second transaction."""
-    return BrokerError("a transaction is open already", do="Commit or abort it first.")
+    return BrokerError("a transaction is open already", do="Commit it first, or replace the producer.")
 
 
 def no_offsets() -> BrokerError:
-    """Kafka would check no membership, and a member that was put out would not be found out."""
+    """The error of a transaction without offsets: Kafka would not check the membership."""
     return BrokerError("a transaction without input offsets cannot be fenced", do="Give it the offsets.")
 
 
@@ -191,11 +192,8 @@ def without_null(headers: Headers) -> Headers:
     return [(name, b"" if value is None else value) for name, value in headers]
 
 
-REPLACE = "Replace the producer: a new one with the same transactional id ends what this one began."
-
-
 class PlainProducer(Producer):
-    """A producer without a transactional id: it refuses transactions. Both clients build on it."""
+    """A producer without a transactional id: it refuses transactions. The base of both clients' producers."""
 
     @override
     def begin(self) -> None:

@@ -1,4 +1,4 @@
-"""From a setting to a broker."""
+"""Make the broker that the settings name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def connect(
 ) -> Broker:
     """The broker at `host:port[,host:port…]`, through the client library of that name.
 
-    Nothing is contacted yet: the first call that needs the broker waits for it, at most `timeout_s`.
+    Nothing is contacted yet: the first call that needs the broker waits for it, up to `timeout_s`.
 
     Raises:
         UsageError: not a list of servers, no such client, its package is not installed, or a certificate's file cannot

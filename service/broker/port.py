@@ -1,4 +1,4 @@
-"""The port: all that the worker asks of Kafka.
+"""The port: what the worker needs of Kafka.
 
 Records cross it as columns (parallel lists), not as one object each: the pipeline is columnar from poll to
 produce. Deserialisers never run inside a client; keys and values are bytes.
@@ -17,12 +17,12 @@ Headers = Sequence[tuple[str, bytes]]
 class Membership:
     """How a consumer is a member of its group.
 
-    With an `instance` its place outlives a restart within the session's time-out (KIP-345). Of two with one name, the
-    one that joined later has the place; the other's calls raise InstanceFenced.
+    With an `instance` (group.instance.id) it keeps its partitions over a restart within the session's time-out
+    (KIP-345). Of two with one id, the one that joined later has the partitions; the other's calls raise InstanceFenced.
     """
 
     instance: str | None = None
-    session_timeout_s: float = 20.0  # a member that Kafka has not heard of for so long loses its partitions
+    session_timeout_s: float = 20.0  # without a heartbeat for this long a member loses its partitions
 
 
 DYNAMIC = Membership()
@@ -39,7 +39,7 @@ class Batch:
     keys: list[bytes | None] = field(default_factory=list)
     values: list[bytes | None] = field(default_factory=list)
     headers: list[Headers] = field(default_factory=list)
-    # partition -> the offset to go on from. May pass the last record (transaction markers, compaction).
+    # partition -> the offset to continue from. May be after the last record (transaction markers, compaction).
     next_offsets: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Batch:
         return dict(zip(reversed(self.partitions), reversed(self.offsets), strict=True))
 
     def take(self, rows: Sequence[int]) -> Batch:
-        """The records at these places, in this order, without `next_offsets`."""
+        """The records of these rows, in this order, without `next_offsets`."""
         columns = (self.partitions, self.offsets, self.timestamps, self.keys, self.values, self.headers)
         return Batch(self.topic, *([column[row] for row in rows] for column in columns))  # type: ignore[arg-type]
 
@@ -92,7 +92,7 @@ def metadata_of(offsets: Mapping[int, int], metadata: str | Mapping[int, str]) -
 
 
 class Consumer(Protocol):
-    """One consumer of one topic. Every method but `close` raises BrokerError when the broker says no.
+    """One consumer of one topic. Every method but `close` raises BrokerError if the broker refuses.
 
     `poll`, `commit`, `verify_instance` and a transaction's commit raise InstanceFenced once another member has this
     instance id.
@@ -103,13 +103,13 @@ class Consumer(Protocol):
     ) -> None:
         """Join the group for `topic`. The callbacks run inside `poll` and `close`, on the caller's thread.
 
-        A member for which no partition is left is told so, by `on_assigned(set())`.
+        A member for which no partition is left is notified by `on_assigned(set())`.
         """
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
-        """Read these partitions from these offsets, without a group's say (-1 = the end, -2 = the beginning).
+        """Read these partitions from these offsets, without a group (-1 = the end, -2 = the beginning, both as of now).
 
-        None of them is paused then, whatever was before.
+        None of them is paused afterwards.
         """
 
     def poll(self, timeout_s: float, max_records: int) -> Batch:
@@ -122,7 +122,7 @@ class Consumer(Protocol):
         """
 
     def commit_async(self, offsets: Mapping[int, int], metadata: str | Mapping[int, str] = "") -> None:
-        """As `commit`, without waiting for the broker. What came of the last one, `commit_acknowledged` tells later."""
+        """As `commit`, without waiting for the broker. `commit_acknowledged` has the outcome of the last one."""
 
     def commit_acknowledged(self) -> bool:
         """Whether the broker has taken what `commit_async` asked for; False while that is not known.
@@ -133,20 +133,20 @@ class Consumer(Protocol):
     def committed(self, partitions: Collection[int]) -> dict[int, tuple[int, str] | None]:
         """`partition -> (offset, metadata)` as committed by the group, None where nothing is.
 
-        Only what is final: while a transaction with offsets of one of them is open or being ended, this waits.
+        Only final offsets: while a transaction with offsets of one of them is open or ending, this waits.
 
         Raises:
-            BrokerError: that took longer than the broker's time limit.
+            BrokerError: that took longer than the broker's time limit (at most 10 s).
         """
 
     def verify_instance(self) -> None:
-        """Ask the group now whether this member's name is still its own; nothing is asked where it has none.
+        """Ask the group whether this member still has its instance id; without an id nothing is asked.
 
-        For one whose transactional id was taken: by a process of the same name, which must be let go on, or only
-        because a transaction was open for too long.
+        For a member whose transactional id was fenced: either by a process with the same instance id, which must
+        continue, or only because a transaction was open for too long.
 
         Raises:
-            InstanceFenced: another process has the name.
+            InstanceFenced: another process has the id.
             BrokerError: the group's coordinator did not answer.
         """
 
@@ -175,8 +175,8 @@ class Consumer(Protocol):
 class Producer(Protocol):
     """Produces with acks=all; with a transactional id, only in transactions.
 
-    After a Fenced, and where `abort` itself fails, the producer must be replaced: `close` it and make a new one with
-    the same transactional id, which ends what this one began. `Consumer.committed` then tells what is true.
+    After a failed transaction the producer must be replaced: `close` it and make a new one with the same transactional
+    id, which aborts what this one left open. `Consumer.committed` then says what was committed.
     """
 
     def produce(self, outgoing: OutgoingBatch) -> None:
@@ -208,22 +208,21 @@ class Producer(Protocol):
     ) -> None:
         """Commit, all or none: what was produced since `begin`, and the input's `partition -> (next offset, metadata)`.
 
-        The offsets are committed as the `consumer`, and only if its group still counts it in and it still has the
-        partitions, as its callbacks have told. When `on_revoked` tells that partitions go, commit or abort what came
-        from them before it returns: they may come back, with another member's work in between. Blocks until Kafka
-        has it. Afterwards no transaction is open; after an error one is, until `abort`.
+        The offsets are committed as the `consumer`, and only if it is still a member of its group and still has the
+        partitions. When `on_revoked` is called, commit what came from these partitions before it returns, or replace
+        the producer: they may come back after another member's work. Blocks until Kafka has it. Afterwards no
+        transaction is open; after an error one is, until the producer is replaced.
 
         Args:
             offsets: not empty.
 
         Raises:
             Fenced: another producer has the transactional id, or the group moved on without the consumer.
-            BrokerError: a record failed, Kafka refused, or `timeout_s` passed. If `abort` then fails too, Kafka may
-                or may not have committed it.
+            BrokerError: a record failed, Kafka refused, or `timeout_s` passed: Kafka may or may not have committed it.
         """
 
     def close(self) -> None:
-        """Let go of the connection without waiting for what is still buffered."""
+        """Close the connection without waiting for what is still buffered."""
 
 
 class Broker(Protocol):
@@ -235,7 +234,7 @@ class Broker(Protocol):
         """A new consumer; `group` None = only `assign` may be used."""
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
-        """A new producer; with an id, one of transactions. It fences whoever had the id, and aborts what that began.
+        """A new producer; with an id, a transactional one: it fences the former owner and aborts what that left open.
 
         Raises:
             BrokerError: the cluster cannot be reached.
@@ -258,7 +257,7 @@ class Broker(Protocol):
         """Remove the topic; False where there was none."""
 
     def topic_config(self, topic: str) -> dict[str, str]:
-        """The topic's settings by Kafka's names (`cleanup.policy`), those left at their defaults too.
+        """The topic's settings by Kafka's names (`cleanup.policy`), with those left at their defaults.
 
         Raises:
             BrokerError: there is no such topic, or the cluster cannot be reached.
@@ -268,4 +267,4 @@ class Broker(Protocol):
         """`topic -> partitions` of all topics that are not internal."""
 
     def close(self) -> None:
-        """Let go of every connection made for the admin calls."""
+        """Close every connection made for the admin calls; consumers and producers have their own."""

@@ -1,4 +1,4 @@
-"""Who we are to Kafka, and whom we trust: TLS and SASL as each library wants to be told of them."""
+"""TLS and SASL, as options of each library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidecast.service.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """For all clients of one broker. What combinations make sense is checked with the settings."""
+    """Credentials for all clients of one broker. The settings check which combinations are valid."""
 
     protocol: str = "PLAINTEXT"
     mechanism: str = "SCRAM-SHA-512"
@@ -27,7 +27,7 @@ class Security:
 
     @classmethod
     def of(cls, settings: Settings) -> Security:
-        """As it was set."""
+        """From the settings."""
         return cls(
             protocol=settings.security_protocol,
             mechanism=settings.sasl_mechanism,
@@ -41,16 +41,16 @@ class Security:
 
     @property
     def tls(self) -> bool:
-        """Whether what goes over the wire is encrypted."""
+        """Whether the connection is encrypted."""
         return self.protocol.endswith("SSL")
 
     @property
     def sasl(self) -> bool:
-        """Whether a user's name and password are asked for."""
+        """Whether a user name and a password are needed."""
         return self.protocol.startswith("SASL_")
 
     def context(self) -> ssl.SSLContext | None:
-        """The context of a TLS connection, its files read now; None without TLS. TLS 1.2 at least, names are checked.
+        """The TLS context, with its files read now; None without TLS. TLS 1.2 or later; host names are checked.
 
         Raises:
             UsageError: a file cannot be used.
@@ -74,7 +74,7 @@ class Security:
             if self.key_file:
                 _readable("tls_key_file", self.key_file)
             try:
-                # A password that is a function: without one OpenSSL would ask whoever sits at the terminal.
+                # The password is a function: without one OpenSSL would ask at the terminal.
                 made.load_cert_chain(self.cert_file, self.key_file or None, password=self.key_password.reveal)
             except (ssl.SSLError, ValueError) as error:
                 raise UsageError(
@@ -96,7 +96,7 @@ class Security:
         return options
 
     def librdkafka(self) -> dict[str, Any]:
-        """Options for librdkafka; without a file of our own it looks for the machine's authorities by itself."""
+        """Options for librdkafka; without a CA file it finds the machine's own by itself."""
         options: dict[str, Any] = {"security.protocol": self.protocol}
         if self.sasl:
             options |= {
@@ -136,7 +136,7 @@ def _readable(name: str, path: str) -> None:
 def _why(error: Exception) -> str:
     text = str(error)
     if "KEY_VALUES_MISMATCH" in text:
-        return "the key is another certificate's"
+        return "the key belongs to another certificate"
     if "PEM" in text or "decrypt" in text.lower():
-        return "not PEM, without its key, or the key's password is not the right one"
+        return "not PEM, the key is missing, or the key's password is not the right one"
     return text

@@ -1,4 +1,4 @@
-"""The topics that the worker needs: making them, and checking that they fit each other."""
+"""Create the topics that the worker needs, and check that they fit each other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tidecast.service.config.settings import Settings, default, flag
 from tidecast.service.errors import BrokerError
 
 _CLEANUP = "cleanup.policy"
-# Only the last state of a series counts. A segment is only compacted once it is closed, and by default it would stay
-# open for a week, or until it has 1 GiB: a restore would read all that was written in it. The smaller a segment, the
-# less a restore reads in vain; at 4 MB a million series take a few hundred.
+# Only the last state of a series counts. Kafka compacts closed segments only, and by default a segment stays open for
+# a week or until 1 GiB, so a restore would read all of it. Small segments mean less to read; at 4 MB a million series
+# take a few hundred.
 CHANGELOG_CONFIG = {
     _CLEANUP: "compact",
     "min.cleanable.dirty.ratio": "0.1",
@@ -19,7 +19,7 @@ CHANGELOG_CONFIG = {
     "segment.bytes": str(4 << 20),
 }
 DEFAULT_PARTITIONS = 4
-# A dead letter is its reading and some headers. A reading may be as large as a topic's default lets it be (1 MiB).
+# A dead letter is the reading with headers. A reading can have the default limit of a topic (1 MiB).
 DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 << 20)}
 _ROLES = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
 
@@ -27,12 +27,12 @@ _ROLES = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
 def create_topics(
     broker: Broker, settings: Settings, *, partitions: int | None = None, replication_factor: int | None = None
 ) -> dict[str, bool]:
-    """Make input, output, dead-letter topic and changelog where they are missing: `topic -> whether it was made now`.
+    """Create missing ones of input, output, dead-letter topic and changelog: `topic -> whether it was created now`.
 
-    `partitions` None takes the number of those that are there.
+    `partitions` None = the number that the existing ones have.
 
     Raises:
-        BrokerError: those that are there do not fit, and nothing was made; or Kafka cannot be reached.
+        BrokerError: the existing ones do not fit, and nothing was created; or Kafka cannot be reached.
     """
     roles = ("input_topic", "output_topic", "changelog_topic")
     there = {role: n for role in roles if (n := broker.partitions(getattr(settings, role))) is not None}
@@ -64,12 +64,12 @@ def create_topics(
 
 
 def check_topics(broker: Broker, settings: Settings) -> None:
-    """See that all topics are there, and fit each other.
+    """Check that all topics exist and fit each other.
 
     Input, output and changelog must have the same number of partitions, and the changelog must be compacted.
 
     Raises:
-        BrokerError: they do not fit; it holds the command that mends it.
+        BrokerError: they do not fit; the message has the command that fixes it.
     """
     s = settings
     names = [getattr(s, role) for role in _ROLES]
@@ -90,7 +90,7 @@ def check_topics(broker: Broker, settings: Settings) -> None:
     if found[s.input_topic] != found[s.changelog_topic]:
         raise BrokerError(
             f"{s.input_topic} has {found[s.input_topic]} partitions and {s.changelog_topic} "
-            f"{found[s.changelog_topic]}; they must have the same number, for a state lies in the partition number of "
+            f"{found[s.changelog_topic]}; they must have the same number: a state is in the partition number of "
             "its series' readings",
             do=f"Delete {s.changelog_topic}, or name another with --changelog-topic, then: {create_command(s, wanted)}",
         )
@@ -98,17 +98,17 @@ def check_topics(broker: Broker, settings: Settings) -> None:
 
 
 def check_compacted(broker: Broker, settings: Settings) -> None:
-    """See that the changelog, which must be there, is compacted and never deleted from.
+    """Check that the changelog, which must exist, is compacted and not deleted by retention.
 
     Raises:
-        BrokerError: it is not; it holds the command that mends it.
+        BrokerError: it is not; the message has the command that fixes it.
     """
     topic = settings.changelog_topic
     policy = broker.topic_config(topic).get(_CLEANUP, "delete")
     if policy.strip() != "compact":
         raise BrokerError(
-            f"the changelog {topic} must be compacted ({_CLEANUP}=compact), or the states of quiet series are lost "
-            "to its retention",
+            f"the changelog {topic} must be compacted ({_CLEANUP}=compact), or retention deletes the states of quiet "
+            "series",
             got=policy,
             do=f"Name another with --changelog-topic and make it with `tidecast topics create`, or: kafka-configs.sh "
             f"--bootstrap-server {settings.bootstrap_servers} --alter --entity-type topics --entity-name {topic} "
@@ -117,17 +117,17 @@ def check_compacted(broker: Broker, settings: Settings) -> None:
 
 
 def create_command(settings: Settings, partitions: int) -> str:
-    """The `tidecast topics create` that makes what is missing."""
+    """The `tidecast topics create` command that creates what is missing."""
     return f"tidecast topics create --partitions {partitions}{_where(settings, *_ROLES)}"
 
 
 def reset_command(settings: Settings) -> str:
-    """The `tidecast state reset` that forgets all states, so that what is there of the input is answered cold."""
+    """The `tidecast state reset` command that deletes all states, so that the input is answered from initial states."""
     return f"tidecast state reset --all{_where(settings, 'input_topic', 'changelog_topic', 'group')}"
 
 
 def _where(settings: Settings, *names: str) -> str:
-    """The flags that a command of a person's needs to mean the same cluster and the same names."""
+    """The flags that a printed command needs for the same cluster and the same names."""
     return "".join(
         f" {flag(name)} {shlex.quote(getattr(settings, name))}"
         for name in ("bootstrap_servers", *names)

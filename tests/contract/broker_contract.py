@@ -311,7 +311,7 @@ class BrokerContract:
             outside.commit({0: 5})
         member.consumer.close()
         assert outside.committed([0]) == {0: (3, "before")}
-        outside.commit({0: 3}, "before")  # and goes on where the group has ended
+        outside.commit({0: 3}, "before")  # and continues where the group has ended
         outside.close()
 
     def test_of_two_processes_with_one_name_the_newer_continues_and_the_older_is_notified(self, port, topic):
@@ -325,7 +325,7 @@ class BrokerContract:
             for attempt in (older.consumer.verify_instance, lambda: older.consumer.commit({0: 1})):
                 with pytest.raises(InstanceFenced, match=r"another process has the name 'one'.*a name of its own"):
                     attempt()
-            with pytest.raises(InstanceFenced, match="'one'"):  # its heartbeats have been told
+            with pytest.raises(InstanceFenced, match="'one'"):  # its heartbeats were refused
                 poll_until([older.consumer], lambda: False)
         newer.consumer.verify_instance()
         newer.consumer.commit({0: 4})
@@ -397,7 +397,7 @@ class BrokerContract:
         port.create_topic(name, 1, {"cleanup.policy": "compact", "segment.ms": "600000"})
         found = port.topic_config(name)
         assert (found["cleanup.policy"], found["segment.ms"]) == ("compact", "600000")
-        assert port.topic_config(topic)["cleanup.policy"] == "delete"  # the default is told too
+        assert port.topic_config(topic)["cleanup.policy"] == "delete"  # defaults are included
         with pytest.raises(BrokerError, match=r"missing.*tidecast topics create"):
             port.topic_config(f"missing-{name}")
 

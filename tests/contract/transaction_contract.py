@@ -48,7 +48,7 @@ def settle(port, topic, partitions=(0,)):
 class TransactionContract:
     """A subclass has the fixtures of BrokerContract, and
 
-    `evict(port, member)`: the group throws the member out, without its knowing.
+    `evict(port, member)`: the group evicts the member, which does not know it.
     `offer(port, topic, group)`: a transaction holds offset 7 of the group for partition 0; returns how to commit it.
     `impatient()`: another port to the same cluster, with a time limit of 2 s.
     """
@@ -191,9 +191,7 @@ class TransactionContract:
         assert see() == [b"of the heir"] and heir.consumer.committed([0]) == {0: (8, "heir")}
         heir.consumer.close()
 
-    def test_a_transaction_of_a_process_whose_name_another_has_taken_comes_to_nothing(
-        self, port, topic, source, take, see
-    ):
+    def test_a_transaction_fails_when_another_process_has_taken_the_instance_id(self, port, topic, source, take, see):
         older = Member(port, source, source, Membership("one"))
         poll_until([older.consumer], lambda: len(older.assigned) == 4)
         producer = take(topic)
@@ -222,7 +220,7 @@ class TransactionContract:
         assert other.consumer.committed([0, 1]) == {0: None, 1: (2, "")}
         other.consumer.close()
 
-    def test_a_member_that_let_go_of_a_partition_cannot_commit_it_in_a_transaction(
+    def test_a_member_that_released_a_partition_cannot_commit_it_in_a_transaction(
         self, port, topic, source, member, take
     ):
         second = Member(port, source, source)

@@ -92,7 +92,7 @@ def test_both_clients_are_members_of_one_group(ports, topic, first):
 
 
 def test_a_named_member_comes_back_when_kafka_was_away_for_longer_than_its_session(tmp_path):
-    """librdkafka took its own place in the group for that of a namesake, and ended."""
+    """librdkafka took its own instance id for that of another process, and stopped."""
     with own_kafka(tmp_path / "broker") as kafka:
         port = connect(kafka.bootstrap_servers, client="confluent", timeout_s=60)
         port.create_topic("t", 2, {"retention.ms": "-1"})
@@ -116,6 +116,6 @@ def test_a_named_member_comes_back_when_kafka_was_away_for_longer_than_its_sessi
 
 def test_aborting_a_transaction_that_has_just_begun_does_not_crash_the_process(broker, topic):
     """An assertion of librdkafka's failed then, now and then: once in some fifty times."""
-    command = [sys.executable, "-c", LET_GO, broker, topic()]
+    command = [sys.executable, "-c", RELEASE, broker, topic()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "all aborted\n"), done.stderr

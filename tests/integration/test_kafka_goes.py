@@ -1,4 +1,4 @@
-"""Kafka goes away in the very midst of a commit of confluent-kafka: at the request that the test names."""
+"""Kafka goes away during a commit of confluent-kafka: at the request that the test names."""
 
 import contextlib
 import threading
@@ -58,7 +58,7 @@ def ended(call, *args):
 
 @pytest.mark.parametrize("when", REQUESTS)
 def test_a_commit_ends_in_time_when_kafka_goes_just_as(gated, when):
-    """librdkafka waited for ever for a connection that nothing made; not even SIGTERM ended that."""
+    """librdkafka waited without limit for a connection that nothing made; not even SIGTERM ended that."""
     servers, gate = gated
     name = f"t-{REQUESTS[when]}"
     port = connect(servers, client="confluent", timeout_s=2)

@@ -70,7 +70,7 @@ def no_secret_in(text):
 
 
 def refused(secured, t, model, *flags, kind="SCRAM-SHA-512"):
-    """What a worker says that Kafka does not take in, or that does not trust it."""
+    """What a worker says that Kafka refuses, or that does not trust Kafka."""
     given = dict(flag.split("=", 1) for flag in (*t.flags, *secured.flags(kind), *flags))
     said = refusal(model, *(f"{name}={value}" for name, value in given.items() if value))
     no_secret_in(said)
@@ -96,7 +96,7 @@ def test_a_wrong_password_is_refused_with_the_user_and_what_to_check(secured, t,
 
 
 def test_a_mechanism_that_kafka_does_not_take_is_refused(secured, t, model):
-    assert "does not take SCRAM-SHA-256" in refused(secured, t, model, "--sasl-mechanism=SCRAM-SHA-256")
+    assert "does not accept SCRAM-SHA-256" in refused(secured, t, model, "--sasl-mechanism=SCRAM-SHA-256")
 
 
 def test_a_kafka_whose_authority_is_not_trusted_is_refused(secured, t, model):
@@ -108,7 +108,7 @@ def test_a_kafka_whose_authority_is_not_trusted_is_refused(secured, t, model):
 def test_a_missing_client_certificate_is_refused(secured, t, model):
     nothing = ("--tls-cert-file=", "--tls-key-file=", "--tls-key-password-file=")
     said = refused(secured, t, model, *nothing, kind="mTLS")
-    assert "want" in said and "certificate of ours" in said and "--tls-cert-file" in said
+    assert "want" in said and "client certificate" in said and "--tls-cert-file" in said
 
 
 def test_a_client_certificate_of_an_authority_that_kafka_does_not_trust_is_refused(secured, t, model):
@@ -218,7 +218,7 @@ def test_a_missing_right_is_named(secured, t, model):
     assert t.readings in said, said
 
 
-def test_each_command_gets_in_with_the_same_flags(secured, t, model, tmp_path):
+def test_each_command_connects_with_the_same_flags(secured, t, model, tmp_path):
     flags = [*secured.flags("SCRAM-SHA-512"), f"--client={t.client}"]
     t.feed(1)
     t.live(model)
@@ -231,7 +231,7 @@ def test_each_command_gets_in_with_the_same_flags(secured, t, model, tmp_path):
     assert len(t.read(t.readings, 12)) == 12
 
 
-def test_the_live_page_gets_in_with_the_same_flags_and_is_refused_with_a_wrong_password(secured, t):
+def test_the_live_page_connects_with_the_same_flags_and_is_refused_with_a_wrong_password(secured, t):
     t.feed(1)
     ours = [f"--client={t.client}", f"--input-topic={t.readings}", f"--output-topic={t.forecasts}", "--watch-port=0"]
     flags = [*ours, *secured.flags("SCRAM-SHA-512")]

@@ -1,4 +1,4 @@
-"""The port on confluent-kafka, the client for speed (`client = "confluent"`): librdkafka, which is C."""
+"""The port on confluent-kafka, the fast client: librdkafka, which is C."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ConfluentBroker(Broker):
         self._client = ConfluentClient(bootstrap_servers, timeout_s, security=security)
         self._other = KafkaPythonBroker(
             bootstrap_servers, timeout_s=timeout_s, security=security
-        )  # see ConfluentConsumer.committed
+        )  # for what librdkafka cannot do: docs/upstream.md, C1, C2, C5
         self._admin: Any = None
         self._lock = threading.Lock()
 
@@ -46,7 +46,6 @@ class ConfluentBroker(Broker):
             return ConfluentConsumer(
                 self._client,
                 self.partitions,
-                # librdkafka (2.16) aborts the process when this call times out
                 self._other.member_of_instance,
                 lambda name: self._other.consumer(group=name),
                 group=group,
@@ -66,7 +65,7 @@ class ConfluentBroker(Broker):
     @override
     def partitions(self, topic: str) -> int | None:
         doing = f"looking up the topic {topic}"
-        # The library's plain look-up of metadata would make the topic, where the cluster makes topics by itself.
+        # The library's plain look-up of metadata would create the topic if the cluster creates topics automatically.
         with self._other.diagnosed(), self._client.errors(doing):
             try:
                 found = self._ask("describe_topics", TopicCollection([topic]))[topic]
@@ -88,7 +87,7 @@ class ConfluentBroker(Broker):
                 if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                     return False
                 raise
-        # The controller has it; the brokers have it a moment later.
+        # The controller has it; the brokers get it a moment later.
         deadline = time.monotonic() + self._client.timeout_s
         while self.partitions(topic) is None:
             if time.monotonic() > deadline:
@@ -129,12 +128,12 @@ class ConfluentBroker(Broker):
         self._other.close()
 
     def _reach(self, doing: str) -> None:
-        """See that the cluster answers: the library's clients themselves would wait for it in silence."""
+        """Check that the cluster answers: the library's clients themselves would wait for it in silence."""
         with self._client.errors(doing):
             self._connected().cluster_id(timeout=self._client.timeout_s)
 
     def _ask(self, method: str, what: Any) -> dict[Any, Any]:
-        """The answers to an admin call; raises what went wrong with the first that failed."""
+        """The answers to an admin call; raises the first error."""
         limit = self._client.timeout_s
         futures = getattr(self._connected(), method)(what, request_timeout=limit)
         return {key: future.result(limit + 2) for key, future in futures.items()}

@@ -1,4 +1,4 @@
-"""What librdkafka's errors mean, and what all of its clients are told."""
+"""What librdkafka's errors mean, and the options of all its clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from tidecast.service.broker.client import Failure, KafkaClient
 from tidecast.service.broker.port import Membership
 
-# Named as kafka-python names its network code: `service.observability.logs` lets such lines through once in a while.
+# Named as kafka-python names its network code, of which `service.observability.logs` limits the lines.
 log = logging.getLogger("kafka.net.librdkafka")
 
 _MEANING = {
@@ -27,12 +27,12 @@ _MEANING = {
     Failure.REBALANCING: (KafkaError.REBALANCE_IN_PROGRESS,),
     Failure.EVICTED: (KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError._ASSIGNMENT_LOST),
     Failure.PRODUCER_FENCED: (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH),
-    Failure.UNAVAILABLE: (  # the library tried again until its time was up
+    Failure.UNAVAILABLE: (  # the library tried again until its time limit
         KafkaError._TIMED_OUT,
         KafkaError._TIMED_OUT_QUEUE,
         KafkaError._MSG_TIMED_OUT,
         KafkaError._TRANSPORT,
-        KafkaError._DESTROY_BROKER,  # the connection was lost with the question under way
+        KafkaError._DESTROY_BROKER,  # the connection was lost during the request
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._RESOLVE,
         KafkaError._WAIT_COORD,
@@ -55,9 +55,9 @@ _FAILURES = {code: failure for failure, codes in _MEANING.items() for code in co
 class ConfluentClient(KafkaClient):
     """A Kafka that librdkafka talks to."""
 
-    fatal: Failure = Failure.OTHER  # what it means that the client does nothing more, where that is all it says
+    fatal: Failure = Failure.OTHER  # the meaning of _FATAL, after which the library's client does nothing more
 
-    # What the library raises besides its own errors: mistakes in arguments, a full buffer, a client that was closed.
+    # Besides its own errors the library raises these: for wrong arguments, a full buffer, a closed client.
     library_errors: ClassVar[tuple[type[BaseException], ...]] = (
         KafkaException,
         BufferError,
@@ -74,9 +74,9 @@ class ConfluentClient(KafkaClient):
             "client.id": "tidecast",
             "socket.timeout.ms": max(1_000, min(30_000, self.timeout_ms)),
             "socket.nagle.disable": True,
-            "reconnect.backoff.max.ms": 1_000,  # a broker that comes back is found again within a second
+            "reconnect.backoff.max.ms": 1_000,  # a broker that comes back is found within a second
             "logger": log,
-            "log_level": 4,  # warnings; where nobody polls, its lines wait in memory
+            "log_level": 4,  # warnings; if nobody polls, its lines wait in memory
             **self.security.librdkafka(),
         }
 
@@ -94,10 +94,10 @@ class ConfluentClient(KafkaClient):
 def consumer_options(
     client: ConfluentClient, group: str | None, isolation: str, membership: Membership
 ) -> dict[str, Any]:
-    """What a consumer is told."""
+    """The options of a consumer."""
     fetched = (8 if group is None else 4) << 20
     options = client.options() | {
-        # The library looks for a coordinator, and wants a name for that, where it will have nothing to do with one.
+        # Required by the library, which looks for a coordinator even if it does not need one.
         "group.id": group or "tidecast-no-group",
         "isolation.level": isolation,
         "enable.auto.commit": False,
@@ -107,17 +107,17 @@ def consumer_options(
         "group.protocol": "classic",  # as kafka-python's: both can be members of one group
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": int(membership.session_timeout_s * 1_000),
-        "heartbeat.interval.ms": 1_000,  # how soon a member hears of a rebalance
-        # As good as never: it makes a member forget who it is. A worker that hangs is ended by its watchdog.
+        "heartbeat.interval.ms": 1_000,  # how soon a member notices a rebalance
+        # Practically never: it makes a member lose its identity. A worker that hangs is ended by its watchdog.
         "max.poll.interval.ms": 86_400_000,
-        # Tells a reader that has come to the end where that is: past the marks of transactions, which are no records.
+        # Reports the end to a reader that reaches it: after transaction markers, which are not records.
         "enable.partition.eof": True,
         "check.crcs": True,
-        # So long does a partition that is new, or at its end, wait behind those that are silent. An end is only told
-        # of after such a wait, and a restore reads to the end.
+        # How long a partition that is new, or at its end, waits behind idle ones. An end is only reported after such a
+        # wait, and a restore reads to the end.
         "fetch.wait.max.ms": 100 if group is not None else 10,
-        # What the library may hold ready; with more than so many records it pauses for 5 ms (1 s, if not told).
-        # What a worker reads waits there several times over: as bytes, as messages of the library, as ours.
+        # What the library may buffer; above this number of records it pauses for 5 ms (default 1 s).
+        # Records are in memory several times: as bytes, as messages of the library, as ours.
         "queued.max.messages.kbytes": fetched >> 10,
         "queued.min.messages": 100_000,
         "fetch.queue.backoff.ms": 5,
@@ -130,7 +130,7 @@ def consumer_options(
 
 
 def topic_errors(partitions: list[Any]) -> list[Any]:
-    """The same partitions of an answer; raises the first error that it carries for one of them."""
+    """The partitions of an answer, unchanged; raises the first error of one of them."""
     for partition in partitions:
         if partition.error is not None:
             raise KafkaException(partition.error)

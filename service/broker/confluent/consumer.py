@@ -24,7 +24,7 @@ from tidecast.service.errors import BrokerError, BrokerUnavailable, InstanceFenc
 log = logging.getLogger("tidecast.broker")
 
 _CLOSE_SECONDS = 5.0
-_SOON_S = 2.0  # a Kafka that does not say by then who has our name is asked again later
+_SOON_S = 2.0  # if Kafka does not answer by then who has our instance id, it is asked again later
 
 
 class ConfluentConsumer(Consumer):
@@ -33,8 +33,8 @@ class ConfluentConsumer(Consumer):
     Args:
         client: where, and how long to wait.
         count: how many partitions a topic has, None where there is none.
-        member_of_instance: the id of the member that has a name in a group; the third is the time limit, s.
-        group_reader: a consumer of another library, to ask for what a group has committed.
+        member_of_instance: the id of the member with an instance id in a group; the third argument is the limit, s.
+        group_reader: a consumer of kafka-python, which reads committed offsets (docs/upstream.md, C1).
         group: None = only `assign` may be used.
         isolation: read_committed or read_uncommitted.
         membership: how to be a member of the group.
@@ -51,7 +51,7 @@ class ConfluentConsumer(Consumer):
         isolation: str,
         membership: Membership,
     ) -> None:
-        # To have lost its name is the only thing that is fatal for a consumer.
+        # A fenced instance id is the only fatal error of a consumer.
         self.client = self._client = replace(client.for_instance(membership.instance), fatal=Failure.INSTANCE_FENCED)
         self._count, self._member_of_instance, self._group = count, member_of_instance, group
         self._isolation = isolation
@@ -109,7 +109,7 @@ class ConfluentConsumer(Consumer):
         self._fetch.assign({**offsets} | ends | starts)
 
     def _begin_of(self, partitions: Collection[int], again: Collection[int]) -> dict[int, int]:
-        """Where to begin in partitions that the group gave us, so far as the library does not ask by itself."""
+        """Where to start in assigned partitions, if the library must not ask itself (docs/upstream.md, C2)."""
         if not again and self._isolation == "read_committed":
             return {}
         return {p: found[0] if found else 0 for p, found in self.committed(partitions).items()}
@@ -120,21 +120,21 @@ class ConfluentConsumer(Consumer):
     def poll(self, timeout_s: float, max_records: int) -> Batch:
         deadline = time.monotonic() + timeout_s
         try:
-            self._check_name()
-        except BrokerUnavailable as error:  # the library has given up, so there is nothing else to do than to ask again
+            self._check_instance()
+        except BrokerUnavailable as error:  # the library does nothing more, so ask again in the next poll
             library_log.warning("%s", error.what)
             return Batch(self._topic)
         if self._member is not None and self._member.fenced:
-            self._begin_anew(self._member)
+            self._make_new_consumer(self._member)
         try:
             with self._client.errors(f"reading {self._topic}"):
                 return self._fetch.next(deadline, max_records)
         except InstanceFenced as error:
             self.on_instance_fenced(error)
-            return Batch(self._topic)  # the next one begins anew
+            return Batch(self._topic)  # the next poll makes a new consumer
 
-    def _begin_anew(self, member: ConfluentMember) -> None:
-        """The library does no more, though nobody else has our place in the group: a new consumer takes it."""
+    def _make_new_consumer(self, member: ConfluentMember) -> None:
+        """The library stopped, but we still have our instance id: a new consumer takes over. docs/upstream.md, C8."""
         with self._client.errors(f"subscribing to {self._topic}"):
             held, self._kafka = [self._kafka], Kafka(self._options)
             self._fetch.kafka = self._kafka
@@ -142,8 +142,8 @@ class ConfluentConsumer(Consumer):
             self._fetch.member = self._member = self._make_member()
             self._member.follow(member)
             member.end()
-            # The library lets go when nobody holds the object any more. That may take a moment.
-            self._client.with_timeout(_CLOSE_SECONDS).call("beginning anew", held.clear)
+            # The library closes its connections when the object is collected. That may take a moment.
+            self._client.with_timeout(_CLOSE_SECONDS).call("closing the former consumer", held.clear)
             self._member.subscribe(self._topic)
 
     @override
@@ -199,7 +199,7 @@ class ConfluentConsumer(Consumer):
 
     def _committing(self, call: Callable[[], object]) -> None:
         doing = f"committing offsets of {self._topic}"
-        self._check_name(doing)
+        self._check_instance(doing)
         try:
             with self._client.errors(doing):
                 call()
@@ -207,8 +207,8 @@ class ConfluentConsumer(Consumer):
             self.on_instance_fenced(error, doing)
 
     def _hear_answer(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        """Called inside of polls."""
-        if {tp.partition: tp.offset for tp in partitions} == self._asked:  # not of one that was given up
+        """Called inside polls."""
+        if {tp.partition: tp.offset for tp in partitions} == self._asked:  # not for an earlier commit
             self._answer = error, partitions
 
     @override
@@ -220,14 +220,14 @@ class ConfluentConsumer(Consumer):
         return self._committed_offsets.committed(self._topic, partitions)
 
     def membership(self, topic: str, partitions: Collection[int]) -> Any:
-        """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
+        """The identity with which this consumer may commit offsets of these partitions; Kafka checks it (KIP-447).
 
         Raises:
-            MemberEvicted: it has lost its place in the group, or the partitions.
+            MemberEvicted: it is no longer in the group, or has lost the partitions.
         """
         if self._group is None:
             raise no_group("has nothing to commit to")
-        self._check_name(f"committing offsets of {topic}")
+        self._check_instance(f"committing offsets of {topic}")
         if self._member is None:
             return self._kafka.consumer_group_metadata()
         found = self._member.metadata(partitions)
@@ -248,7 +248,7 @@ class ConfluentConsumer(Consumer):
         with self._client.errors(f"asking for the lag of {self._topic}"):
             return self._fetch.lag()
 
-    # The name, and the end -----------------------------------------------------------------------------------
+    # The instance id, and the end -----------------------------------------------------------------------------------
 
     @override
     def verify_instance(self) -> None:
@@ -267,22 +267,22 @@ class ConfluentConsumer(Consumer):
             self._member.leave()
             error = self._member.error
         try:
-            self._client.with_timeout(_CLOSE_SECONDS).call("leaving", self._let_go)
+            self._client.with_timeout(_CLOSE_SECONDS).call("leaving", self._release)
         except BrokerError as failure:
             error = error or failure
         if isinstance(error, BrokerError):
-            log.debug("leaving the group failed; it notices at the end of the session", exc_info=error)
+            log.debug("leaving the group failed; the group notices at the end of the session", exc_info=error)
         elif error is not None:
             raise error
 
-    def _let_go(self) -> None:
-        # A member whose name another has leaves without a word.
+    def _release(self) -> None:
+        # A member whose instance id another process has leaves without a request.
         self._committed_offsets.close()
         if self._member is None or not (self._member.replaced or self._member.fenced):
             self._kafka.close()
 
     def _hear(self, error: KafkaError) -> None:
-        """Called inside of the library's calls, for news of the connection."""
+        """Called inside the library's calls, for errors of the connection."""
         if error.code() == KafkaError.FENCED_INSTANCE_ID and self._member is not None:
             self._member.fenced = True
         library_log.warning("%s", error.str())
@@ -292,9 +292,9 @@ class ConfluentConsumer(Consumer):
         if self._member is None:
             raise error
         self._member.fenced = True
-        self._check_name(committing)
+        self._check_instance(committing)
 
-    def _check_name(self, committing: str = "") -> None:
+    def _check_instance(self, committing: str = "") -> None:
         """If our instance id was reported as fenced: InstanceFenced if that is true, else no commit is possible."""
         if self._member is None or not (self._member.fenced or self._member.replaced):
             return

@@ -1,8 +1,8 @@
-"""Which partitions a consumer on librdkafka reads, and where it is in each of them.
+"""Which partitions a consumer on librdkafka reads, and its position in each of them.
 
-The library takes no note of a `seek` for a partition that is paused or not assigned yet, and refuses one that it is
-only about to begin to read; that may last while Kafka is away. So where to go on is kept here until the library has
-taken it, and until then nothing of such a partition is given.
+The library ignores a `seek` for a partition that is paused or not assigned yet, and refuses one that it is about to
+start reading; that may last while Kafka is away (docs/upstream.md, C6). So the offset is kept here until the library
+has accepted it, and until then no record of such a partition is returned.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class FetchPositions:
         self.kafka = kafka
         self.member: ConfluentMember | None = None
         self._buffer = MessageBuffer(client, grouped)
-        self._to_assign: dict[int, int] = {}  # done by the first poll: to ask for offsets needs no fetching
+        self._to_assign: dict[int, int] = {}  # done by the first poll: asking for offsets needs no fetching
         self._assigned: set[int] = set()  # by `assign`
-        self._positions: dict[int, int] = {}  # as last told by `next`
+        self._positions: dict[int, int] = {}  # as last returned by `next`
         self._paused: set[int] = set()
-        self._seeks: dict[int, int] = {}  # where to go on, of which the library has taken no note yet
-        self._starts: dict[int, int] = {}  # where reading of those began that came back within one call
+        self._seeks: dict[int, int] = {}  # the offsets to continue at that the library has not accepted yet
+        self._starts: dict[int, int] = {}  # the start of those that were revoked and assigned again within one call
 
     def clear(self) -> None:
-        """Nothing is read any more."""
+        """Read nothing any more."""
         for known in (self._positions, self._seeks, self._starts, self._paused, self._buffer):
             known.clear()
 
     @property
     def partitions(self) -> Collection[int]:
-        """Those that are read, be they paused."""
+        """Those that are read, with the paused ones."""
         return self._assigned if self.member is None else self.member.owned
 
     def assign(self, offsets: Mapping[int, int]) -> None:
@@ -64,10 +64,10 @@ class FetchPositions:
         partitions: Collection[int],
         begin_of: Callable[[Collection[int], Collection[int]], Mapping[int, int]],
     ) -> None:
-        """Begin to read what the group gave us; `seek` and `pause` were called before, if at all.
+        """Start reading assigned partitions; `seek` and `pause` were called before, if at all.
 
-        `begin_of` is given them, and those of them that were ours in the same call, and tells where to begin, so far
-        as the library does not ask by itself.
+        `begin_of(partitions, again)` returns where to start, for those where the library does not ask itself; `again`
+        are those that were revoked in the same call.
         """
         again = set() if self.member is None else self.member.gone.intersection(partitions)
         begin = {**dict.fromkeys(partitions, OFFSET_INVALID), **begin_of(partitions, again)}
@@ -78,7 +78,7 @@ class FetchPositions:
             self.kafka.pause(list(map(self.tp, paused)))
 
     def drop(self, partitions: Collection[int]) -> None:
-        """The group has taken them away."""
+        """The group has revoked them."""
         for partition in partitions:
             self._positions.pop(partition, None)
             self._seeks.pop(partition, None)
@@ -90,39 +90,39 @@ class FetchPositions:
         if self._to_assign:
             self._connect(deadline)
             self.kafka.assign([self.tp(p, offset) for p, offset in self._to_assign.items()])
-            self.kafka.resume(list(map(self.tp, self._to_assign)))  # it keeps in mind that one was paused before
+            self.kafka.resume(list(map(self.tp, self._to_assign)))  # it remembers that one was paused before
             if self._paused:
                 self.kafka.pause(list(map(self.tp, self._paused)))
             self._to_assign = {}
         while True:
-            going = self._go_on()
-            until = min(deadline, time.monotonic() + _AGAIN_PAUSE_S) if going else deadline
+            seeking = self._apply_seeks()
+            until = min(deadline, time.monotonic() + _AGAIN_PAUSE_S) if seeking else deadline
             records, failure = self._buffer.take(self.kafka, until, max_records)
             if self.member is not None:
                 records, failure = self._still_ours(self.member, records, failure)
-            if going:
-                records = without(records, going)
-                self._buffer.drop(going)
+            if seeking:
+                records = without(records, seeking)
+                self._buffer.drop(seeking)
             if failure is not None:
                 self._buffer.hold(records)
                 raise failure
-            # A member goes on waiting for records when partitions have come to their ends.
+            # A member continues to wait for records after partitions have reached their ends.
             ends = self._buffer.ends
             if records or (ends and self.member is None) or time.monotonic() >= deadline:
                 self._buffer.ends = {}
                 return batch_of(self.topic, records, ends, self._positions)
 
     def _connect(self, deadline: float) -> None:
-        """Ask where the topic is: a library that is only about to connect may fetch nothing for a second, unasked."""
+        """Ask where the topic is: otherwise a library that has just connected may fetch nothing for a second."""
         left = min(_CONNECT_S, deadline - time.monotonic())
         if left > 0:
-            with suppress(KafkaException):  # then it goes on asking by itself
+            with suppress(KafkaException):  # then it continues to ask by itself
                 self.kafka.list_topics(self.topic, left)
 
     def _still_ours(
         self, member: ConfluentMember, records: list[Any], failure: BaseException | None
     ) -> tuple[list[Any], BaseException | None]:
-        """Without what the callbacks of the same call have given away, and with the error of one that failed."""
+        """Without records of partitions that were revoked in this call, and with the error of a failed callback."""
         if gone := member.gone:
             member.gone = set()
             records = without(records, gone)
@@ -134,19 +134,19 @@ class FetchPositions:
         return records, failure
 
     def seek(self, partition: int, offset: int) -> None:
-        """Go on at `offset`."""
+        """Continue at `offset`."""
         self._positions.pop(partition, None)
         self._buffer.drop([partition])
         if partition in self._to_assign:
             self._to_assign[partition] = offset
         else:
             self._seeks[partition] = offset
-            self._go_on()
+            self._apply_seeks()
 
-    def _go_on(self) -> set[int]:
-        """Have the library go where it is to go on; the partitions for which it will not yet."""
-        going = self._begun(self._seeks.keys() - self._paused)
-        for partition in list(going):
+    def _apply_seeks(self) -> set[int]:
+        """Have the library seek; returns the partitions for which it refuses for now."""
+        seeking = self._begun(self._seeks.keys() - self._paused)
+        for partition in list(seeking):
             try:
                 self.kafka.seek(self.tp(partition, self._seeks[partition]))
             except KafkaException as error:
@@ -154,8 +154,8 @@ class FetchPositions:
                     raise
             else:
                 del self._seeks[partition]
-                going.remove(partition)
-        return going
+                seeking.remove(partition)
+        return seeking
 
     def pause(self, partitions: Collection[int]) -> None:
         """Fetch nothing from these."""
@@ -168,10 +168,10 @@ class FetchPositions:
         self._paused -= set(partitions)
         if begun := self._begun(partitions):
             self.kafka.resume(list(map(self.tp, begun)))
-        self._go_on()
+        self._apply_seeks()
 
     def _begun(self, partitions: Collection[int]) -> set[int]:
-        """Those that the library has been told of."""
+        """Those that the library knows."""
         return set(partitions) - (self._to_assign.keys() if self.member is None else self.member.new)
 
     def lag(self) -> dict[int, int]:
@@ -184,5 +184,5 @@ class FetchPositions:
         return found
 
     def tp(self, partition: int, offset: int = OFFSET_INVALID) -> TopicPartition:
-        """As the library names it."""
+        """The library's object for a partition."""
         return TopicPartition(self.topic, partition, offset)

@@ -1,19 +1,15 @@
 """Membership of a group on librdkafka.
 
-The library runs the callbacks of a rebalance inside of the caller's own calls, as the port promises. What is minded
-here besides:
-  - An error in a callback would make the library throw away the records that the same call has gathered. So it is kept,
-    and raised once they are safe.
-  - A call may return records that it gathered before one of its callbacks gave their partition away.
-  - A member that hears, or finds by itself, that its session has ended forgets who it was and joins anew. One with a
-    name would take that from a process that has it meanwhile. And it goes on with heartbeats, though it does not know
-    who it is: Kafka answers that its name is another's, which is its own, of before or of the join under way, and the
-    library takes that for its end. So a member with a name does not join again by itself: it is kept from it, Kafka is
-    asked who has the name, and where that is us, a new consumer takes our place (`ConfluentConsumer._begin_anew`).
-  - Before a first join has ended, nobody can have our place: a Kafka that was killed in the midst of that join has
-    forgotten whom it let in, and says that our name is another's. So we come as a newcomer again, though not for ever:
-    a namesake may be doing the same.
-  - The group metadata of a member that is out names nobody, and Kafka lets that pass unchecked.
+The library runs the callbacks of a rebalance inside the caller's own calls, as the port promises. What else is handled
+here:
+  - An exception in a callback is kept and raised after the records of the same call are safe (docs/upstream.md, C7).
+  - A call may return records that it read before one of its callbacks revoked their partition.
+  - A member whose session has ended forgets its id and joins again. With an instance id it would fence a process that
+    has that id now, or take itself for fenced (C8). So a member with an instance id is kept from joining: Kafka is
+    asked who has the id, and if that is us, a new consumer takes over (`ConfluentConsumer._make_new_consumer`).
+  - Before a first join has ended, nobody can have fenced us: a Kafka that was killed during that join has forgotten the
+    member. So we join as new again, a few times: another process with the same instance id may be doing the same.
+  - The group metadata of an evicted member has no member id, and Kafka does not check a commit without one.
 """
 
 from __future__ import annotations
@@ -21,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-_NEWCOMER = 3  # first joins that may be refused for the name's sake
+_NEWCOMER = 3  # how many first joins may be refused because of the instance id
 _NO_GENERATION = b"\xff\xff\xff\xff"
-_FORMAT = b"CGMDv2:"  # then the generation, and, each ended by a zero, the group and the member's id
+_FORMAT = b"CGMDv2:"  # then the generation, the group and the member id, the latter two ended by a zero byte
 
 
 class ConfluentMember:
@@ -32,10 +28,10 @@ class ConfluentMember:
     Args:
         kafka: a Consumer of the library, with a group.
         member_of_instance: asks Kafka which member has our instance id; takes a time limit in s. None without an id.
-        on_assigned: called inside of the library's calls.
+        on_assigned: called inside the library's calls.
         on_revoked: likewise.
-        take: begins to read partitions, after `on_assigned`.
-        drop: ends it, after `on_revoked`.
+        take: starts reading partitions, after `on_assigned`.
+        drop: stops reading them, after `on_revoked`.
     """
 
     def __init__(
@@ -50,23 +46,23 @@ class ConfluentMember:
         self._kafka, self._member_of_instance = kafka, member_of_instance
         self._on_assigned, self._on_revoked, self._take, self._drop = on_assigned, on_revoked, take, drop
         self._id: str | None = None
-        self._lost = False  # in on_revoked: the partitions may be another member's already
-        self._out = False  # of the group, and kept from joining
+        self._lost = False  # in on_revoked: the partitions may belong to another member already
+        self._out = False  # evicted, and kept from joining
         self._leaving = False
-        self.owned: set[int] = set()  # the group's share, as the callbacks have told the caller
-        self.new: set[int] = set()  # given to us, and not read yet
-        self.gone: set[int] = set()  # what was taken away since it was last emptied
-        self.fenced = False  # perhaps another has our name; the library does no more
-        self.newcomer = 0  # how often a first join was refused for the name's sake, one after the other
-        self.replaced = False  # that is true
+        self.owned: set[int] = set()  # assigned by the group, as the callbacks reported
+        self.new: set[int] = set()  # assigned, and not read yet
+        self.gone: set[int] = set()  # revoked since this was last cleared
+        self.fenced = False  # perhaps another process has our instance id; the library has stopped
+        self.newcomer = 0  # how many first joins in a row were refused because of the instance id
+        self.replaced = False  # another process has our instance id, as Kafka confirmed
         self.error: BaseException | None = None  # of a callback, to be raised
 
     def subscribe(self, topic: str) -> None:
-        """Begin to be a member; the joining itself is done by the library."""
+        """Subscribe; the library joins the group."""
         self._kafka.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._all_lost)
 
     def metadata(self, partitions: Collection[int]) -> bytes | None:
-        """As whom offsets of these partitions may be committed; None where the member is out, or they are not its."""
+        """The identity to commit offsets of these partitions; None if the member is evicted or does not have them."""
         if self._lost or self._leaving or self.fenced or not self.owned.issuperset(partitions):
             return None
         found = bytes(self._kafka.consumer_group_metadata())
@@ -75,32 +71,32 @@ class ConfluentMember:
         return found if known else None
 
     def verify_instance(self, limit_s: float) -> None:
-        """Ask Kafka whether our name is still our own; `replaced` tells."""
+        """Ask Kafka whether we still have our instance id; the answer is in `replaced`."""
         if self._member_of_instance is None or self._joining():
             return
         owner = self._member_of_instance(limit_s)
-        us = {self._id, self._kafka.memberid()}  # a join that has begun may have given us another id
+        us = {self._id, self._kafka.memberid()}  # a join may have given us another member id
         self.replaced = self.replaced or (owner is not None and owner not in us)
 
     def _joining(self) -> bool:
-        """Whether a join is under way for which Kafka may know us by an id that we do not know yet."""
+        """Whether a join is running, so that Kafka may know us by a member id that we do not know yet."""
         unknown = self._id is None or (self._kafka.memberid() != self._id and not self._out)
         return unknown and self.newcomer < _NEWCOMER
 
     def follow(self, earlier: ConfluentMember) -> None:
-        """Take the place of an earlier member, ours, before it ends."""
+        """Continue for our earlier member, before it ends."""
         self.newcomer = earlier.newcomer + 1 if earlier._joining() or earlier.newcomer >= _NEWCOMER else 0
         self.error = earlier.error
 
     def end(self) -> None:
-        """Give up all partitions, which may be another member's by now; the library's consumer is of no more use."""
+        """Release all partitions, which may belong to another member by now, and the library's consumer."""
         self._lost = self._leaving = True
         if self.owned:
             self._give_up(set(self.owned))
-        self._kafka = None  # which holds on to us
+        self._kafka = None  # which references us
 
     def leave(self) -> None:
-        """Give up the partitions, as before a rebalance; what the library then still tells is not passed on."""
+        """Release the partitions, as before a rebalance; later callbacks of the library are ignored."""
         if not self._leaving and self.owned and not self.replaced:
             self._give_up(set(self.owned))
         self._leaving = True
@@ -135,7 +131,7 @@ class ConfluentMember:
                 self._out = True
                 self._give_up({tp.partition for tp in tps})
                 self.fenced = True
-                # Something is done, so the library does nothing by itself: it would join, as soon as we let go.
+                # Without an assignment call here the library would unassign by itself, and join again.
                 self._kafka.incremental_assign([])
         finally:
             self._lost = False

@@ -1,4 +1,4 @@
-"""From what librdkafka hands over to the columns of the port."""
+"""From librdkafka's messages to the columns of the port."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tidecast.service.broker.client import Failure, without_null
 from tidecast.service.broker.confluent.client import ConfluentClient
 from tidecast.service.broker.port import Batch
 
-Message: Any = _Message  # its stub takes any of them for missing
+Message: Any = _Message  # its type stub says that each method may return None
 
 
 class MessageBuffer:
-    """What has arrived for a consumer and was not given to its caller; whether it is `grouped`, or of no group."""
+    """What has arrived for a consumer and was not returned yet. `grouped`: the consumer has a group."""
 
     def __init__(self, client: ConfluentClient, grouped: bool) -> None:
         self._client, self._grouped = client, grouped
         self._held: list[Any] = []  # records that arrived together with an error
-        self.ends: dict[int, int] = {}  # partition -> its end, where it came to that
+        self.ends: dict[int, int] = {}  # partition -> its end, if it was reached
 
     def take(self, kafka: Any, deadline: float, max_records: int) -> tuple[list[Any], BaseException | None]:
         """At most so many records, and what went wrong; waits until `deadline` (monotonic) for something.
 
-        The records count even so: give them back with `hold` before raising.
+        The records are valid with an error too: keep them with `hold` before raising.
         """
         if self._held:
             found, self._held = self._held[:max_records], self._held[max_records:]
@@ -42,7 +42,7 @@ class MessageBuffer:
         return self._sorted(found) if any(map(Message.error, found)) else (found, None)
 
     def _sorted(self, messages: list[Any]) -> tuple[list[Any], BaseException | None]:
-        """The records among messages; notes which partitions came to their ends."""
+        """The records among messages; notes which partitions reached their ends."""
         records, failure = [], None
         for message in messages:
             error = message.error()
@@ -51,23 +51,23 @@ class MessageBuffer:
             elif error.code() == KafkaError._PARTITION_EOF:
                 self.ends[message.partition()] = message.offset()
             elif not self._grouped and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                pass  # of the coordinator that the library looks for all the same, see `consumer_options`
-            elif self._client.classify(error)[0] is not Failure.UNAVAILABLE:  # else the library goes on trying
+                pass  # of the coordinator, which the library looks for without need: see `consumer_options`
+            elif self._client.classify(error)[0] is not Failure.UNAVAILABLE:  # else the library continues to try
                 failure = KafkaException(error)
         return records, failure
 
     def hold(self, records: list[Any]) -> None:
-        """They come first next time."""
+        """Return them first next time."""
         self._held = records + self._held
 
     def drop(self, partitions: Collection[int]) -> None:
-        """What was held of them is not to be given."""
+        """Forget what was held of them."""
         self._held = without(self._held, partitions)
         for partition in partitions:
             self.ends.pop(partition, None)
 
     def clear(self) -> None:
-        """Nothing of what was held is to be given."""
+        """Forget all that was held."""
         self._held, self.ends = [], {}
 
 
@@ -83,7 +83,7 @@ def batch_of(topic: str, records: list[Any], ends: dict[int, int], positions: di
         topic: of all of them.
         records: in the order in which they arrived.
         ends: partition -> its end, where it was reached.
-        positions: partition -> where to go on, as last told; kept up to date.
+        positions: partition -> the next offset, as last returned; kept up to date.
     """
     batch = Batch(topic)
     if records:

@@ -1,4 +1,4 @@
-"""What a consumer on librdkafka asks Kafka about offsets."""
+"""Offsets that a consumer on librdkafka asks Kafka for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from tidecast.service.broker.confluent.client import ConfluentClient, topic_errors
 from tidecast.service.broker.port import Consumer
 
-BEGINNING, END = -2, -1  # as times, in the question for an offset
+BEGINNING, END = -2, -1  # as times, in a request for offsets
 _AGAIN_PAUSE_S = 0.005
 _MOVED = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -35,19 +35,14 @@ def offsets_at(
                 return {
                     tp.partition: tp.offset for tp in topic_errors(kafka.offsets_for_times(asked, client.timeout_s))
                 }
-            except KafkaException as error:  # raised at once, where the library should ask again
+            except KafkaException as error:  # the library should ask again, but raises at once
                 if error.args[0].code() not in _MOVED or time.monotonic() > deadline:
                     raise
             time.sleep(_AGAIN_PAUSE_S)
 
 
 class CommittedOffsets:
-    """Asks for what a group has committed, through another library.
-
-    librdkafka (2.16) reads past the end of a text that another client has committed, be it an empty one: it has lost
-    the text's length, and only its own texts end in a zero. And to a reader of uncommitted records it tells what is
-    not final.
-    """
+    """Reads what a group has committed, through kafka-python. See docs/upstream.md, C1 and C2."""
 
     def __init__(self, make: Callable[[], Consumer]) -> None:
         self._make = make
@@ -64,6 +59,6 @@ class CommittedOffsets:
         return self._consumer.committed(partitions)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._consumer is not None:
             self._consumer.close()

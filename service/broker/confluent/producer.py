@@ -1,7 +1,7 @@
 """Producing through librdkafka.
 
-One `produce` call a record: the library's bulk call (2.16) is no faster, as it wants a dict for each, and takes no
-headers. A header costs half as much as the record itself.
+One `produce` call for each record: the library's bulk call (2.16) is no faster, as it needs a dict for each record, and
+has no headers. A header costs half as much as the record itself.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tidecast.service.errors import BrokerError
 
 _ROOM_PAUSE_S = 0.05
 _CLOSE_SECONDS = 2.0
-_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # given up by us: no failure of a delivery
+_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # cancelled by us: not a failed delivery
 
 
 class ConfluentProducer(PlainProducer):
-    """Idempotent, acks=all. Once a record could not be delivered, every further call says so."""
+    """Idempotent, acks=all. After a record could not be delivered, every further call raises."""
 
     def __init__(self, client: ConfluentClient, count: Callable[[str], int | None], **more: Any) -> None:
         self._client = client
@@ -39,24 +39,24 @@ class ConfluentProducer(PlainProducer):
         options = client.options() | {
             "acks": "all",
             "enable.idempotence": True,
-            # Of a transaction nothing is seen before its end: there, to linger only makes for fewer requests. Without
-            # one a batch gathers by itself while others are under way; and the library (2.16) does not sleep through
-            # the last millisecond of such a time, but looks 100,000 times a second whether it is over.
+            # Nobody sees a transaction before its end, so there a linger only means fewer requests. Without one, a
+            # batch fills by itself while others are sent; and the library (2.16) polls 100,000 times a second during
+            # the last millisecond of a linger.
             "linger.ms": 10 if "transactional.id" in more else 0,
-            "message.max.bytes": 8 << 20,  # how large a record may be is Kafka's to say
-            # Records handed over but not acknowledged: so many, and so many KiB.
+            "message.max.bytes": 8 << 20,  # Kafka decides how large a record may be
+            # Limits for records that are not acknowledged yet: their number, and KiB.
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 64 << 10,
             "delivery.timeout.ms": client.timeout_ms + 1_000,
-            # lz4 would save a third of the time, but kafka-python reads it only with a package of its own: whoever
-            # reads the forecasts, or takes over the states, must not need it.
+            # lz4 would save a third of the time, but kafka-python needs another package to read it, and readers of the
+            # forecasts or states must not need that.
             "compression.type": "none",
             "on_delivery": self._delivered,
             "delivery.report.only.error": True,
             "error_cb": self._hear,
             **more,
         }
-        self._fatal: KafkaError | None = None  # after which the library does nothing more
+        self._fatal: KafkaError | None = None  # after this error the library does nothing more
         self._failure: tuple[str, BaseException] | None = None
         self._counts: dict[str, int] = {}
         with client.errors("connecting to produce"):
@@ -85,14 +85,14 @@ class ConfluentProducer(PlainProducer):
         self._raise_failure()
 
     def _hand_over(self, topic: str, columns: list[Iterable[Any]], n: int) -> None:
-        """Call the library for each of `n` records; the columns are its arguments."""
+        """Call the library for each of `n` records, with the columns as its arguments."""
         topics = repeat(topic, n)
         calls = map(self._kafka.produce, topics, *columns)
         while True:
             try:
-                deque(calls, maxlen=0)  # no line of ours for each
+                deque(calls, maxlen=0)  # no Python line for each
                 return
-            except BufferError:  # the record was taken from the columns; those behind it were not
+            except BufferError:  # this record was taken from the columns; the later ones were not
                 row = n - length_hint(topics) - 1
                 self._make_room(topic, tuple(c[row] if isinstance(c, list) else None for c in columns))
 
@@ -110,11 +110,11 @@ class ConfluentProducer(PlainProducer):
 
     def _partitions_of(self, topic: str, highest: int) -> int:
         count = self._counts.get(topic)
-        if count is None or highest >= count:  # asked again where the topic may have grown
+        if count is None or highest >= count:  # asked again if the topic may have grown
             grown, count = count is not None, self._count(topic)
             if count is None:
                 raise self._client.broker_error(Failure.NO_TOPIC, "", f"producing to {topic}")
-            if grown:  # the library itself would look again minutes later
+            if grown:  # the library itself would look minutes later
                 self._kafka.list_topics(topic, timeout=self._client.timeout_s)
             self._counts[topic] = count
         if highest >= count:
@@ -122,12 +122,12 @@ class ConfluentProducer(PlainProducer):
         return count
 
     def _delivered(self, error: KafkaError | None, message: Any) -> None:
-        """Called inside of our own calls, for records that were given up."""
+        """Called inside our calls, for records that could not be delivered."""
         if error is not None and error.code() not in _PURGED and self._failure is None:
             self._failure = (message.topic(), KafkaException(error))
 
     def _hear(self, error: KafkaError) -> None:
-        """Likewise, for news of the connection."""
+        """Called inside our calls, for errors of the connection."""
         if error.fatal() and self._fatal is None:
             self._fatal = error
         log.warning("%s", error.str())
@@ -154,12 +154,12 @@ class ConfluentProducer(PlainProducer):
     def close(self) -> None:
         if self._kafka is None:
             return
-        # Its own `close` would wait for an open transaction to be aborted. Without it, the library lets go when nobody
-        # holds the object any more: so it is handed to the thread that waits for that.
+        # Its own `close` would wait until an open transaction is aborted. Without it, the library closes when the
+        # object is collected: so the last reference goes to the thread that waits for that.
         held, self._kafka = [self._kafka], None
         with contextlib.suppress(BrokerError):
-            self._client.with_timeout(_CLOSE_SECONDS).call("closing the producer", lambda: self._let_go(held))
+            self._client.with_timeout(_CLOSE_SECONDS).call("closing the producer", lambda: self._release(held))
 
-    def _let_go(self, held: list[Any]) -> None:
+    def _release(self, held: list[Any]) -> None:
         held[0].purge(True, True, False)
         held.clear()

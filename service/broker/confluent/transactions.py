@@ -1,10 +1,7 @@
 """Transactions through librdkafka, whose calls have time limits of their own.
 
-A record that fails makes the library refuse the commit, without a word of why: `_delivered` has it. An error that the
-library takes for fatal (fenced) is told to `_hear`, and as "fatal" to all calls that follow.
-
-One call does not keep its limit: where Kafka goes away just as the offsets are handed over, the library (2.16) waits
-for some connection to come or go, which may be never (confluentinc/librdkafka#5456). See `_send_offsets`.
+After a failed record the library refuses the commit, without the reason: `_delivered` has it. A fatal error (fenced) is
+reported to `_hear`, and only as "fatal" to later calls. One call does not keep its limit: see `_send_offsets`.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from tidecast.service.errors import BrokerError, InstanceFenced
 
 
 class ConfluentTransactionalProducer(ConfluentProducer):
-    """Has a transactional id, and has fenced whoever had it. For one caller's thread.
+    """Has a transactional id, and has fenced its former owner. For one caller's thread.
 
     Raises:
         BrokerError: the id could not be taken within the client's time limit.
@@ -38,12 +35,12 @@ class ConfluentTransactionalProducer(ConfluentProducer):
             "socket.timeout.ms": min(TRANSACTION_TIMEOUT_MS, client.options()["socket.timeout.ms"]),  # no longer
             "transactional.id": transactional_id,
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-            # A record that is not delivered by then is never: Kafka has ended its transaction.
+            # A record that is not delivered by then never will be: Kafka has aborted its transaction.
             "delivery.timeout.ms": TRANSACTION_TIMEOUT_MS,
         }
         super().__init__(client, count, **options)
         self._open = False
-        self._commit_asked = False  # from when it is asked for until it is known
+        self._commit_asked = False  # from when Kafka is asked until its answer is known
         try:
             with client.errors(f"taking the transactional id {transactional_id}"):
                 self._kafka.init_transactions(client.timeout_s)
@@ -57,7 +54,7 @@ class ConfluentTransactionalProducer(ConfluentProducer):
         self._raise_failure()
         if not self._open:
             raise not_open()
-        with self._told("producing in a transaction"):
+        with self._with_cause("producing in a transaction"):
             super().produce(outgoing)
 
     @override
@@ -65,7 +62,7 @@ class ConfluentTransactionalProducer(ConfluentProducer):
         self._raise_failure()
         if self._open:
             raise open_already()
-        with self._told("beginning a transaction"):
+        with self._with_cause("beginning a transaction"):
             self._kafka.begin_transaction()
         self._open = True
 
@@ -79,9 +76,9 @@ class ConfluentTransactionalProducer(ConfluentProducer):
             raise not_open()
         if not offsets:
             raise no_offsets()
-        self._client = self._client.for_instance(member.client.instance)  # whose name Kafka may refuse
+        self._client = self._client.for_instance(member.client.instance)  # whose instance id Kafka may fence
         doing, client = "committing a transaction", self._client.with_timeout(timeout_s)
-        with self._told(doing, client):
+        with self._with_cause(doing, client):
             group = member.membership(topic, offsets)
             found = [TopicPartition(topic, p, offset, text) for p, (offset, text) in offsets.items()]
             try:
@@ -95,30 +92,29 @@ class ConfluentTransactionalProducer(ConfluentProducer):
             try:
                 self._kafka.commit_transaction(max(0.1, deadline - time.monotonic()))
             except KafkaException as error:
-                self._commit_asked = not error.args[0].txn_requires_abort()  # then Kafka was not asked, or refused
+                self._commit_asked = not error.args[0].txn_requires_abort()  # if so, Kafka was not asked, or refused
                 raise
         self._open = self._commit_asked = False
 
     def _send_offsets(self, offsets: list[TopicPartition], group: Any, timeout_s: float) -> None:
-        """In a thread of its own, which is left behind, with the producer, where the library does not come back.
+        """In a thread of its own, which stays with the producer if the library does not return (C3).
 
-        Not for longer than a transaction may last: Kafka has ended it by then.
+        At most as long as a transaction may last: Kafka has aborted it by then. See docs/upstream.md.
         """
         limit_s = min(timeout_s, TRANSACTION_TIMEOUT_MS / 1_000)
         self._client.with_timeout(limit_s).call(
             "committing a transaction", lambda: self._kafka.send_offsets_to_transaction(offsets, group, limit_s)
         )
 
-    def _let_go(self, held: list[Any]) -> None:
-        # The library (2.16) aborts the process where it is let go of just as it is to tell Kafka of the first partition
-        # in the transaction. In one that is being aborted it does not; nobody waits for the end of that.
+    def _release(self, held: list[Any]) -> None:
+        # Without the abort the library may end the process (docs/upstream.md, C4). Nobody waits for the abort.
         if len(held[0]):  # all delivered: Kafka knows
             with contextlib.suppress(KafkaException):
                 held[0].abort_transaction(0)
-        super()._let_go(held)
+        super()._release(held)
 
     def _listen(self) -> None:
-        """Have the library tell what it has to tell."""
+        """Let the library call back with its errors."""
         try:
             self._kafka.poll(0)
         except KafkaException as error:
@@ -126,8 +122,8 @@ class ConfluentTransactionalProducer(ConfluentProducer):
                 self._fatal = error.args[0]
 
     @contextmanager
-    def _told(self, doing: str, client: ConfluentClient | None = None) -> Iterator[None]:
-        """Where a call fails because of something before it, that is what is raised."""
+    def _with_cause(self, doing: str, client: ConfluentClient | None = None) -> Iterator[None]:
+        """If a call fails because of an earlier error, raise that one."""
         client = client or self._client
         try:
             with client.errors(doing):

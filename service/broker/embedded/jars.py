@@ -102,7 +102,7 @@ def _cached(folder: Path) -> list[Path] | None:
 
 
 def _fill(folder: Path, progress: Progress, fetch: Fetch) -> None:
-    """Download beside `folder`, then rename: an interrupted download never looks like a finished one."""
+    """Download next to `folder`, then rename: an interrupted download never looks like a finished one."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -132,7 +132,7 @@ def _unreachable(error: Exception) -> BrokerError:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong below: the HTTP client wraps it in errors that begin with the address and the retries."""
+    """The innermost cause: the HTTP client wraps it in errors that begin with the address and the retries."""
     inner = getattr(error, "reason", None) or next(iter(error.args), None)
     return _cause(inner) if isinstance(inner, BaseException) else error
 

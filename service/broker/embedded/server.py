@@ -38,7 +38,7 @@ def _quiet(message: str) -> None:
 
 
 class EmbeddedBroker:
-    """Kafka in `data_dir`: its topics, committed offsets, port, lock, `broker.log` and `broker.out` (Java's own words).
+    """Kafka in `data_dir`: its topics, committed offsets, port, lock, `broker.log` and `broker.out` (Java's output).
 
     `port` 0 takes a free one and keeps it in `data_dir` for the next start. `jars` finds Kafka's class path. `java` are
     options of Java's in the place of ours, for who measures. `properties` are settings of Kafka's that hold in the
@@ -136,7 +136,7 @@ class EmbeddedBroker:
         return self._process is not None and self._process.poll() is None
 
     def how_it_ended(self) -> str:
-        """What became of Java, and the end of its log, for a person who wonders why."""
+        """How Java ended, and the end of its log, for an error message."""
         code = self._process.poll() if self._process else None
         how = "" if code is None else f" with exit code {code}" if code >= 0 else f" by signal {-code}"
         return f"Kafka was ended{how}; the end of {self.log_file}:\n{self._last_words()}\n"
@@ -157,7 +157,7 @@ class EmbeddedBroker:
         self.stop()
 
     def _prepare_folder(self) -> None:
-        """Make the folder, check for room, and lock it. The lock goes with this process, however that ends."""
+        """Make the folder, check for room, and lock it. The lock ends with this process in any case."""
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             free_mb = shutil.disk_usage(self.data_dir).free // 2**20
@@ -194,7 +194,7 @@ class EmbeddedBroker:
             raise
 
     def _await_end(self, pid: int | None) -> None:
-        """Where the last owner was killed, its Java may live a moment longer (for good, where the OS is not Linux)."""
+        """If the last owner was killed, its Java may live a moment longer (or stay, on other systems than Linux)."""
         deadline = time.monotonic() + 10
         while pid is not None and self._is_ours(pid):
             if time.monotonic() > deadline:
@@ -211,7 +211,7 @@ class EmbeddedBroker:
         return False
 
     def _note(self, *, jvm: int | None = None) -> None:
-        """Say in the lock file who holds it."""
+        """Write into the lock file who holds it."""
         if self._lock is not None:
             self._lock.truncate(0)
             self._lock.write(json.dumps({"pid": os.getpid(), "jvm": jvm, "port": self._port}))
@@ -267,7 +267,7 @@ class EmbeddedBroker:
             if not self.alive():
                 raise BrokerError(
                     f"starting: {self.how_it_ended()}",
-                    do="Mend what it complains about, or give an empty folder with --data-dir.",
+                    do="Fix what it complains about, or give an empty folder with --data-dir.",
                 )
             with contextlib.suppress(OSError), socket.create_connection((HOST, self._port), timeout=0.5):
                 break

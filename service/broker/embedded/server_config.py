@@ -1,4 +1,4 @@
-"""What the embedded Kafka is told: one KRaft node on loopback, small topics of its own, a log file that stays small."""
+"""The configuration of the embedded Kafka: one KRaft node on loopback, small internal topics, a small log file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-# After a kill -9 the node is taken for its own ghost until the broker session ends: 9 s by default, 3 s here.
+# After a kill -9 the restarted node must wait for the end of its old session: 9 s by default, 3 s here.
 _SERVER = """\
 process.roles=broker,controller
 node.id=1
@@ -59,7 +59,7 @@ appender.file.strategy.max=2
 def server_properties(
     host: str, port: int, controller_port: int, log_dir: Path, more: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The text of server.properties; clients connect to `host:port`. What `more` says comes last, and so holds."""
+    """The text of server.properties; clients connect to `host:port`. `more` comes last, and so overrides."""
     text = _SERVER.format(host=host, port=port, controller_port=controller_port, log_dir=_escaped(log_dir))
     for name, value in more.items():
         value = value.replace("{port}", str(port)).replace("{controller_port}", str(controller_port))

@@ -1,4 +1,4 @@
-"""The port on kafka-python, the default client."""
+"""The port on kafka-python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, 
 from tidecast.service.broker.security import PLAIN_TEXT, Security
 from tidecast.service.errors import BrokerUnavailable
 
-_WHY_S = 5.0  # to find out why it is silent
+_WHY_S = 5.0  # to find out why Kafka does not answer
 
 
 class KafkaPythonBroker(Broker):
@@ -82,7 +82,7 @@ class KafkaPythonBroker(Broker):
                 self._connected().create_topics(new, timeout_ms=self._client.timeout_ms)
             except errors.TopicAlreadyExistsError:
                 return False
-            # the controller has it; wait until every broker that a client may ask has it too
+            # the controller has it; wait until every broker has it too
             self._connected().wait_for_topics([topic], timeout_ms=self._client.timeout_ms)
             return True
 
@@ -105,7 +105,7 @@ class KafkaPythonBroker(Broker):
         doing = f"asking for the settings of {topic}"
 
         def describe() -> dict[str, Any]:
-            if self.partitions(topic) is None:  # Kafka's answer would be an empty one
+            if self.partitions(topic) is None:  # Kafka would answer with an empty list
                 raise errors.UnknownTopicOrPartitionError
             asked = [ConfigResource(ConfigResourceType.TOPIC, topic)]
             found = self._connected().describe_configs(asked, config_filter="all")
@@ -120,7 +120,7 @@ class KafkaPythonBroker(Broker):
         return {t["name"]: len(t["partitions"]) for t in found if not t["is_internal"]}
 
     def member_of_instance(self, group: str, instance: str, limit_s: float) -> str | None:
-        """The id of the member that has this name in the group; None where nobody has it.
+        """The id of the member that has this instance id in the group; None if nobody has it.
 
         Raises:
             BrokerError: no answer within `limit_s`.
@@ -138,7 +138,7 @@ class KafkaPythonBroker(Broker):
             admin.close()
 
     def probe(self) -> None:
-        """See that Kafka takes us in, once, and wait for it; see `tidecast.service.broker.kafka_python.handshake`.
+        """Check once that Kafka accepts the connection, and wait for it; see `handshake`.
 
         Raises:
             BrokerError: it refuses us.
@@ -150,7 +150,7 @@ class KafkaPythonBroker(Broker):
 
     @contextmanager
     def diagnosed(self) -> Iterator[None]:
-        """Where Kafka is silent inside, see whether it is because it refuses us by now: a password may have changed.
+        """If Kafka does not answer inside, check whether it refuses us now: a password may have changed.
 
         Raises:
             BrokerError: it refuses us, or what was raised inside.

@@ -1,4 +1,4 @@
-"""What kafka-python's errors mean, and what all of its clients are told."""
+"""What kafka-python's errors mean, and the options of all its clients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kafka import errors
 
 from tidecast.service.broker.client import Failure, KafkaClient
 
-# The group has moved on without the member.
+# The group has evicted the member.
 _PUT_OUT = (errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError)
 
 
@@ -17,7 +17,7 @@ _PUT_OUT = (errors.CommitFailedError, errors.IllegalGenerationError, errors.Unkn
 class KafkaPythonClient(KafkaClient):
     """A Kafka that kafka-python talks to."""
 
-    # What the library raises besides its own errors: mistakes in arguments, and its event loop being gone.
+    # Besides its own errors the library raises these: for wrong arguments, and after its event loop ended.
     library_errors: ClassVar[tuple[type[BaseException], ...]] = (
         errors.KafkaError,
         OSError,
@@ -35,17 +35,17 @@ class KafkaPythonClient(KafkaClient):
             "client_id": "tidecast",
             "bootstrap_timeout_ms": self.timeout_ms,
             "request_timeout_ms": max(1_000, min(30_000, self.timeout_ms)),
-            "reconnect_backoff_max_ms": 1_000,  # a broker that comes back is found again within a second
+            "reconnect_backoff_max_ms": 1_000,  # a broker that comes back is found within a second
             **self.security.kafka_python(),
         }
 
     def not_ready(self, error: BaseException) -> bool:
-        """Whether the broker is just coming back."""
+        """Whether the broker is about to come back."""
         return isinstance(error, errors.NodeNotReadyError)
 
     def classify(self, error: BaseException) -> tuple[Failure, str]:
         """What an error of the library means."""
-        if type(error) is errors.KafkaError:  # "cannot, because": what counts is inside
+        if type(error) is errors.KafkaError:  # the cause is inside
             error = next((inner for inner in error.args if isinstance(inner, errors.KafkaError)), error)
         text = str(error).strip()
         match error:
@@ -61,21 +61,19 @@ class KafkaPythonClient(KafkaClient):
                 return Failure.REBALANCING, text
             case errors.ProducerFencedError() | errors.InvalidProducerEpochError():
                 return Failure.PRODUCER_FENCED, text
-            case errors.KafkaConnectionError():  # it was not waited for
+            case errors.KafkaConnectionError():  # the library did not wait for it
                 return Failure.DISCONNECTED, text.rpartition(": ")[2]
         if isinstance(error, _PUT_OUT):
             return Failure.EVICTED, text
-        if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time was up
+        if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time limit
             return Failure.UNAVAILABLE, text
         return Failure.OTHER, f"{type(error).__name__}{f': {text}' if text else ''}"
 
 
 def poll(kafka: Any, timeout_ms: int, max_records: int) -> dict[Any, Any]:
-    """`kafka.poll`, of a KafkaConsumer.
+    """`poll` of a KafkaConsumer, which would never read a partition again that was paused with some records read.
 
-    The library (3.0.12) parks what it has of a partition that is paused, and takes it back only while it has nothing in
-    hand; but what it has used up it keeps in hand. So a partition that was paused with some of its records read would
-    stay parked for good, and never be fetched again.
+    See docs/upstream.md, K4.
     """
     fetcher = kafka._fetcher
     if fetcher._paused_partition_records and not fetcher._next_partition_records:

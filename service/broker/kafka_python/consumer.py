@@ -41,10 +41,10 @@ class KafkaPythonConsumer(Consumer):
         self._count = count
         self._group = group
         self._topic = ""
-        self._positions: dict[int, int] = {}  # as last told by `poll`
-        self._owned: set[int] = set()  # the group's share, as the callbacks have told the caller
+        self._positions: dict[int, int] = {}  # as last returned by `poll`
+        self._owned: set[int] = set()  # assigned by the group, as the callbacks reported
         self._member: KafkaPythonMember | None = None
-        self._answers: list[Any] = []  # to what `commit_async` asked
+        self._answers: list[Any] = []  # of the last `commit_async`
         options = client.options() | {
             "group_id": group,
             "isolation_level": isolation,
@@ -54,23 +54,19 @@ class KafkaPythonConsumer(Consumer):
             "partition_assignment_strategy": (CooperativeStickyAssignor,),
             "session_timeout_ms": int(membership.session_timeout_s * 1_000),
             "group_instance_id": membership.instance,
-            "heartbeat_interval_ms": 1_000,  # how soon a member hears of a rebalance
-            # Commits wait behind a fetch on the same connection; so long at most, when nothing arrives.
+            "heartbeat_interval_ms": 1_000,  # how soon a member notices a rebalance
+            # Commits wait behind a fetch on the same connection, at most this long if nothing arrives.
             "fetch_max_wait_ms": 100,
-            # What the library may hold ready; records are taken out of these bytes only as they are polled.
+            # What the library may buffer; records are decoded only when they are polled.
             "fetch_max_bytes": 16 << 20,
             "max_partition_fetch_bytes": 2 << 20,
             "metrics_enabled": False,
         }
-        if group is None:  # it has just connected when it is to read, and waits so long for the topic's leaders
+        if group is None:  # it has just connected when it must read, and waits this long for the topic's leaders
             options["retry_backoff_ms"] = _ASK_AGAIN_MS
         self._kafka: Any = client.call("connecting to consume", lambda: KafkaConsumer(**options))
-        # So long after it has connected it asks for the topic that it is to read; its options do not reach that far.
-        self._kafka._cluster.config["retry_backoff_ms"] = _ASK_AGAIN_MS
         if group is not None:
-            # This makes the library's OffsetFetch requests ask for stable offsets only (KIP-447): while a transaction
-            # with offsets of a partition is open or being ended, it asks again. It does so for readers of committed
-            # records; whoever reads all of them must not go on from a wrong offset either.
+            # OffsetFetch asks for stable offsets only (KIP-447), for readers of all records too: docs/upstream.md, K5.
             self._kafka._coordinator._isolation_level = IsolationLevel.READ_COMMITTED
 
     @override
@@ -94,8 +90,8 @@ class KafkaPythonConsumer(Consumer):
             for partition in partitions:
                 self._positions.pop(partition, None)
 
-        # The library shares out the partitions that it knows of: without this it may join before it knows of any.
-        # Not for long: a client that met the broker as it went away may never ask again.
+        # The leader assigns the partitions that it knows: without this call it may join before it knows any.
+        # A short limit: a client that met the broker as it went away may never ask again.
         soon = self._client.with_timeout(min(_ASK_SECONDS, self._client.timeout_s))
         soon.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
         self._member = KafkaPythonMember(self._kafka, assigned, revoked)
@@ -111,8 +107,8 @@ class KafkaPythonConsumer(Consumer):
         self._positions = {}
         with self._client.errors(f"reading {topic}"):
             self._kafka.assign([self._tp(p) for p in offsets])
-            self._kafka.resume(*map(self._tp, offsets))  # the library keeps in mind that one was paused before
-            # asked for now: the library would only ask at the first fetch, and miss what arrives in between
+            self._kafka.resume(*map(self._tp, offsets))  # the library remembers that one was paused before
+            # now: the library would ask at the first fetch, and skip what arrives in between
             ends = self.end_offsets([p for p, o in offsets.items() if o == -1])
             starts = self.beginning_offsets([p for p, o in offsets.items() if o == -2])
             for partition, offset in ({**offsets} | ends | starts).items():
@@ -136,8 +132,8 @@ class KafkaPythonConsumer(Consumer):
             batch.keys += [record.key for record in records]
             batch.values += [record.value for record in records]
             batch.headers += [without_null(record.headers) if record.headers else () for record in records]
-        # Positions pass what is never returned (transaction markers, compacted records). Without records, all
-        # partitions are looked at: one of them may hold nothing else.
+        # Positions include what is never returned (transaction markers, compacted records). Without records, all
+        # partitions are checked: one of them may have nothing else.
         for tp in found or self._kafka.assignment():
             position = self._kafka.position(tp, timeout_ms=0)
             if position is not None and self._positions.get(tp.partition) != position:
@@ -160,7 +156,6 @@ class KafkaPythonConsumer(Consumer):
     @override
     def commit_acknowledged(self) -> bool:
         with self._client.errors(f"committing offsets of {self._topic}"):
-            self._kafka._coordinator._invoke_completed_offset_commit_callbacks()
             for answer in self._answers:
                 if isinstance(answer, Exception):
                     raise answer
@@ -179,12 +174,11 @@ class KafkaPythonConsumer(Consumer):
         if self._group is None:
             raise no_group("has nothing committed")
         coordinator, tps = self._kafka._coordinator, {p: self._tp(p) for p in partitions}
-        # Not for long: a coordinator that went away meanwhile is found again by polling, not by this call.
+        # A short limit: a coordinator that went away is found again by polling, not by this call.
         soon = self._client.with_timeout(min(_ASK_SECONDS, self._client.timeout_s))
 
         async def ask() -> dict[TopicPartition, Any]:
-            # One request for all, and a new one: the library would wait for the answer to one that it sent by itself
-            # before, and that may be from before a commit.
+            # A new request: the library would use the answer to an earlier one (docs/upstream.md, K9).
             coordinator._offset_fetch_futures.pop(frozenset(tps.values()), None)
             found: dict[TopicPartition, Any] = await coordinator.fetch_committed_offsets_async(
                 list(tps.values()), timeout_ms=soon.timeout_ms
@@ -199,19 +193,19 @@ class KafkaPythonConsumer(Consumer):
         }
 
     def membership(self, topic: str, partitions: Collection[int]) -> ConsumerGroupMetadata:
-        """As whom this consumer may commit offsets of these partitions, for Kafka to check at the commit (KIP-447).
+        """The identity with which this consumer may commit offsets of these partitions; Kafka checks it (KIP-447).
 
         Raises:
-            MemberEvicted: it has lost its place in the group, or the partitions.
-            FencedInstanceIdError: another process has its name, as a heartbeat was told.
+            MemberEvicted: it is no longer in the group, or has lost the partitions.
+            FencedInstanceIdError: another process has its instance id, as a heartbeat found out.
         """
         if self._group is None:
             raise no_group("has nothing to commit to")
         if self._member is not None:
             self._member.check()
         found = self._kafka.group_metadata()
-        # Kafka lets a transaction without a member's name pass unchecked, and such a name is all that the library has
-        # once a heartbeat was told that the member is out.
+        # Kafka does not check a transaction without a member id, and the library has none after a heartbeat found the
+        # member evicted.
         out = self._member is not None and (found.generation_id < 0 or not found.member_id)
         if out or topic != self._topic or (self._member is not None and not self._owned.issuperset(partitions)):
             raise MemberEvicted(f"committing offsets of {topic}")
@@ -240,7 +234,7 @@ class KafkaPythonConsumer(Consumer):
             self._for_each(partitions, self._kafka.resume)
 
     def _for_each(self, partitions: Collection[int], do: Callable[[TopicPartition], object]) -> None:
-        """Passes over what the group has taken away already, if the caller has not been told yet: it will be."""
+        """Skips what the group has revoked already, if the caller has not been notified yet: it will be."""
         for partition in partitions:
             try:
                 do(self._tp(partition))
@@ -285,7 +279,7 @@ class KafkaPythonConsumer(Consumer):
             else:
                 self._member.leave(leave, _CLOSE_TIMEOUT_MS / 1_000 + self._client.timeout_s)
         except (BrokerError, errors.KafkaError, OSError, RuntimeError) as error:
-            log.debug("leaving the group failed; it notices at the end of the session", exc_info=error)
+            log.debug("leaving the group failed; the group notices at the end of the session", exc_info=error)
 
     def _require(self, topic: str) -> int:
         count = self._count(topic)

@@ -1,25 +1,12 @@
 """Membership of a group on kafka-python.
 
 kafka-python runs rebalance callbacks on its I/O thread, where a callback that commits would wait for itself. Here they
-run on the caller's thread, as the port promises: a group's polls go through a thread of their own, which hands each
-callback back to the caller and lets the library's event loop (and so the heartbeats) run on meanwhile.
+run on the caller's thread, as the port promises: a group's polls run in a thread of their own, which hands each
+callback to the caller, while the library's event loop (and so the heartbeats) continues.
 
-That thread also sees a join through to its end, over as many polls of the caller as it takes, for the library (3.0.12)
-loses a join that ends between two of its polls, in two ways:
-  - It throws the result away and joins again, and so two members that poll briefly may go on joining for ever.
-  - It joins because the topic's partitions have changed (to a leader, they also have just after its first join), and
-    takes the end of that join as proof that nothing is left to do: `need_rejoin` asks only for reasons to begin a join,
-    not whether one is under way. The member is then out of the group for good, as its heartbeats stay switched off;
-    it reads on what it had or reads nothing, and at the end of its session the others take over.
-
-And it tells of a lost membership only as it begins to join. Where the loss comes to light during a join (a process that
-was stopped in the midst of one), the member would come back with the partitions it had, as if nobody had had them in
-between, and go on from its old positions. Here such a join begins anew.
-
-Of two processes with one name (`group.instance.id`) Kafka lets the one that joined later have the place, and says so to
-the other's heartbeats, of which the library makes a line in the log: the member reads on, without a place in the group.
-Here the next poll raises. And a member that has not polled for too long forgets who it was, and on its return would
-take the name from the process that has it meanwhile; here it returns as whom it was, and Kafka tells it.
+That thread also runs a join to its end, over as many polls of the caller as it takes, as the library loses a join that
+ends between two polls (docs/upstream.md, K10). A membership that is lost during a join is reported (K11). A member with
+an instance id keeps its member id, and raises if another process has the instance id (K12).
 """
 
 from __future__ import annotations
@@ -40,12 +27,12 @@ from tidecast.service.broker.kafka_python.client import poll
 from tidecast.service.errors import BrokerError
 
 _ASK_AGAIN_S = 0.1
-_NEWCOMER = 3  # first joins that may be refused for the name's sake
-_SLICE_MS = 500  # so long may a wish to leave go unnoticed while the group is joined
+_NEWCOMER = 3  # how many first joins may be refused because of the instance id
+_SLICE_MS = 500  # how long a request to leave may wait while the group is joined
 
 
 class _JoinFirstError(Exception):
-    """A poll of the library wants to join."""
+    """Raised where a poll of the library would join."""
 
 
 class KafkaPythonMember:
@@ -53,7 +40,7 @@ class KafkaPythonMember:
 
     Args:
         kafka: a KafkaConsumer with a group.
-        on_assigned: called inside `poll` and `leave`, with partitions; once with none where nothing is left to have.
+        on_assigned: called inside `poll` and `leave`, with partitions; once with none if no partition is left.
         on_revoked: likewise.
     """
 
@@ -63,26 +50,26 @@ class KafkaPythonMember:
         self._kafka, self._coordinator = kafka, kafka._coordinator
         self._caller = _Caller(kafka._net, on_assigned, on_revoked)
         self._leaving = False
-        # What the library's polls join with. They would give up in the midst of a join; see `_join`.
+        # The library's polls would join by this, and give up during a join; see `_join`.
         self._coordinator.ensure_active_group = _join_first
         self._reset, self._coordinator.reset_generation = self._coordinator.reset_generation, self._lost
         self._replaced: errors.FencedInstanceIdError | None = None
-        self._newcomer = 0  # how often a first join was refused for the name's sake
+        self._newcomer = 0  # how often a first join was refused because of the instance id
         self._heard = self._coordinator._handle_heartbeat_response
         self._coordinator._handle_heartbeat_response = self._hear
         if not self._coordinator.is_dynamic_member():
             self._coordinator.maybe_leave_group_async = self._step_back
 
     def subscribe(self, topic: str) -> None:
-        """Begin to be a member; the joining itself is done by `poll`."""
+        """Subscribe; `poll` joins the group."""
         self._kafka.subscribe([topic], listener=_Listener(self._caller, self._coordinator))
 
     def poll(self, timeout_s: float, max_records: int, grace_s: float) -> dict[TopicPartition, Any] | None:
-        """What has arrived by partition; None where the group is still settling.
+        """What has arrived by partition; None while the group rebalances.
 
         Raises:
             KafkaTimeoutError: the library's poll did not return within `timeout_s` and `grace_s`.
-            FencedInstanceIdError: another process has this member's name.
+            FencedInstanceIdError: another process has this member's instance id.
         """
         caller = self._caller
         deadline = time.monotonic() + timeout_s
@@ -97,19 +84,19 @@ class KafkaPythonMember:
                     return None
                 raise errors.KafkaTimeoutError
             if caller.value is not None:
-                if not caller.told and self._coordinator.generation_if_stable() is not None:
-                    caller.told = True  # the library has a word only for those who get something
+                if not caller.notified and self._coordinator.generation_if_stable() is not None:
+                    caller.notified = True  # the library calls back only for partitions
                     caller.on_assigned(set())
                 return cast(dict[TopicPartition, Any], caller.value)
 
     def leave(self, leave: Callable[[], None], limit_s: float) -> None:
-        """Give up what is under way and call `leave`, which closes the library's consumer; the last call."""
+        """End the call that runs, then call `leave`, which closes the library's consumer; the last call."""
         if self._leaving:
             return  # the thread that would do it is gone
         self._leaving = True
         try:
             if self._caller.busy:
-                with contextlib.suppress(BrokerError, errors.KafkaError):  # what went wrong there is over now
+                with contextlib.suppress(BrokerError, errors.KafkaError):  # its error does not matter any more
                     self._caller.wait(limit_s)
             self._caller.start(leave)
             self._caller.wait(limit_s)
@@ -117,29 +104,29 @@ class KafkaPythonMember:
             self._caller.end()
 
     def _fetch(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, Any] | None:
-        """In the caller's other thread: what has arrived, None where the group has to be joined first."""
+        """In the poll thread: what has arrived; None if the group must be joined first."""
         try:
             return poll(self._kafka, timeout_ms, max_records)
         except _JoinFirstError:
             return None
 
     def _lost(self, *member_id: str, **named: str) -> None:
-        """On the library's event loop: this member is out of the group, so the join begins with telling of that."""
+        """On the library's event loop: this member was evicted, so the next join begins with `on_revoked`."""
         self._reset(*member_id, **named)
         self._coordinator.rejoining = False
 
     def check(self) -> None:
-        """Raise the FencedInstanceIdError of which a heartbeat was told, if one was."""
+        """Raise the FencedInstanceIdError that a heartbeat received, if one did."""
         if self._replaced is not None:
             raise self._replaced
 
     def verify_instance(self, timeout_s: float) -> None:
-        """Ask the coordinator whether this member's name is still its own; FencedInstanceIdError where it is not."""
+        """Ask the coordinator whether this member still has its instance id; FencedInstanceIdError if not."""
         self.check()
         self._kafka._net.run(self._ask_for_our_place, time.monotonic() + timeout_s)
 
     async def _ask_for_our_place(self, deadline: float) -> None:
-        # A heartbeat whose answer changes nothing but this: a join may be under way.
+        # A heartbeat that changes no state of the library: a join may be under way.
         coordinator, manager = self._coordinator, self._coordinator._manager
         while True:
             left_ms = (deadline - time.monotonic()) * 1_000
@@ -147,7 +134,7 @@ class KafkaPythonMember:
                 raise errors.KafkaTimeoutError
             us = coordinator._generation
             if not us.has_member_id():
-                return  # Kafka did not know us any more: nobody has the name, and a join takes it
+                return  # evicted: nobody has the instance id, and a join takes it
             asked = HeartbeatRequest(
                 group_id=coordinator.group_id,
                 generation_id=us.generation_id,
@@ -176,28 +163,28 @@ class KafkaPythonMember:
             raise
 
     async def _step_back(self, reason: str | None = None, timeout_ms: float | None = None) -> None:
-        """On the library's event loop: a named member leaves without a word to Kafka, but knows who it was."""
+        """On the library's event loop: a static member leaves without a request, and keeps its member id."""
         self._lost(member_id=self._coordinator._generation.member_id)
 
     def _unsettled(self) -> bool:
-        """Whether there is a reason to join, or a join that has begun and whose result is not in force."""
+        """Whether there is a reason to join, or a join that has not ended."""
         return bool(self._coordinator.rejoining or self._coordinator.need_rejoin())
 
     def _join(self) -> None:
-        """In the caller's other thread: until the group has settled, or this member leaves."""
+        """In the poll thread: until the group has rebalanced, or this member leaves."""
         self._kafka._net.run(self._join_in_slices)
 
     async def _join_in_slices(self) -> None:
-        # On the library's event loop, so that no join can end unseen between two slices.
+        # On the library's event loop, so that no join can end unnoticed between two slices.
         while not self._leaving and self._unsettled():
             if self._coordinator.rejoining:
-                self._coordinator.request_rejoin()  # taken back by the library once the result is in force
+                self._coordinator.request_rejoin()  # reset by the library when the join has ended
             try:
                 await self._coordinator.ensure_active_group_async(timeout_ms=_SLICE_MS)
             except errors.FencedInstanceIdError:
-                # Before a first join has ended, nobody can have our place: a Kafka that was killed in the midst of that
-                # join has forgotten whom it let in. So we come as a newcomer again, though not for ever: a namesake may
-                # be doing the same.
+                # Before a first join has ended, nobody can have fenced us: a Kafka that was killed during that join has
+                # forgotten the member. So we join as new again, a few times: another process with the same instance id
+                # may be doing the same.
                 self._newcomer += 1
                 if self._newcomer > _NEWCOMER:
                     raise
@@ -217,7 +204,7 @@ class _Caller:
         self, net: Any, on_assigned: Callable[[set[int]], None], on_revoked: Callable[[set[int]], None]
     ) -> None:
         self.on_assigned, self.on_revoked = on_assigned, on_revoked
-        self.told = False  # of a first share of the partitions, be it empty
+        self.notified = False  # of a first assignment, even an empty one
         self.doing: Callable[[], Any] | None = None  # the latest call
         self.busy = False
         self.value: Any = None  # of the latest call, once it has ended
@@ -263,13 +250,13 @@ class _Caller:
     async def call_back(self, callback: Callable[[set[int]], None], tps: Collection[TopicPartition]) -> None:
         """On the library's event loop: have the caller's thread do it, and wait."""
         if tps:
-            self.told = True
+            self.notified = True
             future = Future()
             self._events.put(("callback", (callback, {tp.partition for tp in tps}, future)))
             await future
 
     def end(self) -> None:
-        """Let the thread go."""
+        """End the thread."""
         self._calls.put(None)
 
 
@@ -281,7 +268,6 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         await self._caller.call_back(self._caller.on_revoked, revoked)
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        # The library (3.0.12) keeps an OffsetFetch that a poll did not wait for, and would use its answer now, although
-        # another member may have committed since: the member would read records again that are committed.
+        # The library would use the answer to an OffsetFetch from before: docs/upstream.md, K9.
         self._coordinator._offset_fetch_futures.clear()
         await self._caller.call_back(self._caller.on_assigned, assigned)

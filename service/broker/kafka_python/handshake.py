@@ -1,9 +1,9 @@
-"""The first word with Kafka: whether we trust it, and it us.
+"""Check that Kafka accepts our connections, before a client is made.
 
-Both libraries take a wrong password or certificate for a broker that is not there yet: they try again, in silence,
-until their time is up. So before either is used, one connection is made to see (with kafka-python's parts, 3.0.12),
-and one to every broker that the first tells of, for these may have other names than the certificates. A Kafka that
-refuses us is told of in one sentence, at once; one that is not there is waited for.
+Both libraries treat a wrong password or certificate as a broker that is away: they try again in silence until their
+time limit (docs/upstream.md, K13). So one connection is made first, with parts of kafka-python, and one to every broker
+that the first one lists, as their names may not match their certificates. A refusal is raised at once, in one sentence;
+a broker that is away is waited for.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tidecast.service.errors import BrokerError, ConnectionRejected
 
 _TRY_S = 5.0  # for one connection
 _AGAIN_S = 0.25
-_HUNG_UP_S = 5.0  # for so long: a broker that is just going down, or behind something that is sooner up, does so too
+_HUNG_UP_S = 5.0  # this long: a broker that stops, or starts behind a proxy, does so too
 _FILE = "tidecast config shows which file is in force."
 
 
 class _HungUp(Exception):
-    """Kafka ended the connection in the midst of the first words."""
+    """Kafka closed the connection during the handshake."""
 
 
 def _keep_last_bytes(transport: type[Any]) -> None:
@@ -52,15 +52,15 @@ _keep_last_bytes(KafkaSSLTransport)
 
 
 def probe(client: KafkaPythonClient) -> None:
-    """Wait until Kafka has taken us in, at most `client.timeout_s`.
+    """Wait until Kafka has accepted a connection, at most `client.timeout_s`.
 
     Raises:
-        ConnectionRejected: it refuses us, or we it.
-        BrokerError: it hangs up again and again.
-        TimeoutError: it was silent for so long.
+        ConnectionRejected: it refuses us, or we do not trust it.
+        BrokerError: it closes every connection.
+        TimeoutError: it did not answer in that time.
     """
     deadline = time.monotonic() + client.timeout_s
-    hung_up: float | None = None  # since when it does nothing else
+    hung_up: float | None = None  # since when it has done nothing else
     while True:
         try:
             if _tried(client, deadline):
@@ -76,14 +76,14 @@ def probe(client: KafkaPythonClient) -> None:
 
 
 def _tried(client: KafkaPythonClient, deadline: float) -> bool:
-    """Whether one of the servers has taken us in."""
+    """Whether one of the brokers has accepted a connection."""
     net = NetworkSelector()
     manager = KafkaConnectionManager(net, **client.options())
     net.start()
     try:
         for node in manager.cluster.bootstrap_brokers():
             if _met(client, manager, node, deadline):
-                # Not waited for long: that the others are away is no reason to refuse.
+                # A short limit: it does not matter if other brokers are away.
                 with contextlib.suppress(errors.KafkaError, OSError):
                     asked = manager.call_soon(manager.cluster.refresh_metadata, node.node_id)
                     manager.run(manager.wait_for, asked, 1_000 * _TRY_S)
@@ -97,7 +97,7 @@ def _tried(client: KafkaPythonClient, deadline: float) -> bool:
 
 
 def _met(client: KafkaPythonClient, manager: Any, node: Any, deadline: float) -> bool:
-    """Whether the broker has taken us in; False where it is not there."""
+    """Whether the broker has accepted a connection; False if it is away."""
     limit_ms = int(1_000 * max(0.1, min(_TRY_S, deadline - time.monotonic())))
 
     async def meet() -> None:
@@ -117,7 +117,7 @@ def _met(client: KafkaPythonClient, manager: Any, node: Any, deadline: float) ->
 
 
 def _refusal(client: KafkaPythonClient, where: str, error: BaseException) -> ConnectionRejected | None:
-    """What the error says of a Kafka that will not take us in, or that we do not trust; None where it may yet."""
+    """The rejection that the error means; None if a later try may succeed."""
     security = client.security
     for cause in _causes(error):
         match cause:
@@ -133,7 +133,7 @@ def _refusal(client: KafkaPythonClient, where: str, error: BaseException) -> Con
                 return _certificate_refused(security, where, str(cause))
             case errors.InvalidReceiveError() if not security.tls:
                 return ConnectionRejected(
-                    f"Kafka at {where} does not answer to {security.protocol} in Kafka's own words: it may want TLS",
+                    f"Kafka at {where} does not answer to {security.protocol} in Kafka's protocol: it may want TLS",
                     do=f"Use {flag('security_protocol')} {'SASL_SSL' if security.sasl else 'SSL'}, or its other port.",
                 )
             case ValueError() if security.sasl and not isinstance(cause, (OSError, UnicodeError)):
@@ -145,7 +145,7 @@ def _refusal(client: KafkaPythonClient, where: str, error: BaseException) -> Con
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was made of: as an argument, or as what was being handled."""
+    """The error and its causes: its arguments, and the errors that were handled when it was raised."""
     seen: list[BaseException] = [error]
     for each in seen:
         yield each
@@ -154,7 +154,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _ended(error: BaseException) -> bool:
-    """Whether the other side has closed the connection, which was there."""
+    """Whether the other side has closed an open connection."""
     for cause in _causes(error):
         if isinstance(cause, (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             return True
@@ -172,14 +172,14 @@ def _unknown_user(security: Security, where: str, said: str) -> ConnectionReject
 
 
 def _in_its_words(said: str) -> str:
-    """What Kafka says, without the numbers and names of errors that the library puts before it, once or twice."""
+    """Kafka's own text, without the error numbers and names that the library puts before it."""
     words = re.sub(r"^(\[Error \d+\] |\w+Error: )+", "", said).rstrip(".")
     return f" ({words})" if words else ""
 
 
 def _other_mechanism(security: Security, where: str, said: str) -> ConnectionRejected:
     return ConnectionRejected(
-        f"Kafka at {where} does not take {security.mechanism}{_in_its_words(said)}",
+        f"Kafka at {where} does not accept {security.mechanism}{_in_its_words(said)}",
         do=f"Use another {flag('sasl_mechanism')}, or another of its ports.",
     )
 
@@ -211,7 +211,7 @@ def _certificate_refused(security: Security, where: str, said: str) -> Connectio
     why = alert[1].lower().replace("_", " ") if alert else said
     if not security.cert_file:
         return ConnectionRejected(
-            f"Kafka at {where} wants a certificate of ours, and there is none ({why})",
+            f"Kafka at {where} wants a client certificate, and none is set ({why})",
             do=f"Give it with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
         )
     return ConnectionRejected(
@@ -223,13 +223,13 @@ def _certificate_refused(security: Security, where: str, said: str) -> Connectio
 def _closed(client: KafkaPythonClient) -> BrokerError:
     security = client.security
     if security.tls:
-        what = "it may not speak TLS on this port" + ("" if security.cert_file else ", or want a certificate of ours")
+        what = "it may not speak TLS on this port" + ("" if security.cert_file else ", or want a client certificate")
         do = f"Use the port of its TLS listener, or give {flag('tls_cert_file')}; {_FILE}"
     else:
         what = "it may want TLS, or no password"
         do = f"Use another {flag('security_protocol')}, or another of its ports."
     return BrokerError(
-        f"Kafka at {client.bootstrap_servers} closes each connection at its first words: {what}",
+        f"Kafka at {client.bootstrap_servers} closes each connection during the handshake: {what}",
         got=f"the security protocol {security.protocol}",
         do=do,
     )

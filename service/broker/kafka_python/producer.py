@@ -22,7 +22,7 @@ _LOOK_AGAIN_S = 0.02
 
 
 class KafkaPythonProducer(PlainProducer):
-    """Idempotent, acks=all. Once a record could not be delivered, every further call says so."""
+    """Idempotent, acks=all. After a record could not be delivered, every further call raises."""
 
     def __init__(self, client: KafkaPythonClient, count: Callable[[str], int | None], **more: Any) -> None:
         self._client = client
@@ -31,7 +31,7 @@ class KafkaPythonProducer(PlainProducer):
             "acks": "all",
             "enable_idempotence": True,
             "allow_auto_create_topics": False,
-            # Of a transaction nothing is seen before its end: there, to linger only makes for fewer requests.
+            # Nobody sees a transaction before its end, so there a linger only means fewer requests.
             "linger_ms": 10 if "transactional_id" in more else 0,
             "batch_size": 256 << 10,  # the default of 16 KiB costs 10 µs a record
             "max_request_size": 8 << 20,
@@ -82,7 +82,7 @@ class KafkaPythonProducer(PlainProducer):
 
     def _partitions_of(self, topic: str, highest: int) -> int:
         count = self._counts.get(topic)
-        if count is None or highest >= count:  # asked again where the topic may have grown
+        if count is None or highest >= count:  # asked again if the topic may have grown
             count = self._count(topic)
             if count is None:
                 raise errors.UnknownTopicOrPartitionError
@@ -102,7 +102,7 @@ class KafkaPythonProducer(PlainProducer):
             time.sleep(_LOOK_AGAIN_S)
 
     def _failed(self, topic: str, error: BaseException) -> None:
-        """Runs in the library's thread."""
+        """Called in the library's thread."""
         if self._failure is None:
             self._failure = (topic, error)
 
@@ -120,7 +120,7 @@ class KafkaPythonProducer(PlainProducer):
 
     @override
     def close(self) -> None:
-        self._kafka._sender.force_close()
+        self._kafka._sender.force_close()  # docs/upstream.md, K7
         with self._client.errors("closing the producer"):
             self._kafka._sender.join(2)
             self._kafka.close(timeout=0)

@@ -1,16 +1,10 @@
 """Transactions through kafka-python.
 
-The library's own calls wait without a limit, so its transaction manager is asked directly, and waited for up to a
-deadline. What else of the library (3.0.12) is minded here:
-  - A record whose delivery is given up at its time limit fails without a word to the transaction, which would then
-    commit without it. So all records are acknowledged, or the failure is raised, before the commit is asked for.
-  - Offsets of an aborted transaction stay queued, and would be committed by the next one. `begin` drops them.
-  - A record that failed leaves a gap in the numbers of its partition's records, at which Kafka refuses all that follow.
-    `abort` then has them counted anew.
-  - A request whose coordinator's connection is refused is thrown away, where it should be sent again: the transaction
-    then waits for an answer to a question that nobody has asked, though Kafka may long be back. See `_connected`.
-  - After some errors it gets itself a new epoch in the midst of a transaction (which aborts that), and would send what
-    is left of the records with the next one. So a producer in any state but the expected is not used again.
+Workarounds of docs/upstream.md are here: K3 (no time limits: the library's transaction manager is called directly, and
+its results are awaited up to a deadline), K6 (`_deliver`) and K8 (`_connected`).
+
+A producer whose transaction failed is not used again: a failed record leaves a gap in the sequence numbers of its
+partition, offsets that were sent stay queued, and after some errors the library takes a new epoch during a transaction.
 """
 
 from __future__ import annotations
@@ -31,13 +25,13 @@ from tidecast.service.broker.kafka_python.producer import KafkaPythonProducer
 from tidecast.service.broker.port import Consumer, OutgoingBatch
 from tidecast.service.errors import BrokerError
 
-# The wait before a request is sent again. A transaction soon after another is often told to wait for that one's end.
+# The wait before a request is sent again. A transaction soon after another often has to wait for the end of that one.
 _RETRY_BACKOFF_MS = 20
-_SLICE_S = 0.25  # so long may a failure go unnoticed while records are delivered
+_SLICE_S = 0.25  # how long a failure may stay unnoticed while records are delivered
 
 
 class KafkaPythonTransactionalProducer(KafkaPythonProducer):
-    """Has a transactional id, and has fenced whoever had it. For one caller's thread.
+    """Has a transactional id, and has fenced its former owner. For one caller's thread.
 
     Raises:
         BrokerError: the id could not be taken within the client's time limit.
@@ -71,7 +65,7 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         try:
             super().produce(outgoing)
         except BrokerError:
-            self._raise_failure()  # the library only tells that there was an error before
+            self._raise_failure()  # the library only says that there was an error before
             raise
 
     @override
@@ -89,7 +83,7 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
     ) -> None:
         deadline = time.monotonic() + timeout_s
         member = cast(KafkaPythonConsumer, consumer)
-        self._client = self._client.for_instance(member.client.instance)  # whose name Kafka may refuse
+        self._client = self._client.for_instance(member.client.instance)  # whose instance id Kafka may fence
         client = self._client.with_timeout(timeout_s)
         if not self._open or self._commit_asked:
             raise not_open()
@@ -98,7 +92,7 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         with client.errors("committing a transaction"):
             group = member.membership(topic, offsets)
             found = {TopicPartition(topic, p): OffsetAndMetadata(o, text, -1) for p, (o, text) in offsets.items()}
-            added = self._transactions.send_offsets_to_transaction(found, group)  # two requests, beside the records
+            added = self._transactions.send_offsets_to_transaction(found, group)  # while records are sent
             self._deliver(deadline)
             self._await(added, deadline)
             self._raise_failure()
@@ -134,8 +128,8 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
 def _connected(await_ready: Callable[..., bool], node: Any, timeout_ms: float) -> bool:
     """Whether there is a connection to the node.
 
-    The library raises where there is none. Its sender keeps a request only where it is told so by False: then it looks
-    for the coordinator and sends the request again.
+    The library's own function raises if there is none, and the sender drops its request. If it returns False, the
+    sender looks up the coordinator and sends the request again. See docs/upstream.md, K8.
     """
     try:
         return await_ready(node, timeout_ms=timeout_ms)

@@ -1,8 +1,8 @@
 """The port without a Kafka: topics in this process's memory, for `tidecast replay` and for tests.
 
-Partitioning, offsets, groups, commits and transactions behave as Kafka's do, but for its clocks: no member is put out
-for its silence (so one with a name leaves as it closes), and no transaction ended for its age. Thread-safe. Nothing is
-ever deleted but whole topics.
+Partitioning, offsets, groups, commits and transactions behave as Kafka's do, except for time limits: no silent member
+is evicted (so a static member leaves when it closes), and no old transaction is aborted. Thread-safe. Only whole topics
+are deleted.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Log:
     headers: list[Headers] = field(default_factory=list)
     timestamps: list[int] = field(default_factory=list)  # ms
     open: dict[TransactionOwner, list[int]] = field(default_factory=dict)  # the offsets of each open transaction
-    markers: set[int] = field(default_factory=set)  # offsets that the ends of transactions take up, seen by nobody
-    aborted: set[int] = field(default_factory=set)  # offsets seen only by readers of uncommitted records
+    markers: set[int] = field(default_factory=set)  # offsets of transaction markers, which no reader sees
+    aborted: set[int] = field(default_factory=set)  # offsets that only readers of uncommitted records see
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -59,13 +59,13 @@ class Log:
         return len(self) - 1
 
     def end(self, committed: bool) -> int:
-        """The offset after the last record; for readers of committed ones, of the first that is not yet decided."""
+        """The offset after the last record; for readers of committed ones, the first undecided offset."""
         if committed and self.open:
             return min(offsets[0] for offsets in self.open.values())
         return len(self)
 
     def read(self, start: int, count: int, committed: bool) -> tuple[Sequence[int], int]:
-        """The offsets of at most `count` records from `start` on that a reader sees, and where it then goes on."""
+        """The offsets of at most `count` records from `start` that a reader sees, and where it continues."""
         end = self.end(committed)
         if not self.markers:
             stop = max(start, min(end, start + count))

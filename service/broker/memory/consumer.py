@@ -30,12 +30,12 @@ class MemoryConsumer(Consumer):
         self._committed = isolation == "read_committed"
         self._topic = ""
         self._positions: dict[int, int] = {}  # of the partitions that are read
-        self._told: dict[int, int] = {}  # positions as last told by `poll`
+        self._returned: dict[int, int] = {}  # positions as last returned by `poll`
         self._paused: set[int] = set()
         self._member: Group | None = None
         self._closed = False
-        self._refused: BrokerError | None = None  # what `commit_async` met
-        self._joined = False  # the callback has told of a first share, be it empty
+        self._refused: BrokerError | None = None  # the error of `commit_async`
+        self._joined = False  # the callback was called, even with no partition
         self._on_assigned: Callback = _nothing
         self._on_revoked: Callback = _nothing
 
@@ -47,19 +47,19 @@ class MemoryConsumer(Consumer):
             self._cluster.log(topic, 0)
             self._topic, self._on_assigned, self._on_revoked = topic, on_assigned, on_revoked
             self._member = self._cluster.groups.setdefault((self._group, topic), Group())
-            self._take_name(self._member)
+            self._fence_instance(self._member)
             self._member.members.append(self)
-            self._share_out(self._member)
+            self._assign_evenly(self._member)
 
-    def _take_name(self, group: Group) -> None:
-        """What another member with our name has is ours; it is not asked."""
+    def _fence_instance(self, group: Group) -> None:
+        """Fence another member with our instance id, and take its partitions."""
         for former in [m for m in group.members if self.instance is not None and m.instance == self.instance]:
             former.fenced = True
             group.members.remove(former)
             group.target = {p: self if m is former else m for p, m in group.target.items()}
             group.owner = {p: m for p, m in group.owner.items() if m is not former}
 
-    def _require_name(self, doing: str) -> None:
+    def _require_instance(self, doing: str) -> None:
         if self.fenced:
             raise InstanceFenced(doing, self.instance)
 
@@ -69,14 +69,14 @@ class MemoryConsumer(Consumer):
             ends = {p: self._cluster.log(topic, p).end(self._committed) for p in offsets}
             self._topic = topic
             self._positions = {p: {-1: ends[p], -2: 0}.get(o, o) for p, o in offsets.items()}
-            self._told.clear()
+            self._returned.clear()
             self._paused.clear()
 
     @override
     def poll(self, timeout_s: float, max_records: int) -> Batch:
         deadline = time.monotonic() + timeout_s
         while True:
-            self._require_name(f"reading {self._topic}")
+            self._require_instance(f"reading {self._topic}")
             self._rebalance()
             with self._cluster.changed:
                 batch = self._take(max_records)
@@ -93,8 +93,8 @@ class MemoryConsumer(Consumer):
             if partition in self._paused:
                 continue
             log = self._cluster.log(self._topic, partition)
-            start = self._positions.pop(partition)  # and back in at the end: the next poll begins with another one
-            start = start if 0 <= start <= len(log) else 0  # out of range: from the beginning, as Kafka is told to
+            start = self._positions.pop(partition)  # and appended again: the next poll starts with another one
+            start = start if 0 <= start <= len(log) else 0  # out of range: from the beginning, as with Kafka
             offsets, end = log.read(start, max_records - len(batch), self._committed)
             self._positions[partition] = end
             batch.partitions += [partition] * len(offsets)
@@ -109,8 +109,8 @@ class MemoryConsumer(Consumer):
                 batch.keys += [log.keys[o] for o in offsets]
                 batch.values += [log.values[o] for o in offsets]
                 batch.headers += [log.headers[o] for o in offsets]
-            if self._told.get(partition) != end:
-                self._told[partition] = batch.next_offsets[partition] = end
+            if self._returned.get(partition) != end:
+                self._returned[partition] = batch.next_offsets[partition] = end
         return batch
 
     @override
@@ -122,7 +122,7 @@ class MemoryConsumer(Consumer):
             name = self.may_commit(self._topic, offsets), self._topic
             group = self._cluster.groups.get(name)
             if self._member is None and group is not None and group.members:
-                # from outside, offsets are taken for a group without members only
+                # from outside, offsets are accepted only for a group without members
                 raise MemberEvicted(f"committing offsets of {self._topic}")
             known = self._cluster.commits.setdefault(name, {})
             known.update({p: (offset, texts[p]) for p, offset in offsets.items()})
@@ -147,7 +147,7 @@ class MemoryConsumer(Consumer):
             raise no_group("has nothing to commit to")
         for partition in partitions:
             self._cluster.log(topic, partition)
-        self._require_name(f"committing offsets of {topic}")
+        self._require_instance(f"committing offsets of {topic}")
         member = self._member
         mine = member is None or all(member.owner.get(p) is self and self in member.members for p in partitions)
         if self._closed or topic != self._topic or not mine:
@@ -175,7 +175,7 @@ class MemoryConsumer(Consumer):
 
     @override
     def verify_instance(self) -> None:
-        self._require_name(f"asking for our place in the group {self._group}")
+        self._require_instance(f"asking for our place in the group {self._group}")
 
     @override
     def seek(self, partition: int, offset: int) -> None:
@@ -183,7 +183,7 @@ class MemoryConsumer(Consumer):
             if partition not in self._positions:
                 raise not_assigned(self._topic, partition, offset)
             self._positions[partition] = offset
-            self._told.pop(partition, None)
+            self._returned.pop(partition, None)
 
     @override
     def pause(self, partitions: Collection[int]) -> None:
@@ -223,11 +223,11 @@ class MemoryConsumer(Consumer):
             if self in group.members:
                 group.members.remove(self)
             group.owner = {p: owner for p, owner in group.owner.items() if owner is not self}
-            self._share_out(group)
+            self._assign_evenly(group)
             self._cluster.changed.notify_all()
 
-    def _share_out(self, group: Group) -> None:
-        """Even shares, moving as few partitions as that takes. Members act on it in their next polls."""
+    def _assign_evenly(self, group: Group) -> None:
+        """Assign evenly, moving as few partitions as possible. Members act on it in their next polls."""
         partitions = range(len(self._cluster.logs[self._topic])) if self._topic in self._cluster.logs else range(0)
         group.target = {p: member for p, member in group.target.items() if member in group.members}
         if not group.members:
@@ -248,7 +248,7 @@ class MemoryConsumer(Consumer):
         self._cluster.changed.notify_all()
 
     def _rebalance(self) -> None:
-        """Let go of what went to another member, then take what is ours and free: nobody ever shares a partition."""
+        """Release what went to another member, then take what is ours and free: no partition has two owners."""
         group = self._member
         if group is None:
             return
@@ -259,13 +259,13 @@ class MemoryConsumer(Consumer):
         with self._cluster.changed:
             for partition in gone:
                 self._positions.pop(partition, None)
-                self._told.pop(partition, None)
+                self._returned.pop(partition, None)
                 self._paused.discard(partition)
                 group.owner.pop(partition, None)
             if gone:
                 self._cluster.changed.notify_all()
             new = {p for p, member in group.target.items() if member is self and p not in group.owner}
-            new = {p for p in new if self._decided([p])}  # where to begin is not known before
+            new = {p for p in new if self._decided([p])}  # the start is not known before
             known = self._cluster.commits.get((self._group or "", self._topic), {})
             for partition in sorted(new):
                 group.owner[partition] = self

@@ -76,7 +76,7 @@ def test_a_named_member_whose_session_has_ended_joins_only_after_kafka_was_asked
     assert one.replaced == replaced
 
 
-def test_the_id_of_our_own_join_under_way_is_not_taken_for_a_namesakes():
+def test_the_id_of_our_own_join_is_not_taken_for_another_process():
     """Storms: the library joined again by itself, Kafka had us under a new id, and the worker ended as replaced."""
     for one in (member(Library(), "new"), settled(Library("A"), "new")):
         one._kafka.member_id = ""
@@ -109,7 +109,7 @@ def test_where_to_continue_is_kept_while_the_library_refuses_and_nothing_else_of
     reading.resume({0})
     assert library.sought == []
     library.arrived = [record(0, 3), record(0, 4)]
-    assert len(reading.next(time.monotonic() + 0.001, 10)) == 0, "they lie before where it is to go on"
+    assert len(reading.next(time.monotonic() + 0.001, 10)) == 0, "they are before the offset that was asked for"
     reading.next(time.monotonic() + 0.05, 10)
     assert library.sought == [(0, 7)]
 

@@ -34,7 +34,7 @@ class TestMemoryBroker(BrokerContract, TransactionContract):
         first = Member(port, topic, topic)
         drain(first.consumer, 4)
         second = Member(port, topic, topic)
-        first.consumer.poll(0, 1)  # lets go of two of the four
+        first.consumer.poll(0, 1)  # releases two of the four
         second.consumer.poll(0, 1)
         with pytest.raises(BrokerError, match="group has moved on"):
             first.consumer.commit(dict.fromkeys(second.assigned, 4))
