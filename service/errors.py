@@ -83,4 +83,4 @@ class ChangelogError(TidecastError):
 
 
 class DeadLetterFlood(TidecastError):
-    """So many dead letters that going on would hide a fault upstream; the worker stops."""
+    """So many dead letters that continuing would hide a fault upstream; the worker stops."""

@@ -10,7 +10,7 @@ from kafka import errors
 from tidecast.service.broker.client import Failure, KafkaClient
 
 # The group has evicted the member.
-_PUT_OUT = (errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError)
+_EVICTED = (errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class KafkaPythonClient(KafkaClient):
                 return Failure.PRODUCER_FENCED, text
             case errors.KafkaConnectionError():  # the library did not wait for it
                 return Failure.DISCONNECTED, text.rpartition(": ")[2]
-        if isinstance(error, _PUT_OUT):
+        if isinstance(error, _EVICTED):
             return Failure.EVICTED, text
         if isinstance(error, (errors.RetriableError, OSError)):  # the library tried again until its time limit
             return Failure.UNAVAILABLE, text
