@@ -13,7 +13,7 @@ from tidecast.service.broker.port import Membership
 from tidecast.service.errors import UsageError
 
 # Aborts producers, each a moment after the first records of its transaction.
-LET_GO = """
+ABORT_THEM = """
 import sys, threading, time
 from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.connect import connect
@@ -116,6 +116,6 @@ def test_a_named_member_comes_back_when_kafka_was_away_for_longer_than_its_sessi
 
 def test_aborting_a_transaction_that_has_just_begun_does_not_crash_the_process(broker, topic):
     """An assertion of librdkafka's failed then, now and then: once in some fifty times."""
-    command = [sys.executable, "-c", RELEASE, broker, topic()]
+    command = [sys.executable, "-c", ABORT_THEM, broker, topic()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "all aborted\n"), done.stderr
