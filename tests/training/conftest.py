@@ -33,13 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def daily_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The daily file; its config lies beside it."""
+    """The daily file; its config is in the same directory."""
     return write_daily(tmp_path_factory.mktemp("daily"))
 
 
 @pytest.fixture(scope="session")
 def config(daily_file: Path) -> Config:
-    """The config beside the daily file."""
+    """The config next to the daily file."""
     return read_config(daily_file.with_suffix(".toml"))
 
 

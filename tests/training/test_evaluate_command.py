@@ -49,7 +49,7 @@ def test_the_json_holds_every_measure_of_every_method_by_lead(models, capsys):
     assert methods["tidecast"]["crps"][0] < methods["tidecast"]["mae"][0]  # a spread is worth something
 
 
-def test_the_tables_fit_and_show_intervals_beside_the_linear_ones(models, capsys):
+def test_the_tables_fit_and_show_intervals_next_to_the_linear_ones(models, capsys):
     assert run("--model", models / "fitted", "--leads", "1,3") == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 120

@@ -76,7 +76,7 @@ def test_the_proposed_config_is_valid_and_loads_the_file_it_was_made_from(tmp_pa
     made = write_daily(tmp_path)
     (tmp_path / "out").mkdir()
     config_path = tmp_path / "out" / "proposed.toml"
-    found = inspect(made, beside=config_path.parent)
+    found = inspect(made, relative_to=config_path.parent)
     config_path.write_text(found.proposal.text, encoding="utf-8")
     config = read_config(config_path)
     assert config == found.proposal.config

@@ -22,7 +22,7 @@ def test_single_spikes_are_found_and_the_wave_is_left_alone():
     assert np.flatnonzero(outliers(values)).tolist() == [100, 101, 300]
 
 
-def test_missing_values_are_never_outliers_and_do_not_hide_those_beside_them():
+def test_missing_values_are_never_outliers_and_do_not_hide_their_neighbours():
     values = wave()
     values[90:110] = np.nan
     values[115] = 200

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--write-config would overwrite a file", got=str(target), do="Name another, or remove it.")
     targets = [name.strip() for name in args.targets.split(",") if name.strip()] if args.targets else None
     options = InspectOptions(time=args.time, series=args.series, targets=targets)
-    found = inspect(args.file, options, beside=target.parent if target is not None else None)
+    found = inspect(args.file, options, relative_to=target.parent if target is not None else None)
     if target is not None:
         folder(target.parent)
         target.write_text(found.proposal.text, encoding="utf-8")

@@ -90,8 +90,8 @@ class Inspection:
         }
 
 
-def inspect(path: Path | str, options: InspectOptions | None = None, *, beside: Path | None = None) -> Inspection:
-    """Read and describe the file; the config's path is relative to `beside` (default: here).
+def inspect(path: Path | str, options: InspectOptions | None = None, *, relative_to: Path | None = None) -> Inspection:
+    """Read and describe the file; the config's path is relative to `relative_to` (default: here).
 
     Raises:
         DataError: the file cannot be read, or nothing in it can be forecast: no times, no numbers, too few rows.
@@ -118,7 +118,14 @@ def inspect(path: Path | str, options: InspectOptions | None = None, *, beside: 
         found.seasons = _seasons(by_name[name], readings, steps.step_ms)
     each_column = options.series == "columns"
     proposal = propose(
-        path, time_column.name, readings, steps, values, options.targets, each_column, beside=beside or Path.cwd()
+        path,
+        time_column.name,
+        readings,
+        steps,
+        values,
+        options.targets,
+        each_column,
+        relative_to=relative_to or Path.cwd(),
     )
     found_all = Inspection(path, columns, roles, time_column, readings, order, steps, values, proposal)
     found_all.notes.extend(_notes(found_all, by_name))

@@ -38,9 +38,9 @@ class Proposal:
 
 def propose(
     path: Path, time: str, of: SortedReadings, steps: StepSummary, values: dict[str, Values], targets: list[str] | None,
-    each_column: bool, *, beside: Path,
+    each_column: bool, *, relative_to: Path,
 ) -> Proposal:  # fmt: skip
-    """The config for this file, its path relative to the directory `beside`.
+    """The config for this file, its path relative to the directory `relative_to`.
 
     Raises:
         UsageError: a target that is no column of values, or none is left to forecast.
@@ -53,7 +53,7 @@ def propose(
     train, validate = (format_time(_moment(of, share)) for share in (0.7, 0.85))
     units = {name: str(values[name].unit) for name in [*chosen, *covariates] if values[name].unit}
     data = DataConfig(
-        path=os.path.relpath(path.resolve(), beside.resolve()),
+        path=os.path.relpath(path.resolve(), relative_to.resolve()),
         time=time,
         step=format_duration(step),
         series="columns" if each_column else of.keys.column,

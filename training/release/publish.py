@@ -25,7 +25,7 @@ from tidecast.training.evaluation.evaluate import MODEL, Evaluation, evaluate, t
 from tidecast.training.evaluation.metrics import mean
 from tidecast.training.release.compare import different_task
 
-_BESIDE = ("metrics.json", "MODEL_CARD.md")
+_WITH_THE_MODEL = ("metrics.json", "MODEL_CARD.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +122,16 @@ def _put(candidate: Path, place: Path, data: Path) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
         write_config(read_config(candidate / "config.toml"), data, place)
-        for name in _BESIDE:
+        for name in _WITH_THE_MODEL:
             if (candidate / name).exists():
                 shutil.copyfile(candidate / name, place / name)
         if (candidate / "plots").is_dir():
             shutil.copytree(candidate / "plots", place / "plots", dirs_exist_ok=True)
-        beside = place / f"{MODEL_FILE}.new"
-        with (candidate / MODEL_FILE).open("rb") as source, beside.open("wb") as target:
+        written = place / f"{MODEL_FILE}.new"
+        with (candidate / MODEL_FILE).open("rb") as source, written.open("wb") as target:
             shutil.copyfileobj(source, target)
             target.flush()
             os.fsync(target.fileno())
-        beside.replace(place / MODEL_FILE)
+        written.replace(place / MODEL_FILE)
     except OSError as error:
         raise UsageError(f"cannot write into {place}: {error.strerror or error}", do="Name another place.") from None

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kafka import errors
+from typing_extensions import override
 
 from tidecast.service.broker.client import Failure, KafkaClient
+from tidecast.service.broker.kafka_python.rejections import rejection
+from tidecast.service.errors import BrokerError
 
 # The group has evicted the member.
 _EVICTED = (errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError)
@@ -42,6 +45,11 @@ class KafkaPythonClient(KafkaClient):
     def not_ready(self, error: BaseException) -> bool:
         """Whether the broker is about to come back."""
         return isinstance(error, errors.NodeNotReadyError)
+
+    @override
+    def translate(self, error: BaseException, doing: str) -> BrokerError:
+        rejected = rejection(self.security, self.bootstrap_servers, error)
+        return rejected if rejected is not None else KafkaClient.translate(self, error, doing)
 
     def classify(self, error: BaseException) -> tuple[Failure, str]:
         """What an error of the library means."""

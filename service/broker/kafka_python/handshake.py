@@ -9,10 +9,8 @@ a broker that is away is waited for.
 from __future__ import annotations
 
 import contextlib
-import re
 import ssl
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from kafka import errors
@@ -21,14 +19,13 @@ from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
-from tidecast.service.broker.security import Security
+from tidecast.service.broker.kafka_python.rejections import WHICH_FILE, causes, rejection
 from tidecast.service.config.settings import flag
 from tidecast.service.errors import BrokerError, ConnectionRejected
 
 _TRY_S = 5.0  # for one connection
 _AGAIN_S = 0.25
 _HUNG_UP_S = 5.0  # this long: a broker that stops, or starts behind a proxy, does so too
-_FILE = "tidecast config shows which file is in force."
 
 
 class _HungUp(Exception):
@@ -118,44 +115,20 @@ def _met(client: KafkaPythonClient, manager: Any, node: Any, deadline: float) ->
 
 def _refusal(client: KafkaPythonClient, where: str, error: BaseException) -> ConnectionRejected | None:
     """The rejection that the error means; None if a later try may succeed."""
-    security = client.security
-    for cause in _causes(error):
-        match cause:
-            case errors.SaslAuthenticationFailedError():
-                return _unknown_user(security, where, str(cause))
-            case errors.UnsupportedSaslMechanismError() | errors.IllegalSaslStateError():
-                return _other_mechanism(security, where, str(cause))
-            case ssl.SSLCertVerificationError():
-                return _untrusted(where, cause)
-            case ssl.SSLError() if "WRONG_VERSION_NUMBER" in str(cause) or "RECORD_LAYER_FAILURE" in str(cause):
-                return _no_tls(security, where)
-            case ssl.SSLError() if "ALERT" in str(cause):
-                return _certificate_refused(security, where, str(cause))
-            case errors.InvalidReceiveError() if not security.tls:
-                return ConnectionRejected(
-                    f"Kafka at {where} does not answer to {security.protocol} in Kafka's protocol: it may want TLS",
-                    do=f"Use {flag('security_protocol')} {'SASL_SSL' if security.sasl else 'SSL'}, or its other port.",
-                )
-            case ValueError() if security.sasl and not isinstance(cause, (OSError, UnicodeError)):
-                return ConnectionRejected(
-                    f"Kafka at {where} could not prove that it knows the password of {security.username!r}: {cause}",
-                    do="Check the address: this may not be your Kafka.",
-                )
+    if (rejected := rejection(client.security, where, error)) is not None or not client.security.sasl:
+        return rejected
+    for cause in causes(error):
+        if isinstance(cause, ValueError) and not isinstance(cause, (OSError, UnicodeError)):
+            return ConnectionRejected(
+                f"Kafka at {where} could not prove that it knows the password of {client.security.username!r}: {cause}",
+                do="Check the address: this may not be your Kafka.",
+            )
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and its causes: its arguments, and the errors that were handled when it was raised."""
-    seen: list[BaseException] = [error]
-    for each in seen:
-        yield each
-        inside = (*each.args, each.__cause__, each.__context__)
-        seen += [one for one in inside if isinstance(one, BaseException) and one not in seen]
 
 
 def _ended(error: BaseException) -> bool:
     """Whether the other side has closed an open connection."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             return True
         if isinstance(cause, errors.KafkaConnectionError) and "socket disconnected" in str(cause):
@@ -163,68 +136,11 @@ def _ended(error: BaseException) -> bool:
     return False
 
 
-def _unknown_user(security: Security, where: str, said: str) -> ConnectionRejected:
-    return ConnectionRejected(
-        f"Kafka at {where} refuses the user {security.username!r} with {security.mechanism}: the name or the password "
-        f"is wrong, or not for this mechanism{_in_its_words(said)}",
-        do=f"Check {flag('kafka_username')}, {flag('kafka_password')} and {flag('sasl_mechanism')}.",
-    )
-
-
-def _in_its_words(said: str) -> str:
-    """Kafka's own text, without the error numbers and names that the library puts before it."""
-    words = re.sub(r"^(\[Error \d+\] |\w+Error: )+", "", said).rstrip(".")
-    return f" ({words})" if words else ""
-
-
-def _other_mechanism(security: Security, where: str, said: str) -> ConnectionRejected:
-    return ConnectionRejected(
-        f"Kafka at {where} does not accept {security.mechanism}{_in_its_words(said)}",
-        do=f"Use another {flag('sasl_mechanism')}, or another of its ports.",
-    )
-
-
-def _untrusted(where: str, error: ssl.SSLCertVerificationError) -> ConnectionRejected:
-    why = error.verify_message.rstrip(".") or str(error)
-    if re.search("mismatch", why, re.I):
-        return ConnectionRejected(
-            f"the certificate of Kafka at {where} is for another name: {why}",
-            do="Use a name that the certificate has in --bootstrap-servers and in the brokers' advertised.listeners.",
-        )
-    return ConnectionRejected(
-        f"the certificate of Kafka at {where} is not trusted: {why}",
-        do=f"Give the file of the authority that signed it with {flag('tls_ca_file')}; {_FILE}",
-    )
-
-
-def _no_tls(security: Security, where: str) -> ConnectionRejected:
-    return ConnectionRejected(
-        f"Kafka at {where} does not speak TLS on this port",
-        got=f"the security protocol {security.protocol}",
-        do=f"Use the port of its TLS listener, or {flag('security_protocol')} "
-        f"{'SASL_PLAINTEXT' if security.sasl else 'PLAINTEXT'}.",
-    )
-
-
-def _certificate_refused(security: Security, where: str, said: str) -> ConnectionRejected:
-    alert = re.search(r"ALERT_(\w+)", said)
-    why = alert[1].lower().replace("_", " ") if alert else said
-    if not security.cert_file:
-        return ConnectionRejected(
-            f"Kafka at {where} wants a client certificate, and none is set ({why})",
-            do=f"Give it with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
-        )
-    return ConnectionRejected(
-        f"Kafka at {where} refuses our certificate {security.cert_file} ({why})",
-        do=f"Give one that it trusts with {flag('tls_cert_file')} and {flag('tls_key_file')}.",
-    )
-
-
 def _closed(client: KafkaPythonClient) -> BrokerError:
     security = client.security
     if security.tls:
         what = "it may not speak TLS on this port" + ("" if security.cert_file else ", or want a client certificate")
-        do = f"Use the port of its TLS listener, or give {flag('tls_cert_file')}; {_FILE}"
+        do = f"Use the port of its TLS listener, or give {flag('tls_cert_file')}; {WHICH_FILE}"
     else:
         what = "it may want TLS, or no password"
         do = f"Use another {flag('security_protocol')}, or another of its ports."

@@ -100,7 +100,7 @@ def test_a_worker_whose_name_another_has_taken_ends_with_an_error_and_the_newer_
             return do()
 
     with pytest.raises(
-        InstanceFenced, match=r"another process has the name 'one'.*joined later and goes on.*name of its own"
+        InstanceFenced, match=r"another process has the name 'one'.*joined later and continues.*name of its own"
     ):
         world.live(Taken(), idle=1_000)
     newer.verify_instance()  # the older one has not taken the name back
