@@ -1,5 +1,6 @@
 """The order of all tests, the threads of their processes, and the one Kafka of a run."""
 
+import gc
 import os
 
 import pytest
@@ -70,3 +71,9 @@ def pytest_collection_modifyitems(items):
         return 1 if item.path.name in LONG else 2
 
     items.sort(key=turn)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays in memory: so a garbage collection is cheap, and comes often."""
+    gc.collect()
+    gc.freeze()

@@ -12,7 +12,7 @@ from tidecast.service.broker.security import Security
 from tidecast.service.config.secrets import Secret
 from tidecast.service.errors import BrokerError, ConnectionRejected
 
-SECURITY = Security(protocol="SASL_SSL", mechanism="SCRAM-SHA-512", username="carol", password=Secret("secret"))
+SECURITY = Security(protocol="SASL_SSL", mechanism="SCRAM-SHA-512", username="carol", password=Secret("correct horse"))
 CLIENT = KafkaPythonClient("kafka:9093", 5.0, security=SECURITY)
 SAID = "SaslAuthenticationFailedError: invalid credentials with SASL mechanism SCRAM-SHA-512"
 
@@ -23,7 +23,7 @@ def test_a_password_that_is_refused_while_reading_is_named_as_at_a_start(wrapped
     with pytest.raises(ConnectionRejected) as raised, CLIENT.errors("reading readings"):
         raise errors.KafkaError(error) if wrapped else error
     assert str(raised.value).startswith("Kafka at kafka:9093 refuses the user 'carol' with SCRAM-SHA-512: ")
-    assert "[Error 58]" not in str(raised.value) and "secret" not in str(raised.value)
+    assert "[Error 58]" not in str(raised.value) and "correct horse" not in str(raised.value)
 
 
 def test_a_certificate_that_is_no_longer_trusted_is_named():

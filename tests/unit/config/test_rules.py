@@ -87,9 +87,9 @@ def test_files_of_certificates_that_cannot_be_used_are_refused_with_their_name(t
     for flags, says in (
         ({**tls, "tls_ca_file": str(tmp_path / "none")}, "--tls-ca-file names cannot be read: No such file"),
         ({**tls, "tls_ca_file": str(files.password)}, "--tls-ca-file names holds no certificate"),
-        ({**cert, "tls_key_file": str(other)}, "the key is another certificate's"),
+        ({**cert, "tls_key_file": str(other)}, "the key belongs to another certificate"),
         ({**cert, "tls_key_file": str(files.client_key)}, "the key's password is not the right one"),
-        (cert, "without its key"),
+        (cert, "the key is missing"),
     ):
         with pytest.raises(UsageError, match=says):
             connect_from_settings(load(flags, {}))

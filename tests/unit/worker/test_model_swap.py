@@ -87,11 +87,11 @@ def test_a_worker_without_any_series_yet_takes_the_newer_model_at_once(models):
 @pytest.mark.parametrize("nth", range(4, 12))
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("variant", [SAME_LAYOUT, NEW_LAYOUT], ids=["same layout", "new layout"])
-@pytest.mark.parametrize("error", [Killed(), BrokerError("no answer")], ids=["killed", "failing"])
+@pytest.mark.parametrize("error", [Killed, lambda: BrokerError("no answer")], ids=["killed", "failing"])
 def test_a_hand_over_that_is_cut_short_anywhere_leaves_no_trace(models, error, variant, step, nth, after):
     world = World(models[OLD])
     world.send(0, 24, rubbish=False)
-    world.live(Fault(step, nth, error, after), newer=models[variant], after=8)
+    world.live(Fault(step, nth, error(), after), newer=models[variant], after=8)
     world.model = models[variant]  # a worker that is started again finds the newer one
     world.send(24, 30, rubbish=False)
     world.live()
