@@ -81,7 +81,9 @@ def test_the_limits_that_the_card_names_are_those_at_which_the_graph_clips(fitte
     assert abs(y[3] / y[0] - 1).max() > 0.01
 
 
-def test_a_model_directory_holds_all_that_the_readme_says(config, daily_file, tmp_path, capsys):
+def test_a_model_directory_holds_all_that_the_readme_says(fitted, config, daily_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "fit", lambda *args: (fitted.model, fitted.history))
+    monkeypatch.setattr(pipeline, "build_graph", lambda model: fitted.graph())
     spec, evaluation = pipeline.train(config, daily_file, tmp_path, quiet=True)
     printed = capsys.readouterr().out
     assert "persistence" in printed
