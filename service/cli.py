@@ -90,8 +90,9 @@ class Parser(argparse.ArgumentParser):
         return made
 
     def flags(self) -> list[str]:
-        """All flags, as its help shows them."""
-        return re.findall(r"(?<![\w-])--[a-z][a-z-]*", self.format_help())
+        """All flags: what its help lists, not what it mentions in a sentence."""
+        listed = re.findall(r"^  (-.*?)(?:  |$)", self.format_help(), re.MULTILINE)
+        return re.findall(r"(?<![\w-])--[\w-]+", " ".join(listed))
 
     def parse(self, args: Sequence[str]) -> argparse.Namespace:
         """As `parse_args`, with the default action; `names` may also follow the flags: `state reset --force JFK`."""

@@ -310,6 +310,8 @@ def test_a_missing_changelog_is_refused_with_the_command_that_creates_it(bench, 
         (["export", "f", "--new-input"], "tidecast state export has no --new-input. It is for: import."),
         (["list", "--limit", "0"], "--limit must be at least 1"),
         (["list", "--jsn"], "Did you mean --json?"),
+        (["show", "JFK", "--model-sha25=0"], "Did you mean --model-sha256?"),
+        (["reset", "JFK", "--model-sha256=0"], "tidecast state reset has no --model-sha256. It is for: show."),
         (["lst"], "Did you mean list?"),
     ],
 )
