@@ -36,10 +36,11 @@ demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a 
 
 setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
 
-test: lint types $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka
-	@# Three at a time, since they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
-	@echo "tidecast: all tests, some on a real embedded Kafka (its jars are fetched the first time)"
-	@$(PYTEST) -n 3 --durations=20
+test: lint $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka (PROCESSES=3: fewer at a time)
+	@# Many at a time, since they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
+	@echo "tidecast: types, and all tests, some on a real embedded Kafka (its jars are fetched the first time)"
+	@$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & types=$$!; $(PYTEST) -n $(or $(PROCESSES),8) --durations=20; tests=$$?; \
+	  wait $$types; checked=$$?; cat $(VENV)/mypy.log; exit $$((tests + checked))
 
 test-fast: $(VENV)/.dev ## Most tests that need neither Kafka nor a trained model: a minute
 	@$(PYTEST) -n 2 -q -m 'not slow' tests/unit tests/deploy tests/docs

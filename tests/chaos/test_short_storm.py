@@ -27,8 +27,8 @@ def check(outcome, *, blows, handed_over):
 
 
 def test_kills_freezes_restarts_and_new_models_lose_duplicate_or_mix_no_forecast(tmp_path):
-    storm = Scenario(client="confluent", kills=8, freezes=1, brokers=1, rolls=1, changes=1, swaps=2, **SHORT)
-    check(blow(tmp_path, storm), blows=13, handed_over=50)
+    storm = Scenario(client="confluent", kills=5, freezes=1, brokers=1, rolls=1, changes=1, swaps=2, **SHORT)
+    check(blow(tmp_path, storm), blows=10, handed_over=50)
 
 
 def test_kills_and_a_restart_of_kafka_lose_or_duplicate_no_forecast_with_kafka_python(tmp_path):

@@ -31,7 +31,6 @@ def files(*folders: str, suffix: str = ".py") -> list[Path]:
     return [ROOT / name for name in TRACKED if name.startswith(folders) and name.endswith(suffix)]
 
 
-@cache
 def prose_of(path: Path) -> str:
     """The comments and docstrings of a Python file."""
     text = path.read_text("utf-8")
@@ -42,13 +41,15 @@ def prose_of(path: Path) -> str:
     return "\n".join(found)
 
 
-CODE = files("service/", "training/", "benchmarks/", "deploy/", "docs/", "tests/")
-PROSE = {str(path.relative_to(ROOT)): prose_of(path) for path in CODE} | {
-    name: "\n".join(re.findall(r"#.*", (ROOT / name).read_text("utf-8")))
-    for name in TRACKED
-    if name.endswith((".yml", ".yaml", ".toml", ".sh")) or name in ("Makefile", ".ci/run", ".env")
-    or name.endswith("Dockerfile")
-}  # fmt: skip
+@cache
+def prose() -> dict[str, str]:
+    """What people read in code and settings, by file; made by the first test that asks, as it takes seconds."""
+    code = files("service/", "training/", "benchmarks/", "deploy/", "docs/", "tests/")
+    found = {str(path.relative_to(ROOT)): prose_of(path) for path in code}
+    for name in TRACKED:
+        if name.endswith((".yml", ".yaml", ".toml", ".sh", "Dockerfile")) or name in ("Makefile", ".ci/run", ".env"):
+            found[name] = "\n".join(re.findall(r"#.*", (ROOT / name).read_text("utf-8")))
+    return found
 
 
 def exists(name: str) -> bool:
@@ -90,13 +91,13 @@ def test_files_and_folders_that_pages_name_are_there():
 
 
 def test_files_that_comments_and_docstrings_name_are_there():
-    for where, text in PROSE.items():
+    for where, text in prose().items():
         for path in PATH.findall(text):
             assert exists(path) or exists(f"{Path(where).parent}/{path}"), f"{where}: {path}"
 
 
 def test_no_comment_or_docstring_refers_to_what_is_outside_of_the_repository():
-    assert [name for name, text in PROSE.items() if OUTSIDE.search(text)] == []
+    assert [name for name, text in prose().items() if OUTSIDE.search(text)] == []
 
 
 def test_no_page_refers_to_what_is_outside_of_the_repository():
@@ -137,7 +138,7 @@ DOTTED = re.compile(r"`((?:tidecast|service|training|tests)(?:\.\w+)+)(?:\(\))?`
 
 
 def test_modules_that_comments_and_docstrings_name_are_there():
-    for where, text in PROSE.items():
+    for where, text in prose().items():
         for dotted in DOTTED.findall(text):
             assert dotted in NOT_MODULES or dotted.endswith(".png") or resolves(dotted), f"{where}: {dotted}"
 

@@ -4,7 +4,7 @@ import re
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -201,16 +201,23 @@ def test_a_worker_needs_no_more_rights_than_the_page_says(secured, t, model):
     t.check()
 
 
-def test_a_worker_whose_password_is_changed_ends_and_says_so_once_kafka_asks_again(secured, t, model):
+def test_a_worker_whose_password_is_changed_ends_and_says_so_once_kafka_asks_again(secured, model):
+    """With each client at the same time, since Kafka is started again for it."""
     secured.set_password(CHANGING, PASSWORD)
-    flags = [*t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={CHANGING}", "--broker-timeout-seconds=20"]
-    with serving("--model", model, *flags) as worker:
-        worker.ready()
+    login = [*secured.flags("SCRAM-SHA-512"), f"--kafka-username={CHANGING}", "--broker-timeout-seconds=20"]
+    topics = [Counted(secured.open, 2, 3, client=client) for client in CLIENTS]
+    with ExitStack() as running:
+        workers = [running.enter_context(serving("--model", model, *each.flags, *login)) for each in topics]
+        for worker in workers:
+            worker.ready()
         secured.set_password(CHANGING, "an0ther-password")
         secured.embedded.stop()
         secured.embedded.start(print)
-        code, log = worker.end(signum=None)
-    assert code == 1 and f"refuses the user '{CHANGING}' with SCRAM-SHA-512" in log.splitlines()[-1], log
+        ends = [worker.end(signum=None) for worker in workers]
+    for each in topics:
+        each.broker.close()
+    for code, log in ends:
+        assert code == 1 and f"refuses the user '{CHANGING}' with SCRAM-SHA-512" in log.splitlines()[-1], log
 
 
 def test_a_missing_right_is_named(secured, t, model):
