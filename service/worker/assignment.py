@@ -111,6 +111,7 @@ class PartitionAssignment:
         self._models.revoke(partitions)
         for partition in partitions & self._partitions.keys():
             del self._partitions[partition]
+        self._committer.note({})  # perhaps nothing is left to commit
         self._note_restore()
         self.update_gauges(now=True)
         if not self._leaving:
@@ -135,11 +136,16 @@ class PartitionAssignment:
     def start_over_if_broken(self) -> bool:
         """Where a transaction failed, memory is ahead of what is committed: restore all. True if that was so.
 
+        If commits fail again and again, the restore begins only after a wait.
+
         Raises:
             BrokerError: as `Committer.start_over`.
         """
         if not self._committer.broken:
             return False
+        if self._committer.seconds_to_wait:
+            self.consumer.pause(self._partitions.keys())  # what is polled meanwhile is dropped, and read again
+            return True
         self._metrics.start_overs.inc()
         self._committer.start_over(self.consumer)
         self._begin(set(self._partitions))

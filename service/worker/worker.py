@@ -16,7 +16,7 @@ from typing import Any
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.broker.topics import check_topics
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, BrokerUnavailable, DeadLetterFlood, TidecastError
+from tidecast.service.errors import BrokerError, BrokerUnavailable, DeadLetterFlood, Rejected, TidecastError
 from tidecast.service.model.session import Model
 from tidecast.service.observability.histogram import Timing
 from tidecast.service.observability.liveness import Liveness
@@ -29,11 +29,10 @@ from tidecast.service.worker.committer import Committer
 from tidecast.service.worker.dead_letter_limit import DeadLetterLimit
 from tidecast.service.worker.model_swap import ModelSwap
 from tidecast.service.worker.partition import Partition
+from tidecast.service.worker.retries import Retries
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.worker")
-
-_AGAIN_SECONDS = 0.5  # until Kafka is asked again
 
 
 class Worker:
@@ -82,6 +81,7 @@ class Worker:
             broker, settings, self._partitions, self._models, self._committer, metrics, newer_model, clock,
             liveness.allow,
         )  # fmt: skip
+        self._polls = Retries("Kafka does not answer, polling again", "Kafka answers again", math.inf, clock)
         self._prepared = False
 
     # The loop ------------------------------------------------------------------------------------------------
@@ -109,15 +109,18 @@ class Worker:
         Raises:
             BrokerError: it has not answered for `broker_timeout_seconds`, or it refuses.
         """
-        began = self._clock()
+        timeout_s = self._settings.broker_timeout_seconds
+        retries = Retries("Kafka does not answer, waiting", "Kafka answers", timeout_s, self._clock)
         while True:
             try:
-                return ask()
+                ask()
+                return retries.end()
             except BrokerUnavailable as error:
-                if self._clock() - began >= self._settings.broker_timeout_seconds or self._stopping.is_set():
+                if self._stopping.is_set():
                     raise
-                log.warning("Kafka does not answer, waiting", extra={"reason": error.what})
-            self._stopping.wait(_AGAIN_SECONDS)
+                retries.add(error)
+            self._liveness.note_turn()
+            self._stopping.wait(retries.seconds_to_wait)
 
     @property
     def _consumer(self) -> Consumer:
@@ -151,6 +154,10 @@ class Worker:
                 self._turn()
             log.info("stopping", extra={"to_commit": sorted(self._committer.pending)})
             self._finish()
+        except Rejected:
+            with suppress(BrokerUnavailable):
+                check_topics(self._broker, self._settings)  # raises what a start says of topics that are gone
+            raise
         except BrokerError:
             raise  # waiting for Kafka once more would not help
         except DeadLetterFlood:
@@ -218,9 +225,10 @@ class Worker:
         with self._stage("poll"), self._liveness.allow(self._settings.broker_timeout_seconds):
             try:
                 batch = self._consumer.poll(wait, self._settings.max_poll_records)
+                self._polls.end()
             except BrokerUnavailable as error:  # while it joins; `probe` limits how long
-                log.warning("Kafka does not answer, polling again", extra={"reason": error.what})
-                self._stopping.wait(_AGAIN_SECONDS)
+                self._polls.add(error)
+                self._stopping.wait(self._polls.seconds_to_wait)
                 batch = Batch(self._settings.input_topic)
         if batch.offsets:
             self._liveness.note_answer()
@@ -252,7 +260,6 @@ class Worker:
                 self._tracing.answered(result)
                 self._committer.emit(result)
             self._dead_letter_limit.add(result.counts.dead_letters)
-            self._metrics.count(result)
 
     def _commit_is_due(self, *, nothing_more: bool = False) -> bool:
         left = self._committer.seconds_until_due()
@@ -319,6 +326,8 @@ class Worker:
             return {"worker": "it is stopping"}
         if not self._assignment.joined:
             return {"partitions": "the group has not assigned any yet"}
+        if (reason := self._committer.failing) is not None:
+            return {"commits": f"the last attempt failed: {reason}"}
         left = len(self._assignment.restoring)
         return {"states": f"{left} partitions are being restored"} if left else {}
 
