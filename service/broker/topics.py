@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from tidecast.service.broker.port import Broker
+from tidecast.service.broker.port import Broker, TopicInfo
 from tidecast.service.config.settings import Settings, default, flag
 from tidecast.service.errors import BrokerError
 
@@ -63,8 +63,8 @@ def create_topics(
     }
 
 
-def check_topics(broker: Broker, settings: Settings) -> None:
-    """Check that all topics exist and fit each other.
+def check_topics(broker: Broker, settings: Settings) -> dict[str, TopicInfo]:
+    """Check that all topics exist and fit each other; they, by name.
 
     Input, output and changelog must have the same number of partitions, and the changelog must be compacted.
 
@@ -73,7 +73,8 @@ def check_topics(broker: Broker, settings: Settings) -> None:
     """
     s = settings
     names = [getattr(s, role) for role in _ROLES]
-    found = {name: broker.partitions(name) for name in names}
+    topics = {name: info for name in names if (info := broker.describe(name)) is not None}
+    found = {name: topics[name].partitions if name in topics else None for name in names}
     wanted = found[s.input_topic] or found[s.output_topic] or found[s.changelog_topic] or DEFAULT_PARTITIONS
     missing = [name for name in names if found[name] is None]
     if missing:
@@ -95,6 +96,7 @@ def check_topics(broker: Broker, settings: Settings) -> None:
             do=f"Delete {s.changelog_topic}, or name another with --changelog-topic, then: {create_command(s, wanted)}",
         )
     check_compacted(broker, s)
+    return topics
 
 
 def check_compacted(broker: Broker, settings: Settings) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection
 
 from tidecast.service.broker.port import Batch, Broker, Consumer, Membership
+from tidecast.service.broker.topics import reset_command
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, BrokerUnavailable
 from tidecast.service.observability.liveness import Liveness
@@ -19,6 +20,7 @@ from tidecast.service.worker.served_models import ServedModels
 log = logging.getLogger("tidecast.worker")
 
 POLL_SECONDS = 0.2  # SIGTERM may go unnoticed for this long
+_VERIFY_SECONDS = 10.0  # between two comparisons of positions with what Kafka has
 
 
 class PartitionAssignment:
@@ -53,6 +55,7 @@ class PartitionAssignment:
         self._metrics, self._liveness, self._clock = metrics, liveness, clock
         self._restore = Restore(broker, settings, partitions, models, clock)
         self._gauges_at = clock()
+        self._verify_at = 0.0
         self._joined = self._leaving = False
 
     @property
@@ -98,6 +101,7 @@ class PartitionAssignment:
         self._liveness.note_turn()
         self._metrics.rebalances.inc()
         self._begin(partitions)
+        self._verify_at = 0.0
         log.info("partitions assigned", extra={"new": sorted(partitions), "all": sorted(self._partitions)})
 
     def on_revoked(self, partitions: set[int]) -> None:
@@ -216,6 +220,48 @@ class PartitionAssignment:
         for number, end in batch.next_offsets.items():
             if number in self._partitions:
                 self._partitions[number].next_offset = end
+
+    def verify_positions(self) -> bool:
+        """Compare what this worker has read and committed with what Kafka has, after each rebalance and every 10 s.
+
+        Kafka's offsets count, not the client's bookkeeping: a member that was evicted and is back may believe that it
+        kept a partition which another member has answered meanwhile. Then all is restored from what is committed, and
+        what was just polled must be dropped: False.
+
+        Raises:
+            BrokerError: a log ends before what was read from it.
+        """
+        partitions = self._partitions
+        moving = any(p.restoring or p.replaying or p.in_flight is not None for p in partitions.values())
+        if moving or not partitions or self._clock() < self._verify_at:
+            return True
+        try:
+            with self._liveness.allow(2 * self._settings.broker_timeout_seconds):
+                ends, found = self.consumer.end_offsets(partitions), self.consumer.committed(partitions)
+        except BrokerUnavailable:
+            return True
+        self._verify_at = self._clock() + _VERIFY_SECONDS
+        for number, partition in partitions.items():
+            self._check_end(number, ends[number])
+            entry = found[number]
+            if (None if entry is None else entry[0]) != partition.committed:
+                self._committer.distrust(
+                    f"another member has committed offsets of {self._settings.input_topic}-{number}: "
+                    f"{partition.committed} was ours, and Kafka has {None if entry is None else entry[0]}"
+                )
+                return False
+        return True
+
+    def _check_end(self, number: int, end: int) -> None:
+        position = self._partitions[number].next_offset
+        if position is not None and end < position:
+            topic = self._settings.input_topic
+            raise BrokerError(
+                f"{topic}-{number} ends at offset {end}, but this worker has read up to {position}: the topic was made "
+                "again, or its records were lost",
+                do="Its offsets and the states belong to the old records. Delete them, then start the worker again: "
+                + reset_command(self._settings),
+            )
 
     def _check_lost(self, number: int, expected: int, first: int) -> None:
         log.warning(

@@ -111,6 +111,10 @@ class Committer:
         """Before `start_over`, while commits fail again and again."""
         return self._failures.seconds_to_wait
 
+    def distrust(self, why: str) -> None:
+        """What is in memory is not what is committed: `start_over`."""
+        self._broken = BrokerError(why)
+
     def taint_states(self) -> None:
         """After a batch that failed midway: write no more states."""
         self._states_tainted = True

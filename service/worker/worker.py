@@ -31,6 +31,7 @@ from tidecast.service.worker.model_swap import ModelSwap
 from tidecast.service.worker.partition import Partition
 from tidecast.service.worker.retries import Retries
 from tidecast.service.worker.served_models import ServedModels
+from tidecast.service.worker.topic_watch import TopicWatch
 
 log = logging.getLogger("tidecast.worker")
 
@@ -81,6 +82,7 @@ class Worker:
             broker, settings, self._partitions, self._models, self._committer, metrics, newer_model, clock,
             liveness.allow,
         )  # fmt: skip
+        self._topics = TopicWatch(broker, settings)
         self._polls = Retries("Kafka does not answer, polling again", "Kafka answers again", math.inf, clock)
         self._prepared = False
 
@@ -97,7 +99,7 @@ class Worker:
         if self._prepared:
             return
         with self._liveness.allow(4 * self._settings.broker_timeout_seconds):
-            self._retry(lambda: check_topics(self._broker, self._settings))
+            self._retry(lambda: self._topics.start(check_topics(self._broker, self._settings)))
             self._liveness.note_answer()
             self._retry(lambda: self._committer.connect(self._broker))
             self._retry(self._assignment.connect)
@@ -175,12 +177,15 @@ class Worker:
             self._assignment.leave()
             self._swap.close()
             self._committer.close()
+            self._topics.stop()
         log.info("stopped: all that was read is answered and committed")
         return 0
 
     def _turn(self) -> None:
         batch, assignment = self._poll(), self._assignment
         if assignment.start_over_if_broken():  # a revocation inside of the poll could not commit
+            return
+        if not assignment.verify_positions():
             return
         self._retry(partial(assignment.check_unbroken, batch))
         if batch.offsets:
@@ -196,6 +201,7 @@ class Worker:
             self._liveness.probe(self._ask, self._settings.broker_timeout_seconds)
         assignment.update_gauges()
         self._dead_letter_limit.check(self._settings.dead_letter_topic)
+        self._topics.check()
         self._between_batches()
 
     def _answer(self, batch: Batch) -> None:
