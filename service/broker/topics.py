@@ -19,8 +19,11 @@ CHANGELOG_CONFIG = {
     "segment.bytes": str(4 << 20),
 }
 DEFAULT_PARTITIONS = 4
+_KAFKAS_DEFAULT = 1_048_588
+MAX_PRODUCED_BYTES = 8 << 20  # the clients hand over no larger record
+MAX_RECORD_BYTES = "max.message.bytes"
 # A dead letter is the reading with headers. A reading can have the default limit of a topic (1 MiB).
-DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 << 20)}
+DEAD_LETTER_CONFIG = {MAX_RECORD_BYTES: str(2 << 20)}
 _ROLES = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
 
 
@@ -97,6 +100,15 @@ def check_topics(broker: Broker, settings: Settings) -> dict[str, TopicInfo]:
         )
     check_compacted(broker, s)
     return topics
+
+
+def largest_record(broker: Broker, topic: str) -> int:
+    """The most bytes that a record of the topic may have.
+
+    Raises:
+        BrokerError: there is no such topic, or the cluster cannot be reached.
+    """
+    return min(int(broker.topic_config(topic).get(MAX_RECORD_BYTES, _KAFKAS_DEFAULT)), MAX_PRODUCED_BYTES)
 
 
 def check_compacted(broker: Broker, settings: Settings) -> None:

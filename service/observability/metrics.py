@@ -168,6 +168,12 @@ class Metrics:
                 "action",
                 GAP_ACTIONS,
             ),
+            "missing": self._counter(
+                "missing_values",
+                "values that answered readings lacked; the model uses its own forecast for them",
+                "feature",
+                spec.features,
+            ),
             "resets": self._counter("resets", "series whose state was dropped or reset", "reason", RESET_REASONS),
         }
         self.transactions = self._counter("transactions", "commits of forecasts and offsets", "outcome", OUTCOMES)

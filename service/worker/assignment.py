@@ -147,7 +147,7 @@ class PartitionAssignment:
         """
         if not self._committer.broken:
             return False
-        if self._committer.seconds_to_wait:
+        if self._committer.failures.seconds_to_wait:
             self.consumer.pause(self._partitions.keys())  # what is polled meanwhile is dropped, and read again
             return True
         self._metrics.start_overs.inc()

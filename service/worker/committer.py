@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from tidecast.service.broker.port import Broker, Consumer
+from tidecast.service.broker.topics import largest_record
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, Fenced, InstanceFenced, MemberEvicted
 from tidecast.service.observability.metrics import Metrics
+from tidecast.service.pipeline.dead_letters import cut_to_fit
 from tidecast.service.pipeline.pipeline import BatchResult
 from tidecast.service.worker.delivery import Delivery, delivery_as_set, flush_within
 from tidecast.service.worker.emitted_batches import EmittedBatches
@@ -59,7 +61,7 @@ class Committer:
         self._broken: BrokerError | None = None  # why the open transaction failed
         self._evicted = False
         # An attempt follows the first failure at once: mostly the group has rebalanced.
-        self._failures = Retries(
+        self.failures = Retries(
             "the last readings were not committed, trying again", "readings are committed again",
             settings.broker_timeout_seconds, clock, first_wait_s=0.0,
         )  # fmt: skip
@@ -68,11 +70,12 @@ class Committer:
         self._idle_flush_at = clock()
 
     def connect(self, broker: Broker) -> None:
-        """Make the producer.
+        """Make the producer, and ask how large a dead letter may be.
 
         Raises:
             BrokerError: no broker answers.
         """
+        self._largest_dead_letter = largest_record(broker, self._settings.dead_letter_topic)
         self._delivery = delivery_as_set(self._settings, broker)
 
     def close(self) -> None:
@@ -100,16 +103,6 @@ class Committer:
     def evicted(self) -> bool:
         """True where the last commit was refused because the group no longer counts this worker as a member."""
         return self._evicted
-
-    @property
-    def failing(self) -> str | None:
-        """Why the last attempt to commit failed, None if it succeeded. Other threads may ask."""
-        return self._failures.reason
-
-    @property
-    def seconds_to_wait(self) -> float:
-        """Before `start_over`, while commits fail again and again."""
-        return self._failures.seconds_to_wait
 
     def distrust(self, why: str) -> None:
         """What is in memory is not what is committed: `start_over`."""
@@ -139,6 +132,8 @@ class Committer:
             BrokerError: an earlier record could not be delivered, and there is no transaction to abort.
         """
         try:
+            if cut := cut_to_fit(result.dead_letters, self._largest_dead_letter):
+                log.warning("dead letters were too large for their topic and are cut", extra={"cut": cut})
             self._delivery.emit(result.forecasts)
             self._delivery.emit(result.dead_letters)
         except BrokerError as error:
@@ -159,7 +154,7 @@ class Committer:
                 partition.pending = offset
         if not self.broken and not self._anything_pending() and not self._in_flight:
             self._emitted.settle()
-            self._failures.note_idle()  # what could not be committed belongs to another member now
+            self.failures.note_idle()  # what could not be committed belongs to another member now
 
     def restored(self, partition: Partition, replay_from: int, committed: int) -> None:
         """The partition is read from `replay_from` on; what lies before `committed` was answered earlier."""
@@ -201,7 +196,7 @@ class Committer:
         self._emitted.count()
         for partition in self._in_flight:
             partition.committed, partition.in_flight = partition.in_flight, None
-        self._failures.end()
+        self.failures.end()
 
     def commit(
         self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True, overlapped: bool = False
@@ -345,8 +340,8 @@ class Committer:
         if isinstance(error, InstanceFenced):
             raise error
         self._evicted = isinstance(error, MemberEvicted)
-        self._failures.add(error)
-        self._due = self._clock() + max(self.seconds_to_wait, _RETRY_SECONDS)
+        self.failures.add(error)
+        self._due = self._clock() + max(self.failures.seconds_to_wait, _RETRY_SECONDS)
         if self._settings.delivery == "exactly-once":
             self._broken = error
         return False

@@ -332,7 +332,7 @@ class Worker:
             return {"worker": "it is stopping"}
         if not self._assignment.joined:
             return {"partitions": "the group has not assigned any yet"}
-        if (reason := self._committer.failing) is not None:
+        if (reason := self._committer.failures.reason) is not None:
             return {"commits": f"the last attempt failed: {reason}"}
         left = len(self._assignment.restoring)
         return {"states": f"{left} partitions are being restored"} if left else {}
