@@ -53,6 +53,7 @@ NAMES = {
     "tidecast_late_readings_total": (),
     "tidecast_gaps_total": ("action",),
     "tidecast_silent_steps_total": (),
+    "tidecast_missing_values_total": ("feature",),
     "tidecast_resets_total": ("reason",),
     "tidecast_transactions_total": ("outcome",),
     "tidecast_rebalances_total": (),
