@@ -79,7 +79,7 @@ class PartitionGauges(Collector):
         lag, last_ms, series, unwritten = self._lag, self._last_ms, self._series, self._unwritten
         records = GaugeMetricFamily(
             "tidecast_lag_records",
-            "readings of the partition that are not processed yet",
+            "readings of the partition that are not answered and committed yet",
             labels=["topic", "partition"],
         )
         seconds = GaugeMetricFamily(

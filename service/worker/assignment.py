@@ -56,6 +56,7 @@ class PartitionAssignment:
         self._restore = Restore(broker, settings, partitions, models, clock)
         self._gauges_at = clock()
         self._verify_at = 0.0
+        self._lag: dict[int, int] = {}  # from the committed offset to the end of the log, as last known
         self._joined = self._leaving = False
 
     @property
@@ -191,7 +192,7 @@ class PartitionAssignment:
         else:
             start = self.consumer.beginning_offsets([number])[number]
         self.consumer.seek(number, start)  # always: before a start over, more may have been read
-        partition.next_offset = start
+        partition.next_offset = partition.read_from = start
 
     def _note_restore(self) -> None:
         self._metrics.restoring.set(len(self.restoring))
@@ -280,10 +281,19 @@ class PartitionAssignment:
         if not now and self._clock() - self._gauges_at < 1.0:
             return
         self._gauges_at = self._clock()
-        lag, assigned = self.consumer.lag(), self._partitions.keys()
+        self._note_lag()
+        assigned = self._partitions.keys()
         self._metrics.partitions.update(
             self._settings.input_topic,
-            {p: lag.get(p, 0) for p in assigned},
+            {p: self._lag.get(p, 0) for p in assigned},
             self._models.series_counts(assigned),
             self._models.series_counts(assigned, unwritten=True),
         )
+
+    def _note_lag(self) -> None:
+        """Readings that are not committed yet; during a restore they are those from before it."""
+        for number, unread in self.consumer.lag().items():
+            partition = self._partitions.get(number)
+            if partition is not None and not partition.restoring and partition.next_offset is not None:
+                done = partition.read_from if partition.committed is None else partition.committed
+                self._lag[number] = max(unread + partition.next_offset - done, 0)

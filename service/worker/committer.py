@@ -340,8 +340,8 @@ class Committer:
         if isinstance(error, InstanceFenced):
             raise error
         self._evicted = isinstance(error, MemberEvicted)
-        self.failures.add(error)
-        self._due = self._clock() + max(self.failures.seconds_to_wait, _RETRY_SECONDS)
         if self._settings.delivery == "exactly-once":
             self._broken = error
+        self.failures.add(error)
+        self._due = self._clock() + max(self.failures.seconds_to_wait, _RETRY_SECONDS)
         return False

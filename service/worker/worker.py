@@ -183,10 +183,9 @@ class Worker:
 
     def _turn(self) -> None:
         batch, assignment = self._poll(), self._assignment
-        if assignment.start_over_if_broken():  # a revocation inside of the poll could not commit
-            return
-        if not assignment.verify_positions():
-            return
+        # Broken: a revocation inside of the poll could not commit, or commits fail again and again.
+        if assignment.start_over_if_broken() or not assignment.verify_positions():
+            return assignment.update_gauges()
         self._retry(partial(assignment.check_unbroken, batch))
         if batch.offsets:
             self._answer(batch)

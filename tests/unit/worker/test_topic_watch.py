@@ -31,7 +31,7 @@ def watch(broker):
 
 
 def found(watch):
-    """What the loop is told, within some seconds."""
+    """What the loop gets, within some seconds."""
     deadline = time.monotonic() + 20
     with pytest.raises(BrokerError) as raised:
         while time.monotonic() < deadline:
@@ -61,7 +61,7 @@ def test_a_topic_that_is_gone_ends_the_worker_with_the_sentence_of_a_start(watch
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-def test_a_topic_that_is_made_again_ends_the_worker_and_says_how_to_go_on(watch, broker, topic):
+def test_a_topic_that_is_made_again_ends_the_worker_and_says_how_to_continue(watch, broker, topic):
     again(broker, topic)
     said = found(watch)
     assert f"the topic {topic} was deleted and made again" in said
@@ -74,7 +74,7 @@ def test_partitions_that_are_added_to_the_input_alone_end_the_worker(watch, brok
     assert "has 3 partitions" in said and "tidecast topics create --partitions 3" in said
 
 
-def test_partitions_that_are_added_to_all_topics_are_said_once_and_the_worker_goes_on(watch, broker, caplog):
+def test_partitions_that_are_added_to_all_topics_are_said_once_and_the_worker_continues(watch, broker, caplog):
     watch.stop()
     with caplog.at_level(logging.WARNING):
         for topic in TOPICS:
