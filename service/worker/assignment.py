@@ -69,6 +69,11 @@ class PartitionAssignment:
         """Those whose states are not back yet; none of their readings is read. Other threads may ask."""
         return {number for number, p in list(self._partitions.items()) if p.restoring}
 
+    @property
+    def waiting(self) -> bool:
+        """True while the restore only waits until Kafka is asked again."""
+        return self._restore.waiting
+
     # Membership ----------------------------------------------------------------------------------------------
 
     def connect(self) -> None:

@@ -29,6 +29,7 @@ from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.worker.model_swap import warmup_readings
 from tidecast.service.worker.partition import Partitions, RestoreProgress
 from tidecast.service.worker.restore_checks import check_fits, check_retained, check_written, needs_rebuild
+from tidecast.service.worker.retries import Retries
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.restore")
@@ -69,7 +70,10 @@ class Restore:
         self._broker, self._settings, self._partitions = broker, settings, partitions
         self._models, self._clock = models, clock
         self._group = settings.group.encode()
-        self._unanswered_since: float | None = None
+        self._asking = Retries(
+            "Kafka does not say what is committed, asking again", "Kafka says what is committed",
+            settings.broker_timeout_seconds, clock, first_wait_s=0.0,
+        )  # fmt: skip
         self._fetched: set[int] = set()  # partitions of the changelog that the reader fetches
         self._reader: Consumer | None = None
         self._ends: Consumer | None = None
@@ -131,6 +135,11 @@ class Restore:
         known = consumer.committed({partition})[partition]
         return known is not None and known[0] != offset
 
+    @property
+    def waiting(self) -> bool:
+        """True while there is nothing to do but to wait until Kafka is asked again."""
+        return self._asking.seconds_to_wait > 0
+
     def close(self) -> None:
         """Release the connections."""
         for consumer in (self._reader, self._ends):
@@ -144,16 +153,14 @@ class Restore:
             BrokerError: it has not answered for `broker_timeout_seconds`, or the states that it should have are gone.
             ChangelogError: they are of another kind of model.
         """
-        began = self._clock() if self._unanswered_since is None else self._unanswered_since
+        if self.waiting:
+            return False
         try:
             committed, starts, ends = self._committed_and_changelog(consumer, waiting)
         except BrokerError as error:
-            self._unanswered_since = began
-            if self._clock() - began >= self._settings.broker_timeout_seconds:
-                raise
-            log.warning("Kafka does not say what is committed, asking again", extra={"reason": error.what})
+            self._asking.add(error)
             return False
-        self._unanswered_since = None
+        self._asking.end()
         for number in waiting:
             known, end = committed[number], ends[number]
             found = Committed.parse(*known) if known is not None else None

@@ -11,6 +11,7 @@ log = logging.getLogger("tidecast.worker")
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 5.0
 _FORGET_S = 10.0
+_REJECTED_S = 3.0  # for so long a broker that has just started may not know a topic or a right yet
 
 
 class Retries:
@@ -49,13 +50,14 @@ class Retries:
         """Note a failure.
 
         Raises:
-            BrokerError: the error itself, where no further attempt can succeed, or `timeout_s` has passed.
+            BrokerError: the error itself, once `timeout_s` has passed; of a refusal, after 3 s.
         """
         self._forget_if_idle()
         now = self._clock()
         if self._since is None:
             self._since = now
-        if isinstance(error, Rejected) or now - self._since >= self._timeout_s:
+        limit = min(self._timeout_s, _REJECTED_S) if isinstance(error, Rejected) else self._timeout_s
+        if now - self._since >= limit:
             raise error
         if error.what != self.reason:
             log.warning(self._failed, extra={"reason": error.what})

@@ -13,6 +13,7 @@ from tidecast.service.errors import BrokerError, BrokerUnavailable
 log = logging.getLogger("tidecast.worker")
 
 LOOK_SECONDS = 10.0
+_AGAIN_SECONDS = 2.0  # until a finding is looked at again
 
 
 class TopicWatch:
@@ -50,7 +51,7 @@ class TopicWatch:
 
     def _run(self) -> None:
         suspicion: str | None = None
-        while not self._stopped.wait(self._seconds):
+        while not self._stopped.wait(self._seconds if suspicion is None else min(self._seconds, _AGAIN_SECONDS)):
             finding = self.look()
             # Seen twice: while brokers come and go, one of them may not know a topic yet.
             if finding is not None and finding.what == suspicion:

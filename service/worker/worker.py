@@ -314,7 +314,7 @@ class Worker:
     @property
     def busy(self) -> bool:
         """True where there is more to do than to wait for readings."""
-        return self._swap.active or bool(self._assignment.restoring)
+        return self._swap.active or (bool(self._assignment.restoring) and not self._assignment.waiting)
 
     @property
     def unwritten_series(self) -> int:

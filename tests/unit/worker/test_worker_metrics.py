@@ -1,5 +1,7 @@
 """What a worker tells of its dealings with Kafka and of its states, for alerts: in a small world in memory."""
 
+import itertools
+
 import pytest
 
 from tests.support.models import counting_model
@@ -116,18 +118,18 @@ def test_a_commit_that_fails_for_a_while_is_retried_with_growing_waits_and_then_
     world = World(model)
     world.send(0, 20)
 
-    class Away(Fault):
-        tries = []
+    tries = []
 
+    class Away(Fault):
         def around(self, call, do):
             if call == "commit_transaction":
-                self.tries.append(world.now)
-                if 3 <= len(self.tries) < 9:
+                tries.append(world.now)
+                if 3 <= len(tries) < 9:
                     raise BrokerError("the broker is away")
             return do()
 
     world.live(Away(), idle=400)
     world.check()
-    waits = [b - a for a, b in zip(Away.tries[2:8], Away.tries[3:9], strict=True)]
+    waits = [b - a for a, b in itertools.pairwise(tries[2:9])]
     assert all(wait >= least for wait, least in zip(waits, (0, 0.5, 1, 2, 4, 5), strict=True)), waits
     assert world.metric_sum("forecasts_total") == len(world.read("forecasts"))
