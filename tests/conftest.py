@@ -8,22 +8,28 @@ import pytest
 from tests.support.kafka import SharedKafka, ask_for_kafka, use_archive
 from tests.support.weather import trained
 
-# Files of half a minute or more: if one of them began last, it would run alone while the other processes wait.
-LONG = {
-    "test_dashboards.py",
-    "test_demo.py",
-    "test_embedded_broker.py",
-    "test_long_run.py",
-    "test_make.py",
-    "test_readme.py",
-    "test_refused_restore.py",
-    "test_restore.py",
+# Files of half a minute or more, the longest first: if one of them began last, it would run alone while the other
+# processes wait.
+LONG = [
     "test_security.py",
+    "test_dashboards.py",
+    "test_broker_port.py",
+    "test_restore.py",
     "test_short_storm.py",
-    "test_taxi.py",
-    "test_transactions.py",
     "test_worker.py",
-}
+    "test_refused_restore.py",
+    "test_readme.py",
+    "test_embedded_broker.py",
+    "test_demo.py",
+    "test_taxi.py",
+    "test_refusals.py",
+    "test_transactions.py",
+    "test_confluent.py",
+    "test_watchdog.py",
+    "test_watch_page.py",
+    "test_namesakes.py",
+    "test_make.py",
+]
 NO_KAFKA = {"unit", "docs", "training", "deploy"}
 # More threads than cores wait for each other, some of them by spinning. Set before a test loads numpy or torch.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -67,8 +73,8 @@ def pytest_collection_modifyitems(items):
 
     def turn(item):
         if NO_KAFKA.intersection(item.path.relative_to(item.config.rootpath).parts):
-            return 0
-        return 1 if item.path.name in LONG else 2
+            return -1
+        return LONG.index(item.path.name) if item.path.name in LONG else len(LONG)
 
     items.sort(key=turn)
 

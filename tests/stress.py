@@ -33,7 +33,7 @@ def main(args: list[str] | None = None) -> int:
     """0 where every round passed."""
     parser = argparse.ArgumentParser(prog="python -m tests.stress", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="[%(default)s]")
-    parser.add_argument("--processes", type=int, default=3, help="of pytest at the same time [%(default)s]")
+    parser.add_argument("--processes", type=int, default=8, help="of pytest at the same time [%(default)s]")
     parser.add_argument("tests", nargs="*", help="files or folders [all]")
     given = parser.parse_args(args)
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]

@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 from tidecast.service.broker.port import DYNAMIC, Batch, Membership, OutgoingBatch
-from tidecast.service.errors import BrokerError, InstanceFenced, MemberEvicted
+from tidecast.service.errors import BrokerError, InstanceFenced
 
 PATIENCE_S = 20.0  # a limit, not an expectation
 
@@ -66,22 +66,6 @@ class Member:
     def leave(self, partitions):
         self.threads.add(threading.get_ident())
         self.assigned -= partitions
-
-
-def commit_again(member, commit):
-    """`commit()`; where the group has rebalanced, the member polls on and commits again, as a worker does.
-
-    On a busy machine a group may rebalance at any moment: a heartbeat came too late, or the topic was seen too early.
-    """
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return commit()
-        except BrokerError as error:
-            if MemberEvicted.WHAT not in str(error) or time.monotonic() > deadline:
-                raise
-        member.consumer.poll(0.2, 1)
-        poll_until([member.consumer], lambda: len(member.assigned) == 4)
 
 
 class BrokerContract:

@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from tests.contract.broker_contract import PATIENCE_S, Member, commit_again, drain, fill, poll_until
+from tests.contract.broker_contract import PATIENCE_S, Member, drain, fill, poll_until
 from tidecast.service.broker.port import Membership, OutgoingBatch
 from tidecast.service.errors import BrokerError, Fenced, InstanceFenced
 
@@ -214,13 +214,9 @@ class TransactionContract:
             producer.commit_transaction(source, {0: (4, ""), 1: (4, "")}, member.consumer, PATIENCE_S)
         other = Member(port, source, source)
         poll_until([other.consumer], lambda: len(other.assigned) == 4)
-
-        def commit():
-            producer = take(topic)
-            producer.begin()
-            producer.commit_transaction(source, {1: (2, "")}, other.consumer, PATIENCE_S)
-
-        commit_again(other, commit)
+        producer = take(topic)
+        producer.begin()
+        producer.commit_transaction(source, {1: (2, "")}, other.consumer, PATIENCE_S)
         assert other.consumer.committed([0, 1]) == {0: None, 1: (2, "")}
         other.consumer.close()
 
@@ -348,7 +344,7 @@ class TransactionContract:
         plain.close()
 
     def test_each_partition_can_have_a_metadata_text_of_its_own(self, member):
-        commit_again(member, lambda: member.consumer.commit({0: 1, 1: 2, 2: 3}, {0: "s=0", 1: "s=1"}))
+        member.consumer.commit({0: 1, 1: 2, 2: 3}, {0: "s=0", 1: "s=1"})
         assert member.consumer.committed(range(4)) == {0: (1, "s=0"), 1: (2, "s=1"), 2: (3, ""), 3: None}
 
     def test_the_settings_of_a_topic_can_be_read(self, port, topic):

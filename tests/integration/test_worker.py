@@ -233,7 +233,7 @@ def test_a_broker_that_crashes_is_waited_for_and_one_that_stays_away_ends_the_wo
             found = t.read(t.forecasts, 20)
             assert [json.loads(v)["ts"] for *_, v, _ in found][-1] == START_MS + 19 * STEP_MS
             assert worker.end()[0] == 0
-        with serving("--model", model, "--broker-timeout-seconds=2", *t.flags) as worker:
+        with serving("--model", model, "--broker-timeout-seconds=5", *t.flags) as worker:
             worker.ready()
             kafka.kill()
             code, log = worker.end(signum=None)

@@ -90,13 +90,12 @@ class KafkaPythonConsumer(Consumer):
             for partition in partitions:
                 self._positions.pop(partition, None)
 
-        # The leader assigns the partitions that it knows: without this call it may join before it knows any.
+        self._member = member = KafkaPythonMember(self._kafka, assigned, revoked)
+        with self._client.errors(f"subscribing to {topic}"):
+            member.subscribe(topic)
         # A short limit: a client that met the broker as it went away may never ask again.
         soon = self._client.with_timeout(min(_ASK_SECONDS, self._client.timeout_s))
-        soon.call(f"asking for the partitions of {topic}", lambda: self._kafka.partitions_for_topic(topic))
-        self._member = KafkaPythonMember(self._kafka, assigned, revoked)
-        with self._client.errors(f"subscribing to {topic}"):
-            self._member.subscribe(topic)
+        soon.call(f"asking for the partitions of {topic}", lambda: member.wait_for_partitions(topic, soon.timeout_s))
 
     @override
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:

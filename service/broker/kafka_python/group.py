@@ -27,6 +27,8 @@ from tidecast.service.broker.kafka_python.client import poll
 from tidecast.service.errors import BrokerError
 
 _ASK_AGAIN_S = 0.1
+_LOOK_AGAIN_S = 0.01
+_REQUEST_AGAIN_S = 0.5
 _NEWCOMER = 3  # how many first joins may be refused because of the instance id
 _SLICE_MS = 500  # how long a request to leave may wait while the group is joined
 
@@ -63,6 +65,23 @@ class KafkaPythonMember:
     def subscribe(self, topic: str) -> None:
         """Subscribe; `poll` joins the group."""
         self._kafka.subscribe([topic], listener=_Listener(self._caller, self._coordinator))
+
+    def wait_for_partitions(self, topic: str, timeout_s: float) -> None:
+        """Wait until the library's group knows the partitions of the topic; see docs/upstream.md, K14.
+
+        Raises:
+            KafkaTimeoutError: it does not within `timeout_s`.
+        """
+        cluster, asked_at = self._kafka._client.cluster, time.monotonic()
+        deadline = asked_at + timeout_s
+        while not self._coordinator._metadata_snapshot.get(topic):
+            now = time.monotonic()
+            if now > deadline:
+                raise errors.KafkaTimeoutError
+            if now > asked_at + _REQUEST_AGAIN_S:
+                cluster.request_update()
+                asked_at = now
+            time.sleep(_LOOK_AGAIN_S)
 
     def poll(self, timeout_s: float, max_records: int, grace_s: float) -> dict[TopicPartition, Any] | None:
         """What has arrived by partition; None while the group rebalances.
