@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 
 from tidecast.service.broker.port import Broker, TopicInfo
 from tidecast.service.config.settings import Settings, default, flag
-from tidecast.service.errors import BrokerError
+from tidecast.service.errors import BrokerError, Rejected
+
+log = logging.getLogger("tidecast.broker")
 
 _CLEANUP = "cleanup.policy"
 # Only the last state of a series counts. Kafka compacts closed segments only, and by default a segment stays open for
@@ -103,12 +106,20 @@ def check_topics(broker: Broker, settings: Settings) -> dict[str, TopicInfo]:
 
 
 def largest_record(broker: Broker, topic: str) -> int:
-    """The most bytes that a record of the topic may have.
+    """The most bytes that a record of the topic may have; Kafka's default where the right to ask is missing.
 
     Raises:
-        BrokerError: there is no such topic, or the cluster cannot be reached.
+        BrokerError: the cluster cannot be reached.
     """
-    return min(int(broker.topic_config(topic).get(MAX_RECORD_BYTES, _KAFKAS_DEFAULT)), MAX_PRODUCED_BYTES)
+    try:
+        config = broker.topic_config(topic)
+    except Rejected as error:
+        log.info(
+            "the largest record of the topic is not known, assuming Kafka's default",
+            extra={"topic": topic, "bytes": _KAFKAS_DEFAULT, "reason": error.what},
+        )
+        config = {}
+    return min(int(config.get(MAX_RECORD_BYTES, _KAFKAS_DEFAULT)), MAX_PRODUCED_BYTES)
 
 
 def check_compacted(broker: Broker, settings: Settings) -> None:
