@@ -264,7 +264,7 @@ class Worker:
             with self._stage("emit"):
                 self._tracing.answered(result)
                 self._committer.emit(result)
-            self._dead_letter_limit.add(result.counts.dead_letters)
+            self._dead_letter_limit.add(result)
 
     def _commit_is_due(self, *, nothing_more: bool = False) -> bool:
         left = self._committer.seconds_until_due()
