@@ -26,7 +26,7 @@ from tidecast.service.pipeline.batch import BatchCounts, BatchResult
 
 STAGES = ("poll", "decode", "step", "encode", "emit", "commit")
 GAP_ACTIONS = ("filled", "restarted")
-RESET_REASONS = ("non_finite", "gap", "tombstone", "evicted", "expired")
+RESET_REASONS = ("non_finite", "gap", "tombstone", "evicted", "expired", "damaged_state")
 OUTCOMES = ("committed", "failed")
 SWAP_OUTCOMES = ("done", "refused")
 
@@ -143,6 +143,7 @@ class Metrics:
         self._wall = wall
         self._lock = threading.Lock()
         self._pending: list[EmittedBatch] = []
+        self._damaged = 0  # states set aside
         self._records = 0  # in the pending batches
         self.registry.register(_BeforeScrape(self._count_pending))
         self._batch_counters = {  # by the field of BatchCounts
@@ -295,6 +296,11 @@ class Metrics:
     def note_commit(self) -> None:
         """Note that a commit succeeded."""
         self.last_commit.set(self._wall())
+
+    def note_damaged_states(self, total: int) -> None:
+        """Note how many states were set aside in all restores."""
+        self._labelled_batch_counters["resets"].labels("damaged_state").inc(total - self._damaged)
+        self._damaged = total
 
     def note_answer(self) -> None:
         """Note that Kafka answered."""

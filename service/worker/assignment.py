@@ -172,6 +172,7 @@ class PartitionAssignment:
             return
         with self._liveness.allow(2 * self._settings.broker_timeout_seconds):
             restored = self._restore.advance(self.consumer, POLL_SECONDS)
+            self._metrics.note_damaged_states(self._restore.damaged)
             try:
                 for number, found in restored.items():
                     self._start_reading(number, found)
