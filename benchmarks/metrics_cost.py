@@ -33,6 +33,7 @@ from tidecast.service.pipeline.batch import BatchResult
 from tidecast.service.pipeline.dead_letters import DeadLetterReason
 from tidecast.service.pipeline.pipeline import Pipeline
 from tidecast.service.pipeline.policy import Policy
+from tidecast.service.worker.emitted_batches import EmittedBatches
 from tidecast.service.worker.worker import Worker
 
 SERIES = 1_000
@@ -45,6 +46,7 @@ class Loop:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
+        self.batches = EmittedBatches(metrics)
         self.pulse = Liveness(monotonic, metrics.note_answer)
         self.own = SimpleNamespace(_metrics=metrics, _clock=monotonic)
 
@@ -60,7 +62,7 @@ class Loop:
         self.pulse.note_answer()
         with self.stage("emit"):
             pass
-        metrics.count(result)
+        self.batches.add(result)
 
     def commit(self) -> None:
         """What a commit adds."""
@@ -68,6 +70,8 @@ class Loop:
         with self.stage("commit"):
             metrics.transactions.labels("committed").inc()
             metrics.note_commit()
+            self.batches.ask()
+            self.batches.count()
 
 
 def measure(model: Model, size: int, readings: int) -> tuple[float, float, float]:

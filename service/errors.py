@@ -46,6 +46,10 @@ class ConnectionRejected(BrokerError):
     """Kafka refuses the connection, or we do not trust it. Trying again does not help."""
 
 
+class Rejected(BrokerError):
+    """Kafka answers, and refuses: the topic is gone, a right is missing, a record is too large. No retry helps."""
+
+
 class Fenced(BrokerError):
     """Another process has taken over: the transactional id, or our partitions of the consumer group.
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from tidecast.service.broker.port import Consumer, Headers, Producer
 from tidecast.service.broker.security import PLAIN_TEXT, Security
-from tidecast.service.errors import BrokerError, BrokerUnavailable, Fenced, InstanceFenced, MemberEvicted
+from tidecast.service.errors import BrokerError, BrokerUnavailable, Fenced, InstanceFenced, MemberEvicted, Rejected
 
 T = TypeVar("T")
 _NOT_READY_PAUSE_S = 0.25
@@ -89,13 +89,13 @@ class KafkaClient:
         where = self.bootstrap_servers
         match failure:
             case Failure.NO_TOPIC:
-                return BrokerError(f"{doing}: Kafka at {where} has no such topic", do="Make it: tidecast topics create")
+                return Rejected(f"{doing}: Kafka at {where} has no such topic", do="Make it: tidecast topics create")
             case Failure.NOT_AUTHORIZED:
-                return BrokerError(
+                return Rejected(
                     f"{doing}: not authorized at Kafka {where} ({detail})", do="Grant the ACL of docs/security.md."
                 )
             case Failure.TOO_LARGE:
-                return BrokerError(
+                return Rejected(
                     f"{doing}: Kafka at {where} refuses a record of this size",
                     do="Raise the topic's max.message.bytes.",
                 )

@@ -28,6 +28,14 @@ class Membership:
 DYNAMIC = Membership()
 
 
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """What identifies a topic: one that is deleted and made again has another id."""
+
+    id: str
+    partitions: int
+
+
 @dataclass(slots=True)
 class Batch:
     """Records of one topic, in offset order within each partition; the lists are parallel."""
@@ -240,12 +248,17 @@ class Broker(Protocol):
             BrokerError: the cluster cannot be reached.
         """
 
-    def partitions(self, topic: str) -> int | None:
-        """How many partitions the topic has, None where there is no such topic.
+    def describe(self, topic: str) -> TopicInfo | None:
+        """The topic's id and number of partitions, None where there is no such topic.
 
         Raises:
             BrokerError: the cluster cannot be reached.
         """
+
+    def partitions(self, topic: str) -> int | None:
+        """How many partitions the topic has, None where there is no such topic; raises as `describe`."""
+        found = self.describe(topic)
+        return None if found is None else found.partitions
 
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
         """Make the topic; False where it was there already (then it is left as it is).

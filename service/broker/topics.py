@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 
-from tidecast.service.broker.port import Broker
+from tidecast.service.broker.port import Broker, TopicInfo
 from tidecast.service.config.settings import Settings, default, flag
-from tidecast.service.errors import BrokerError
+from tidecast.service.errors import BrokerError, Rejected
+
+log = logging.getLogger("tidecast.broker")
 
 _CLEANUP = "cleanup.policy"
 # Only the last state of a series counts. Kafka compacts closed segments only, and by default a segment stays open for
@@ -19,8 +22,11 @@ CHANGELOG_CONFIG = {
     "segment.bytes": str(4 << 20),
 }
 DEFAULT_PARTITIONS = 4
+_KAFKAS_DEFAULT = 1_048_588
+MAX_PRODUCED_BYTES = 8 << 20  # the clients hand over no larger record
+MAX_RECORD_BYTES = "max.message.bytes"
 # A dead letter is the reading with headers. A reading can have the default limit of a topic (1 MiB).
-DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 << 20)}
+DEAD_LETTER_CONFIG = {MAX_RECORD_BYTES: str(2 << 20)}
 _ROLES = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
 
 
@@ -63,8 +69,8 @@ def create_topics(
     }
 
 
-def check_topics(broker: Broker, settings: Settings) -> None:
-    """Check that all topics exist and fit each other.
+def check_topics(broker: Broker, settings: Settings) -> dict[str, TopicInfo]:
+    """Check that all topics exist and fit each other; they, by name.
 
     Input, output and changelog must have the same number of partitions, and the changelog must be compacted.
 
@@ -73,7 +79,8 @@ def check_topics(broker: Broker, settings: Settings) -> None:
     """
     s = settings
     names = [getattr(s, role) for role in _ROLES]
-    found = {name: broker.partitions(name) for name in names}
+    topics = {name: info for name in names if (info := broker.describe(name)) is not None}
+    found = {name: topics[name].partitions if name in topics else None for name in names}
     wanted = found[s.input_topic] or found[s.output_topic] or found[s.changelog_topic] or DEFAULT_PARTITIONS
     missing = [name for name in names if found[name] is None]
     if missing:
@@ -95,6 +102,24 @@ def check_topics(broker: Broker, settings: Settings) -> None:
             do=f"Delete {s.changelog_topic}, or name another with --changelog-topic, then: {create_command(s, wanted)}",
         )
     check_compacted(broker, s)
+    return topics
+
+
+def largest_record(broker: Broker, topic: str) -> int:
+    """The most bytes that a record of the topic may have; Kafka's default where the right to ask is missing.
+
+    Raises:
+        BrokerError: the cluster cannot be reached.
+    """
+    try:
+        config = broker.topic_config(topic)
+    except Rejected as error:
+        log.info(
+            "the largest record of the topic is not known, assuming Kafka's default",
+            extra={"topic": topic, "bytes": _KAFKAS_DEFAULT, "reason": error.what},
+        )
+        config = {}
+    return min(int(config.get(MAX_RECORD_BYTES, _KAFKAS_DEFAULT)), MAX_PRODUCED_BYTES)
 
 
 def check_compacted(broker: Broker, settings: Settings) -> None:

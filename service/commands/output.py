@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from tidecast.service.errors import UsageError
 
 
 @contextlib.contextmanager
-def open_output(name: str, do: str) -> Iterator[IO[bytes]]:
+def open_output(name: str, do: str, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Stdout for "-", else a file that appears only when it is complete, so that nobody takes a part for all.
+
+    A `private` one can be read by its owner only.
 
     Raises:
         UsageError: it cannot be written; `do` says what to give instead.
@@ -29,6 +32,8 @@ def open_output(name: str, do: str) -> Iterator[IO[bytes]]:
         raise UsageError(f"cannot write {part}: {error.strerror}", do=do) from None
     try:
         with file:
+            if private and part != path:
+                os.fchmod(file.fileno(), 0o600)
             yield file
         if part != path:
             part.replace(path)

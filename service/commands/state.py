@@ -170,7 +170,7 @@ def _reset(broker: Broker, config: Settings, names: list[str], *, force: bool) -
 def _export(broker: Broker, config: Settings, file: str) -> None:
     partitions = changelog_admin.partitions_of(broker, config)
     found = changelog_admin.read_latest(broker, config, bytes)
-    with open_output(file, "Give another FILE.") as out:
+    with open_output(file, "Give another FILE.", private=True) as out:
         for place, value in sorted(found.items()):
             out.write(export_file.to_line(place, partitions, value))
     print(f"wrote {len(found)} states of {config.changelog_topic}", file=sys.stderr)

@@ -150,7 +150,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, _dead("also dead-letter readings with the same time as the last of their series")
     ] = False
     dead_letter_limit: Annotated[
-        int, _dead("stop the worker after more dead letters than this within the window; 0 = no limit", ge=0)
+        int,
+        _dead(
+            "stop after more dead letters than this within the window, if most readings are bad; 0 = no limit",
+            ge=0,
+        ),
     ] = 1000
     dead_letter_window_seconds: Annotated[float, _dead("length of that window, s", ge=0.001)] = 60.0
 

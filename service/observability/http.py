@@ -25,6 +25,7 @@ from prometheus_client.exposition import choose_encoder
 
 from tidecast.service.config import settings
 from tidecast.service.errors import TidecastError, UsageError
+from tidecast.service.observability.scrapes import Scrapes
 
 log = logging.getLogger("tidecast.http")
 
@@ -38,6 +39,7 @@ MAX_REQUEST_LINE = 8 << 10  # a key is at most 1 KiB, 3 KiB once percent-encoded
 MAX_CONNECTIONS = 32
 MAX_REQUEST_BYTES = 32 << 10  # with headers; a body is never read
 REQUEST_TIMEOUT_SECONDS = 5.0  # to wait for the next byte
+_DROP_SECONDS = 0.5  # within which a connection that is dropped makes room for another
 TOTAL_SECONDS = 15.0  # for the whole request and its answer, so that slow clients cannot keep connections
 
 
@@ -122,7 +124,7 @@ class _PagesServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, status: Status) -> None:
-        self.registry, self.status = registry, status
+        self.scrapes, self.status = Scrapes(registry), status
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._open: dict[socket.socket, float] = {}  # connection -> its start; each change is atomic
         if ":" in host:
@@ -136,9 +138,16 @@ class _PagesServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+            self._drop_oldest()
+            if not self._free.acquire(timeout=_DROP_SECONDS):
+                self.shutdown_request(request)
+                return
         super().process_request(request, client_address)
+
+    def _drop_oldest(self) -> None:
+        """Make room: a request takes milliseconds, so the oldest connection is that of a client that is slow."""
+        if slow := min(list(self._open.items()), key=lambda item: item[1], default=None):
+            _shut(slow[0])
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         self._open[request] = time.monotonic()
@@ -153,12 +162,17 @@ class _PagesServer(ThreadingHTTPServer):
         oldest = time.monotonic() - TOTAL_SECONDS
         for request, began in list(self._open.items()):
             if began < oldest:
-                with contextlib.suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)  # its thread wakes up and ends
+                _shut(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that disconnects is normal; no error of a request may end the worker.
         log.debug("a request failed", exc_info=True)
+
+
+def _shut(request: socket.socket) -> None:
+    """The thread of this connection wakes up and ends."""
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class _LimitedRequest:
@@ -197,7 +211,7 @@ class _PagesHandler(BaseHTTPRequestHandler):
         server = cast(_PagesServer, self.server)
         path = urlsplit("//host" + self.path if self.path.startswith("/") else self.path).path
         if path == "/metrics":
-            return self._metrics(server.registry)
+            return self._metrics(server.scrapes)
         if path == "/livez":
             reason = server.status.not_live()
             return self._json(
@@ -220,9 +234,9 @@ class _PagesHandler(BaseHTTPRequestHandler):
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _not_allowed  # noqa: N815
 
-    def _metrics(self, registry: CollectorRegistry) -> None:
+    def _metrics(self, scrapes: Scrapes) -> None:
         encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        self._send(HTTPStatus.OK, encode(registry), content_type)
+        self._send(HTTPStatus.OK, scrapes.text(content_type, encode), content_type)
 
     def _series(self, status: Status, quoted: str) -> None:
         try:

@@ -26,7 +26,7 @@ from tidecast.service.pipeline.batch import BatchCounts, BatchResult
 
 STAGES = ("poll", "decode", "step", "encode", "emit", "commit")
 GAP_ACTIONS = ("filled", "restarted")
-RESET_REASONS = ("non_finite", "gap", "tombstone", "evicted", "expired")
+RESET_REASONS = ("non_finite", "gap", "tombstone", "evicted", "expired", "damaged_state")
 OUTCOMES = ("committed", "failed")
 SWAP_OUTCOMES = ("done", "refused")
 
@@ -79,7 +79,7 @@ class PartitionGauges(Collector):
         lag, last_ms, series, unwritten = self._lag, self._last_ms, self._series, self._unwritten
         records = GaugeMetricFamily(
             "tidecast_lag_records",
-            "readings of the partition that are not processed yet",
+            "readings of the partition that are not answered and committed yet",
             labels=["topic", "partition"],
         )
         seconds = GaugeMetricFamily(
@@ -102,8 +102,8 @@ class PartitionGauges(Collector):
         yield from (records, seconds, held, dirty)
 
 
-class _PendingBatch(NamedTuple):
-    """The parts of one batch's result that are counted later, together with other batches."""
+class EmittedBatch(NamedTuple):
+    """The parts of one batch's result that are counted once it is committed, together with other batches."""
 
     counts: BatchCounts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
@@ -142,12 +142,13 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._wall = wall
         self._lock = threading.Lock()
-        self._pending: list[_PendingBatch] = []
+        self._pending: list[EmittedBatch] = []
+        self._damaged = 0  # states set aside
         self._records = 0  # in the pending batches
         self.registry.register(_BeforeScrape(self._count_pending))
         self._batch_counters = {  # by the field of BatchCounts
             "readings": self._counter("readings", "records read from the input topic, except tombstones"),
-            "forecasts": self._counter("forecasts", "forecasts written"),
+            "forecasts": self._counter("forecasts", "forecasts committed"),
             "duplicates": self._counter(
                 "duplicate_readings", "readings with the same time as the newest of their series; no forecast"
             ),
@@ -167,6 +168,12 @@ class Metrics:
                 "gaps in a series: filled with steps, or followed by a restart",
                 "action",
                 GAP_ACTIONS,
+            ),
+            "missing": self._counter(
+                "missing_values",
+                "values that answered readings lacked; the model uses its own forecast for them",
+                "feature",
+                spec.features,
             ),
             "resets": self._counter("resets", "series whose state was dropped or reset", "reason", RESET_REASONS),
         }
@@ -235,21 +242,23 @@ class Metrics:
         self._model.clear()
         self._model.labels(spec.name, spec.hash[:12], spec.kind, str(spec.contract)).set(1)
 
-    def count(self, result: BatchResult) -> None:
-        """Count the result of one batch. Call it after its forecasts were handed to Kafka."""
+    def emitted(self, result: BatchResult) -> EmittedBatch:
+        """What to count of a batch. Call it as its forecasts are handed to Kafka."""
+        return EmittedBatch(
+            result.counts,
+            result.scores,
+            result.spec,
+            result.event_times,
+            self._wall(),
+            result.partitions,
+            result.timestamps,
+        )
+
+    def count(self, batches: Sequence[EmittedBatch]) -> None:
+        """Count batches that are committed."""
         with self._lock:
-            self._pending.append(
-                _PendingBatch(
-                    result.counts,
-                    result.scores,
-                    result.spec,
-                    result.event_times,
-                    self._wall(),
-                    result.partitions,
-                    result.timestamps,
-                )
-            )
-            self._records += len(result.partitions)
+            self._pending += batches
+            self._records += sum(len(each.partitions) for each in batches)
         if self._records >= _MAX_PENDING_RECORDS or len(self._pending) >= _MAX_PENDING_BATCHES:
             self._count_pending()
 
@@ -287,6 +296,11 @@ class Metrics:
     def note_commit(self) -> None:
         """Note that a commit succeeded."""
         self.last_commit.set(self._wall())
+
+    def note_damaged_states(self, total: int) -> None:
+        """Note how many states were set aside in all restores."""
+        self._labelled_batch_counters["resets"].labels("damaged_state").inc(total - self._damaged)
+        self._damaged = total
 
     def note_answer(self) -> None:
         """Note that Kafka answered."""

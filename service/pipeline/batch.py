@@ -34,6 +34,7 @@ class BatchCounts:
     dead_letters: dict[DeadLetterReason, int] = field(default_factory=_NO_DEAD_LETTERS.copy)
     gaps: dict[str, int] = field(default_factory=lambda: {"filled": 0, "restarted": 0})
     imputed_steps: int = 0
+    missing: dict[str, int] = field(default_factory=dict)  # feature -> values missing in readings that were answered
     resets: dict[str, int] = field(default_factory=_NO_RESETS.copy)
     waves: list[int] = field(default_factory=list)  # the size of each
     stage_seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "step": 0.0, "encode": 0.0})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from tidecast.service.broker.port import Headers
+from tidecast.service.broker.port import Headers, OutgoingBatch
 
 MAX_KEY_BYTES = 1024
+_RECORD_BYTES = 200  # of a batch with one record, and of the header that a cut adds
 TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context; the second has no meaning without the first
 
 
@@ -21,6 +22,7 @@ class DeadLetterReason(StrEnum):
     MISSING_TIME = "missing_time"
     TIME_OUT_OF_RANGE = "time_out_of_range"
     VALUE_OUT_OF_RANGE = "value_out_of_range"
+    NO_FEATURES = "no_features"
     SCHEMA_REGISTRY_FRAMING = "schema_registry_framing"
     TOO_LARGE = "too_large"
     LATE = "late"
@@ -68,6 +70,29 @@ def dead_letter_headers(
         ("tidecast.offset", str(offset).encode()),
         ("tidecast.group", group.encode()),
     ]
+
+
+def cut_to_fit(dead_letters: OutgoingBatch, limit: int) -> int:
+    """Shorten keys and values so that no dead letter has more than `limit` bytes; how many were cut.
+
+    A header of each that was cut has its original size: a small compressed record may be large once it is unpacked.
+    """
+    cut = 0
+    for row, (key, value) in enumerate(zip(dead_letters.keys, dead_letters.values, strict=True)):
+        headers = dead_letters.headers[row]
+        room = limit - _RECORD_BYTES - sum(len(name) + len(text) + 10 for name, text in headers)
+        size = len(key or b"") + len(value or b"")
+        if size <= room:
+            continue
+        if room < 0:  # the headers alone are too large: ours are kept
+            headers = [header for header in headers if header[0].startswith("tidecast.")]
+            room = limit - _RECORD_BYTES - sum(len(name) + len(text) + 10 for name, text in headers)
+        cut += 1
+        dead_letters.headers[row] = [*headers, ("tidecast.original_bytes", str(size).encode())]
+        dead_letters.keys[row] = key if key is None else key[: max(room, 0)]
+        left = max(room - len(dead_letters.keys[row] or b""), 0)
+        dead_letters.values[row] = value if value is None else value[:left]
+    return cut
 
 
 def forecast_headers(headers: Sequence[Headers]) -> list[Headers]:

@@ -78,7 +78,24 @@ class ReadingDecoder:
             assert value is not None
             rows[record] = self._decode_leniently(value, record, rejected)
             ts[record] = rows[record].ts
-        return DecodedReadings(ts, self._features_of(rows, rejected), rejected, tombstones)
+        x = self._features_of(rows, rejected)
+        if np.isnan(x[:, 0]).any():  # otherwise no reading lacks all features
+            for record in np.flatnonzero(np.isnan(x).all(axis=1)).tolist():
+                self._check_features(values[record], record, rejected)
+        return DecodedReadings(ts, x, rejected, tombstones)
+
+    def _check_features(self, value: bytes | None, record: int, rejected: dict[int, RecordRejected]) -> None:
+        """Reject a reading that has none of the model's features. A null is a missing value."""
+        if value is None or record in rejected:
+            return
+        try:
+            found = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+        except ValueError:  # a bare NaN
+            found = json.loads(value)
+        if not any(name in found for name in self._features):
+            wanted, given = (_short(", ".join(sorted(names)), quote=False) for names in (self._features, found))
+            message = f"the reading has none of the model's features ({wanted}), only: {given}"
+            rejected[record] = RecordRejected(DeadLetterReason.NO_FEATURES, message)
 
     def _features_of(self, rows: Sequence[Any], rejected: dict[int, RecordRejected]) -> NDArray[np.float32]:
         """[records, features]; values outside the range of float32 are rejected."""
@@ -172,8 +189,8 @@ def _number(name: str, value: object) -> float | None:
     raise RecordRejected(DeadLetterReason.WRONG_TYPE, f"{name!r} must be a number or null, got {_short(value)}")
 
 
-def _short(value: object) -> str:
-    text = str(value) if isinstance(value, Exception) else repr(value)
+def _short(value: object, *, quote: bool = True) -> str:
+    text = repr(value) if quote and not isinstance(value, Exception) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

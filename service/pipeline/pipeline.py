@@ -251,6 +251,9 @@ class Pipeline:
             headers=forecast_headers(answered.headers),
             timestamps=[None] * len(answered),
         )
+        missing = np.isnan(work.readings.x[rows])
+        if missing.any():
+            counts.missing = dict(zip(self._model.spec.features, missing.sum(axis=0).tolist(), strict=True))
         counts.forecasts, counts.duplicates = outcomes[Outcome.FORECAST], outcomes[Outcome.DUPLICATE]
         counts.late, counts.tombstones = outcomes[Outcome.LATE], outcomes[Outcome.TOMBSTONE]
         counts.replayed = int(work.replayed.sum())

@@ -182,6 +182,18 @@ class Codec:
             header.offset, header.last_ts, header.steps, header.seen_ms, state.astype(np.float32, copy=False)
         )
 
+    def damage(self, value: bytes) -> str | None:
+        """What is wrong with a record that this codec, or any other, cannot have written; None for all others."""
+        try:
+            header = read_header(value)
+        except ChangelogError as error:
+            intact = zlib.crc32(value) == _CRC_OF_WHOLE and len(value) >= _SMALLEST
+            return None if intact else str(error)  # intact: of another version
+        state = np.frombuffer(value, dtype="<f4", count=header.state_size, offset=_STATE_AT)
+        if header.layout == self.layout and (header.state_size != self.state_size or not np.isfinite(state).all()):
+            return "a changelog record has a state that is not finite, or of another size"
+        return None
+
     def decode_many(self, values: Sequence[bytes]) -> Snapshots:
         """Like `decode` for each record, as columns, at a tenth of the cost per record.
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection
 
 from tidecast.service.broker.port import Batch, Broker, Consumer, Membership
+from tidecast.service.broker.topics import reset_command
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, BrokerUnavailable
 from tidecast.service.observability.liveness import Liveness
@@ -19,6 +20,7 @@ from tidecast.service.worker.served_models import ServedModels
 log = logging.getLogger("tidecast.worker")
 
 POLL_SECONDS = 0.2  # SIGTERM may go unnoticed for this long
+_VERIFY_SECONDS = 10.0  # between two comparisons of positions with what Kafka has
 
 
 class PartitionAssignment:
@@ -53,6 +55,8 @@ class PartitionAssignment:
         self._metrics, self._liveness, self._clock = metrics, liveness, clock
         self._restore = Restore(broker, settings, partitions, models, clock)
         self._gauges_at = clock()
+        self._verify_at = 0.0
+        self._lag: dict[int, int] = {}  # from the committed offset to the end of the log, as last known
         self._joined = self._leaving = False
 
     @property
@@ -64,6 +68,11 @@ class PartitionAssignment:
     def restoring(self) -> set[int]:
         """Those whose states are not back yet; none of their readings is read. Other threads may ask."""
         return {number for number, p in list(self._partitions.items()) if p.restoring}
+
+    @property
+    def waiting(self) -> bool:
+        """True while the restore only waits until Kafka is asked again."""
+        return self._restore.waiting
 
     # Membership ----------------------------------------------------------------------------------------------
 
@@ -98,6 +107,7 @@ class PartitionAssignment:
         self._liveness.note_turn()
         self._metrics.rebalances.inc()
         self._begin(partitions)
+        self._verify_at = 0.0
         log.info("partitions assigned", extra={"new": sorted(partitions), "all": sorted(self._partitions)})
 
     def on_revoked(self, partitions: set[int]) -> None:
@@ -111,6 +121,7 @@ class PartitionAssignment:
         self._models.revoke(partitions)
         for partition in partitions & self._partitions.keys():
             del self._partitions[partition]
+        self._committer.note({})  # perhaps nothing is left to commit
         self._note_restore()
         self.update_gauges(now=True)
         if not self._leaving:
@@ -135,11 +146,16 @@ class PartitionAssignment:
     def start_over_if_broken(self) -> bool:
         """Where a transaction failed, memory is ahead of what is committed: restore all. True if that was so.
 
+        If commits fail again and again, the restore begins only after a wait.
+
         Raises:
             BrokerError: as `Committer.start_over`.
         """
         if not self._committer.broken:
             return False
+        if self._committer.failures.seconds_to_wait:
+            self.consumer.pause(self._partitions.keys())  # what is polled meanwhile is dropped, and read again
+            return True
         self._metrics.start_overs.inc()
         self._committer.start_over(self.consumer)
         self._begin(set(self._partitions))
@@ -156,6 +172,7 @@ class PartitionAssignment:
             return
         with self._liveness.allow(2 * self._settings.broker_timeout_seconds):
             restored = self._restore.advance(self.consumer, POLL_SECONDS)
+            self._metrics.note_damaged_states(self._restore.damaged)
             try:
                 for number, found in restored.items():
                     self._start_reading(number, found)
@@ -181,7 +198,7 @@ class PartitionAssignment:
         else:
             start = self.consumer.beginning_offsets([number])[number]
         self.consumer.seek(number, start)  # always: before a start over, more may have been read
-        partition.next_offset = start
+        partition.next_offset = partition.read_from = start
 
     def _note_restore(self) -> None:
         self._metrics.restoring.set(len(self.restoring))
@@ -211,6 +228,48 @@ class PartitionAssignment:
             if number in self._partitions:
                 self._partitions[number].next_offset = end
 
+    def verify_positions(self) -> bool:
+        """Compare what this worker has read and committed with what Kafka has, after each rebalance and every 10 s.
+
+        Kafka's offsets count, not the client's bookkeeping: a member that was evicted and is back may believe that it
+        kept a partition which another member has answered meanwhile. Then all is restored from what is committed, and
+        what was just polled must be dropped: False.
+
+        Raises:
+            BrokerError: a log ends before what was read from it.
+        """
+        partitions = self._partitions
+        moving = any(p.restoring or p.replaying or p.in_flight is not None for p in partitions.values())
+        if moving or not partitions or self._clock() < self._verify_at:
+            return True
+        try:
+            with self._liveness.allow(2 * self._settings.broker_timeout_seconds):
+                ends, found = self.consumer.end_offsets(partitions), self.consumer.committed(partitions)
+        except BrokerUnavailable:
+            return True
+        self._verify_at = self._clock() + _VERIFY_SECONDS
+        for number, partition in partitions.items():
+            self._check_end(number, ends[number])
+            entry = found[number]
+            if (None if entry is None else entry[0]) != partition.committed:
+                self._committer.distrust(
+                    f"another member has committed offsets of {self._settings.input_topic}-{number}: "
+                    f"{partition.committed} was ours, and Kafka has {None if entry is None else entry[0]}"
+                )
+                return False
+        return True
+
+    def _check_end(self, number: int, end: int) -> None:
+        position = self._partitions[number].next_offset
+        if position is not None and end < position:
+            topic = self._settings.input_topic
+            raise BrokerError(
+                f"{topic}-{number} ends at offset {end}, but this worker has read up to {position}: the topic was made "
+                "again, or its records were lost",
+                do="Its offsets and the states belong to the old records. Delete them, then start the worker again: "
+                + reset_command(self._settings),
+            )
+
     def _check_lost(self, number: int, expected: int, first: int) -> None:
         log.warning(
             "retention has deleted readings before they were read",
@@ -228,10 +287,19 @@ class PartitionAssignment:
         if not now and self._clock() - self._gauges_at < 1.0:
             return
         self._gauges_at = self._clock()
-        lag, assigned = self.consumer.lag(), self._partitions.keys()
+        self._note_lag()
+        assigned = self._partitions.keys()
         self._metrics.partitions.update(
             self._settings.input_topic,
-            {p: lag.get(p, 0) for p in assigned},
+            {p: self._lag.get(p, 0) for p in assigned},
             self._models.series_counts(assigned),
             self._models.series_counts(assigned, unwritten=True),
         )
+
+    def _note_lag(self) -> None:
+        """Readings that are not committed yet; during a restore they are those from before it."""
+        for number, unread in self.consumer.lag().items():
+            partition = self._partitions.get(number)
+            if partition is not None and not partition.restoring and partition.next_offset is not None:
+                done = partition.read_from if partition.committed is None else partition.committed
+                self._lag[number] = max(unread + partition.next_offset - done, 0)

@@ -9,14 +9,17 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from tidecast.service.broker.port import Broker, Consumer
+from tidecast.service.broker.topics import largest_record
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, Fenced, InstanceFenced, MemberEvicted
-from tidecast.service.observability.liveness import SAY_SECONDS
 from tidecast.service.observability.metrics import Metrics
+from tidecast.service.pipeline.dead_letters import cut_to_fit
 from tidecast.service.pipeline.pipeline import BatchResult
-from tidecast.service.worker.delivery import Delivery, delivery_as_set
+from tidecast.service.worker.delivery import Delivery, delivery_as_set, flush_within
+from tidecast.service.worker.emitted_batches import EmittedBatches
 from tidecast.service.worker.fence_limit import FenceLimit
 from tidecast.service.worker.partition import Partition, Partitions
+from tidecast.service.worker.retries import Retries
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.worker")
@@ -57,16 +60,22 @@ class Committer:
         self._states_tainted = False
         self._broken: BrokerError | None = None  # why the open transaction failed
         self._evicted = False
-        self._failing_since: float | None = None
+        # An attempt follows the first failure at once: mostly the group has rebalanced.
+        self.failures = Retries(
+            "the last readings were not committed, trying again", "readings are committed again",
+            settings.broker_timeout_seconds, clock, first_wait_s=0.0,
+        )  # fmt: skip
+        self._emitted = EmittedBatches(metrics)
         self._fence_limit = FenceLimit(settings.instance, clock)
         self._idle_flush_at = clock()
 
     def connect(self, broker: Broker) -> None:
-        """Make the producer.
+        """Make the producer, and ask how large a dead letter may be.
 
         Raises:
             BrokerError: no broker answers.
         """
+        self._largest_dead_letter = largest_record(broker, self._settings.dead_letter_topic)
         self._delivery = delivery_as_set(self._settings, broker)
 
     def close(self) -> None:
@@ -95,6 +104,10 @@ class Committer:
         """True where the last commit was refused because the group no longer counts this worker as a member."""
         return self._evicted
 
+    def distrust(self, why: str) -> None:
+        """What is in memory is not what is committed: `start_over`."""
+        self._broken = BrokerError(why)
+
     def taint_states(self) -> None:
         """After a batch that failed midway: write no more states."""
         self._states_tainted = True
@@ -119,15 +132,17 @@ class Committer:
             BrokerError: an earlier record could not be delivered, and there is no transaction to abort.
         """
         try:
+            if cut := cut_to_fit(result.dead_letters, self._largest_dead_letter):
+                log.warning("dead letters were too large for their topic and are cut", extra={"cut": cut})
             self._delivery.emit(result.forecasts)
             self._delivery.emit(result.dead_letters)
         except BrokerError as error:
             self._record_failed(error)
+        else:
+            self._emitted.add(result)
 
     def note(self, next_offsets: Mapping[int, int]) -> None:
         """All before these offsets is answered. What was only replayed is not committed again."""
-        if not self.broken and not self._anything_pending() and not self._in_flight:
-            self._failing_since = None  # what could not be committed belongs to another member now
         for number, offset in next_offsets.items():
             partition = self._partitions.get(number)
             if partition is None or partition.restoring:
@@ -137,6 +152,9 @@ class Committer:
                 partition.replaying = False
             if offset > max(committed, -1 if partition.in_flight is None else partition.in_flight):
                 partition.pending = offset
+        if not self.broken and not self._anything_pending() and not self._in_flight:
+            self._emitted.settle()
+            self.failures.note_idle()  # what could not be committed belongs to another member now
 
     def restored(self, partition: Partition, replay_from: int, committed: int) -> None:
         """The partition is read from `replay_from` on; what lies before `committed` was answered earlier."""
@@ -175,9 +193,10 @@ class Committer:
     def _note_committed(self) -> None:
         self._metrics.transactions.labels("committed").inc()
         self._metrics.note_commit()
+        self._emitted.count()
         for partition in self._in_flight:
             partition.committed, partition.in_flight = partition.in_flight, None
-        self._failing_since = None
+        self.failures.end()
 
     def commit(
         self, consumer: Consumer, everything_of: Collection[int] = (), *, wait: bool = True, overlapped: bool = False
@@ -205,7 +224,7 @@ class Committer:
         self._due = self._clock() + self._interval
         with self._allow_wait(2 * self._timeout_s):
             try:
-                self._flush()
+                flush_within(delivery, self._timeout_s, self._clock)
             except BrokerError as error:
                 return self._record_failed(error)
             if with_states:
@@ -224,24 +243,10 @@ class Committer:
         self._idle_flush_at = self._clock()
         for number, offset in offsets.items():
             self._partitions[number].pending, self._partitions[number].in_flight = None, offset
+        self._emitted.ask()
         if done:
             self._note_committed()
         return True
-
-    def _flush(self) -> None:
-        """Wait until Kafka has all that was emitted; logs every few seconds while that takes long."""
-        began = self._clock()
-        while True:
-            tried = self._clock()
-            limit = min(SAY_SECONDS, began + self._timeout_s - tried)
-            try:
-                return self._delivery.flush(limit)
-            except BrokerError:
-                now = self._clock()
-                # A record that was refused stays refused; only a wait that timed out is worth another.
-                if now - tried < limit or now - began >= self._timeout_s:
-                    raise
-                log.warning("Kafka does not answer, waiting", extra={"seconds": round(now - began)})
 
     def _with_metadata(self, offsets: Mapping[int, int]) -> dict[int, tuple[int, str]]:
         """`partition -> (offset, metadata)`."""
@@ -314,7 +319,8 @@ class Committer:
         )
         with self._allow_wait(2 * self._settings.broker_timeout_seconds):
             self._delivery.start_over()
-        self._broken = self._failing_since = None
+        self._emitted.drop()
+        self._broken = None
 
     def _record_failed(self, error: BrokerError) -> bool:
         """A forecast, dead letter or state was not delivered. Returns False, or raises if no transaction is open."""
@@ -328,19 +334,14 @@ class Committer:
 
         Raises:
             InstanceFenced: another process has this worker's name.
-            BrokerError: commits have failed for `broker_timeout_seconds`.
+            BrokerError: no attempt can succeed, or commits have failed for `broker_timeout_seconds`.
         """
         self._metrics.transactions.labels("failed").inc()
         if isinstance(error, InstanceFenced):
             raise error
         self._evicted = isinstance(error, MemberEvicted)
-        now = self._clock()
-        self._due = now + _RETRY_SECONDS
         if self._settings.delivery == "exactly-once":
             self._broken = error
-        if self._failing_since is None:
-            self._failing_since = now
-            log.warning("the offsets were not committed, trying again", extra={"reason": error.what})
-        elif now - self._failing_since > self._settings.broker_timeout_seconds:
-            raise error
+        self.failures.add(error)
+        self._due = self._clock() + max(self.failures.seconds_to_wait, _RETRY_SECONDS)
         return False

@@ -24,6 +24,7 @@ contains is not applied again. A worker that is frozen between 2 and 3 until oth
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -33,6 +34,10 @@ from typing import Protocol
 
 from tidecast.service.broker.port import Broker, Consumer, OutgoingBatch, Producer
 from tidecast.service.config.settings import Settings
+from tidecast.service.errors import BrokerError
+from tidecast.service.observability.liveness import SAY_SECONDS
+
+log = logging.getLogger("tidecast.worker")
 
 Offsets = Mapping[int, tuple[int, str]]  # partition -> (next offset, metadata)
 
@@ -83,6 +88,26 @@ class Delivery(Protocol):
 
     def close(self) -> None:
         """Release the producer without waiting."""
+
+
+def flush_within(delivery: Delivery, timeout_s: float, clock: Callable[[], float]) -> None:
+    """Wait until Kafka has all that was emitted; logs every few seconds while that takes long.
+
+    Raises:
+        BrokerError: a record was refused, or `timeout_s` has passed.
+    """
+    began = clock()
+    while True:
+        tried = clock()
+        limit = min(SAY_SECONDS, began + timeout_s - tried)
+        try:
+            return delivery.flush(limit)
+        except BrokerError:
+            now = clock()
+            # A record that was refused stays refused; only a wait that timed out is worth another.
+            if now - tried < limit or now - began >= timeout_s:
+                raise
+            log.warning("Kafka does not answer, waiting", extra={"seconds": round(now - began)})
 
 
 class AtLeastOnce(Delivery):

@@ -32,6 +32,7 @@ class Partition:
     """
 
     # PartitionAssignment
+    read_from: int = 0  # where reading began
     next_offset: int | None = None  # the next reading has this offset or a later one; None = nothing was read yet
     # Restore
     restoring: bool = True  # its states are not back yet, and none of its readings is read

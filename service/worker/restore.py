@@ -23,12 +23,13 @@ import numpy as np
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, BrokerUnavailable, ChangelogError
-from tidecast.service.state.codec import layout_of
+from tidecast.service.state.codec import Codec, layout_of
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.worker.model_swap import warmup_readings
 from tidecast.service.worker.partition import Partitions, RestoreProgress
 from tidecast.service.worker.restore_checks import check_fits, check_retained, check_written, needs_rebuild
+from tidecast.service.worker.retries import Retries
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.restore")
@@ -69,7 +70,11 @@ class Restore:
         self._broker, self._settings, self._partitions = broker, settings, partitions
         self._models, self._clock = models, clock
         self._group = settings.group.encode()
-        self._unanswered_since: float | None = None
+        self.damaged = 0  # states that were set aside
+        self._asking = Retries(
+            "Kafka does not say what is committed, asking again", "Kafka says what is committed",
+            settings.broker_timeout_seconds, clock, first_wait_s=0.0,
+        )  # fmt: skip
         self._fetched: set[int] = set()  # partitions of the changelog that the reader fetches
         self._reader: Consumer | None = None
         self._ends: Consumer | None = None
@@ -131,6 +136,11 @@ class Restore:
         known = consumer.committed({partition})[partition]
         return known is not None and known[0] != offset
 
+    @property
+    def waiting(self) -> bool:
+        """True while there is nothing to do but to wait until Kafka is asked again."""
+        return self._asking.seconds_to_wait > 0
+
     def close(self) -> None:
         """Release the connections."""
         for consumer in (self._reader, self._ends):
@@ -144,16 +154,14 @@ class Restore:
             BrokerError: it has not answered for `broker_timeout_seconds`, or the states that it should have are gone.
             ChangelogError: they are of another kind of model.
         """
-        began = self._clock() if self._unanswered_since is None else self._unanswered_since
+        if self.waiting:
+            return False
         try:
             committed, starts, ends = self._committed_and_changelog(consumer, waiting)
         except BrokerError as error:
-            self._unanswered_since = began
-            if self._clock() - began >= self._settings.broker_timeout_seconds:
-                raise
-            log.warning("Kafka does not say what is committed, asking again", extra={"reason": error.what})
+            self._asking.add(error)
             return False
-        self._unanswered_since = None
+        self._asking.end()
         for number in waiting:
             known, end = committed[number], ends[number]
             found = Committed.parse(*known) if known is not None else None
@@ -202,7 +210,19 @@ class Restore:
                 for key in keys:  # the place of a series is that of its last record
                     last[key] = last.pop(key)
             last.pop(None, None)
-            _put(number, progress, cast(dict[bytes, bytes | None], last))
+            damaged = _put(number, progress, cast(dict[bytes, bytes | None], last))
+            self.damaged += len(damaged)
+            for key, what in damaged.items():
+                at = max(o for o, p, k in zip(batch.offsets, batch.partitions, batch.keys, strict=True)
+                         if p == number and k == key)  # fmt: skip
+                log.warning(
+                    "the state of a series is set aside, and the series starts again",
+                    extra={
+                        "record": f"{batch.topic}-{number}-{at}",
+                        "key": key.decode("utf-8", "backslashreplace"),
+                        "reason": what,
+                    },
+                )
             progress.position = batch.next_offsets.get(number, progress.position)
 
     def _check_owners(self, batch: Batch) -> None:
@@ -210,8 +230,9 @@ class Restore:
         for kind in set(map(tuple, batch.headers)):
             owner = dict(kind).get(GROUP_HEADER, self._group)
             if owner != self._group:
+                name = owner.decode("utf-8", "backslashreplace")
                 raise ChangelogError(
-                    f"{self._settings.changelog_topic} holds states of the group {owner.decode()!r}",
+                    f"{self._settings.changelog_topic} holds states of the group {name!r}",
                     do=f"Give the group {self._settings.group!r} a --changelog-topic of its own.",
                 )
 
@@ -253,27 +274,41 @@ class Restore:
         return max(first, start)
 
 
-def _put(partition: int, progress: RestoreProgress, records: Mapping[bytes, bytes | None]) -> None:
-    """Put states, and tombstones (None), of one partition into its model's store."""
+def _put(partition: int, progress: RestoreProgress, records: Mapping[bytes, bytes | None]) -> dict[bytes, str]:
+    """Put states, and tombstones (None), of one partition into its model's store; those that are damaged, and why."""
     store, codec = progress.served.store, progress.served.codec
     before = len(store)
     states = {key: value for key, value in records.items() if value is not None}
+    damaged: dict[bytes, str] = {}
     if progress.rebuild:
         others = set(states)
-    elif progress.committed is not None and progress.committed.layout == codec.layout:
-        # The committed states have this layout; any other was left behind by an earlier model.
-        others = {key for key, value in states.items() if layout_of(value) != codec.layout}
     else:
-        others = set()
-    progress.useless = progress.useless - records.keys() | others
+        foreign = {key for key, value in states.items() if layout_of(value) != codec.layout}
+        damaged = _damaged({key: states[key] for key in foreign}, codec)  # perhaps in the very bytes of the layout
+        # Where the committed states have this layout, any other was left behind by an earlier model.
+        others = foreign if progress.committed is not None and progress.committed.layout == codec.layout else set()
     for key, value in records.items():
         if value is None or key in others:
             store.discard(key)
-    ours = {key: value for key, value in states.items() if key not in others}
-    keys, values = [*ours], [*ours.values()]
-    for some in (slice(at, at + _AT_ONCE) for at in range(0, len(keys), _AT_ONCE)):
-        store.restore(keys[some], partition, codec.decode_many(values[some]))
+    ours = [(key, value) for key, value in states.items() if key not in others and key not in damaged]
+    for some in (ours[at : at + _AT_ONCE] for at in range(0, len(ours), _AT_ONCE)):
+        try:
+            snapshots = codec.decode_many([value for _, value in some])
+        except ChangelogError:
+            damaged |= _damaged(dict(some), codec)
+            some = [(key, value) for key, value in some if key not in damaged]
+            snapshots = codec.decode_many([value for _, value in some])
+        store.restore([key for key, _ in some], partition, snapshots)
+    for key in damaged:
+        store.discard(key)
+    progress.useless = progress.useless - records.keys() | others | damaged.keys()
     progress.series += len(store) - before
+    return damaged
+
+
+def _damaged(states: Mapping[bytes, bytes], codec: Codec) -> dict[bytes, str]:
+    """`key -> what is wrong` of the states that nobody can have written like that."""
+    return {key: what for key, value in states.items() if (what := codec.damage(value)) is not None}
 
 
 def _newest(partition: int, progress: RestoreProgress) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.broker.topics import check_topics
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, BrokerUnavailable, DeadLetterFlood, TidecastError
+from tidecast.service.errors import BrokerError, BrokerUnavailable, DeadLetterFlood, Rejected, TidecastError
 from tidecast.service.model.session import Model
 from tidecast.service.observability.histogram import Timing
 from tidecast.service.observability.liveness import Liveness
@@ -29,11 +29,11 @@ from tidecast.service.worker.committer import Committer
 from tidecast.service.worker.dead_letter_limit import DeadLetterLimit
 from tidecast.service.worker.model_swap import ModelSwap
 from tidecast.service.worker.partition import Partition
+from tidecast.service.worker.retries import Retries
 from tidecast.service.worker.served_models import ServedModels
+from tidecast.service.worker.topic_watch import TopicWatch
 
 log = logging.getLogger("tidecast.worker")
-
-_AGAIN_SECONDS = 0.5  # until Kafka is asked again
 
 
 class Worker:
@@ -82,6 +82,8 @@ class Worker:
             broker, settings, self._partitions, self._models, self._committer, metrics, newer_model, clock,
             liveness.allow,
         )  # fmt: skip
+        self._topics = TopicWatch(broker, settings)
+        self._polls = Retries("Kafka does not answer, polling again", "Kafka answers again", math.inf, clock)
         self._prepared = False
 
     # The loop ------------------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ class Worker:
         if self._prepared:
             return
         with self._liveness.allow(4 * self._settings.broker_timeout_seconds):
-            self._retry(lambda: check_topics(self._broker, self._settings))
+            self._retry(lambda: self._topics.start(check_topics(self._broker, self._settings)))
             self._liveness.note_answer()
             self._retry(lambda: self._committer.connect(self._broker))
             self._retry(self._assignment.connect)
@@ -109,15 +111,18 @@ class Worker:
         Raises:
             BrokerError: it has not answered for `broker_timeout_seconds`, or it refuses.
         """
-        began = self._clock()
+        timeout_s = self._settings.broker_timeout_seconds
+        retries = Retries("Kafka does not answer, waiting", "Kafka answers", timeout_s, self._clock)
         while True:
             try:
-                return ask()
+                ask()
+                return retries.end()
             except BrokerUnavailable as error:
-                if self._clock() - began >= self._settings.broker_timeout_seconds or self._stopping.is_set():
+                if self._stopping.is_set():
                     raise
-                log.warning("Kafka does not answer, waiting", extra={"reason": error.what})
-            self._stopping.wait(_AGAIN_SECONDS)
+                retries.add(error)
+            self._liveness.note_turn()
+            self._stopping.wait(retries.seconds_to_wait)
 
     @property
     def _consumer(self) -> Consumer:
@@ -151,6 +156,10 @@ class Worker:
                 self._turn()
             log.info("stopping", extra={"to_commit": sorted(self._committer.pending)})
             self._finish()
+        except Rejected:
+            with suppress(BrokerUnavailable):
+                check_topics(self._broker, self._settings)  # raises what a start says of topics that are gone
+            raise
         except BrokerError:
             raise  # waiting for Kafka once more would not help
         except DeadLetterFlood:
@@ -168,13 +177,15 @@ class Worker:
             self._assignment.leave()
             self._swap.close()
             self._committer.close()
+            self._topics.stop()
         log.info("stopped: all that was read is answered and committed")
         return 0
 
     def _turn(self) -> None:
         batch, assignment = self._poll(), self._assignment
-        if assignment.start_over_if_broken():  # a revocation inside of the poll could not commit
-            return
+        # Broken: a revocation inside of the poll could not commit, or commits fail again and again.
+        if assignment.start_over_if_broken() or not assignment.verify_positions():
+            return assignment.update_gauges()
         self._retry(partial(assignment.check_unbroken, batch))
         if batch.offsets:
             self._answer(batch)
@@ -189,6 +200,7 @@ class Worker:
             self._liveness.probe(self._ask, self._settings.broker_timeout_seconds)
         assignment.update_gauges()
         self._dead_letter_limit.check(self._settings.dead_letter_topic)
+        self._topics.check()
         self._between_batches()
 
     def _answer(self, batch: Batch) -> None:
@@ -218,9 +230,10 @@ class Worker:
         with self._stage("poll"), self._liveness.allow(self._settings.broker_timeout_seconds):
             try:
                 batch = self._consumer.poll(wait, self._settings.max_poll_records)
+                self._polls.end()
             except BrokerUnavailable as error:  # while it joins; `probe` limits how long
-                log.warning("Kafka does not answer, polling again", extra={"reason": error.what})
-                self._stopping.wait(_AGAIN_SECONDS)
+                self._polls.add(error)
+                self._stopping.wait(self._polls.seconds_to_wait)
                 batch = Batch(self._settings.input_topic)
         if batch.offsets:
             self._liveness.note_answer()
@@ -251,8 +264,7 @@ class Worker:
             with self._stage("emit"):
                 self._tracing.answered(result)
                 self._committer.emit(result)
-            self._dead_letter_limit.add(result.counts.dead_letters)
-            self._metrics.count(result)
+            self._dead_letter_limit.add(result)
 
     def _commit_is_due(self, *, nothing_more: bool = False) -> bool:
         left = self._committer.seconds_until_due()
@@ -302,7 +314,7 @@ class Worker:
     @property
     def busy(self) -> bool:
         """True where there is more to do than to wait for readings."""
-        return self._swap.active or bool(self._assignment.restoring)
+        return self._swap.active or (bool(self._assignment.restoring) and not self._assignment.waiting)
 
     @property
     def unwritten_series(self) -> int:
@@ -319,6 +331,8 @@ class Worker:
             return {"worker": "it is stopping"}
         if not self._assignment.joined:
             return {"partitions": "the group has not assigned any yet"}
+        if (reason := self._committer.failures.reason) is not None:
+            return {"commits": f"the last attempt failed: {reason}"}
         left = len(self._assignment.restoring)
         return {"states": f"{left} partitions are being restored"} if left else {}
 

@@ -376,6 +376,16 @@ class BrokerContract:
             time.sleep(0.05)
         assert port.partitions(topic) is None and topic not in port.topics()
 
+    def test_a_topic_that_is_made_again_has_another_id(self, port, topic):
+        first = port.describe(topic)
+        assert first == port.describe(topic) and first.partitions == 4
+        assert port.delete_topic(topic)
+        deadline = time.monotonic() + PATIENCE_S
+        while port.describe(topic) is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert port.create_topic(topic, 4)
+        assert port.describe(topic).partitions == 4 and port.describe(topic).id != first.id
+
     def test_a_topic_that_is_not_there_is_named_and_not_made(self, port):
         missing = f"missing-{uuid.uuid4().hex[:8]}"
         outgoing = OutgoingBatch(missing)

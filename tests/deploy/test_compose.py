@@ -140,7 +140,7 @@ def test_the_images_have_the_fast_kafka_client(services: dict[str, Any]) -> None
 
 def test_what_slimming_the_worker_s_image_leaves_is_imported_once_each() -> None:
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = {re.split("[<>=]", each)[0].replace("kafka-python", "kafka").replace("-", "_") for each in needs}
+    names = {re.split(r"[\[<>=]", each)[0].replace("kafka-python", "kafka").replace("-", "_") for each in needs}
     tried = re.findall(r'python -c "import ([a-z0-9_, ]+)"', (ROOT / "deploy" / "docker" / "Dockerfile").read_text())
     assert [set(each.split(", ")) for each in tried] == [names]
 

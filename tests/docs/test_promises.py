@@ -60,5 +60,5 @@ def test_the_times_and_limits_are_those_of_the_code():
     assert f"aborts it after {transactions.TRANSACTION_TIMEOUT_MS / 1_000:g} s" in page
     page = PAGES["security.md"]
     assert f"{http.TOTAL_SECONDS:g} s is the most for a request" in page
-    assert f"More connections than {http.MAX_CONNECTIONS} are dropped" in page
+    assert f"Of more connections than {http.MAX_CONNECTIONS} the oldest are dropped" in page
     assert f"`--model-max-bytes` ({settings.default('model_max_bytes') >> 20} MiB)" in page

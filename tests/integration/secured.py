@@ -8,10 +8,12 @@ from cryptography.hazmat.primitives import serialization
 from kafka import KafkaAdminClient
 from kafka.admin import (
     ACL,
+    ACLFilter,
     ACLOperation,
     ACLPermissionType,
     ACLResourcePatternType,
     ResourcePattern,
+    ResourcePatternFilter,
     ResourceType,
     ScramMechanism,
     UserScramCredentialUpsertion,
@@ -106,6 +108,13 @@ class SecuredKafka:
         """With SCRAM; the user is made where there is none."""
         admin = KafkaAdminClient(bootstrap_servers=self.open)
         admin.alter_user_scram_credentials([UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_512, password)])
+        admin.close()
+
+    def take_away(self, topic):
+        """LIMITED may do nothing with the topic any more."""
+        admin = KafkaAdminClient(bootstrap_servers=self.open)
+        pattern = ResourcePatternFilter(ResourceType.TOPIC, topic, ACLResourcePatternType.LITERAL)
+        admin.delete_acls([ACLFilter(f"User:{LIMITED}", "*", ACLOperation.ANY, ACLPermissionType.ANY, pattern)])
         admin.close()
 
     def allow(self, rights):

@@ -179,19 +179,44 @@ def test_no_tls_to_a_port_with_it_is_refused(secured, t, model):
     assert "it may want TLS" in said and "--security-protocol SSL" in said
 
 
-def test_a_worker_needs_no_more_rights_than_the_page_says(secured, t, model):
+def rights_of_the_page(t):
+    """`(kind, name, operation)` of all that docs/security.md says that a worker needs."""
     rights = re.findall(r"^\| (TOPIC|GROUP|TRANSACTIONAL_ID) \| (.*) \| (.*) \|$", PAGE.read_text("utf-8"), re.M)
     names = {"input": t.readings, "output": t.forecasts, "dead letters": t.dead, "changelog": t.states}
     names |= {"--group": t.group, "names that begin with --group (prefixed)": f"{t.group}*"}
-    allowed = [
+    return [
         (kind, names[name], operation)
         for kind, which, operations in rights
         for name in which.split(", ")
         for operation in operations.split(", ")
     ]
+
+
+def limited(secured, t):
+    """The flags of a worker that may do what the page says, and no more."""
+    allowed = rights_of_the_page(t)
     assert len(allowed) > 6
     secured.allow(allowed)
-    flags = [*t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={LIMITED}"]
+    return [*t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={LIMITED}"]
+
+
+@pytest.mark.parametrize("which", ["readings", "forecasts", "dead"])
+def test_a_right_that_is_taken_away_ends_the_worker_and_is_named(secured, t, model, which):
+    t.feed(3)
+    with serving("--model", model, *limited(secured, t), "--broker-timeout-seconds=20") as worker:
+        t.read(t.forecasts, t.steps * len(t.series))
+        secured.take_away(getattr(t, which))
+        t.feed(3)
+        t.send([(0, b"s0-0", b"{")])
+        code, log = worker.end(signum=None)
+    said = log.splitlines()[-1]
+    assert code == 1 and "Traceback" not in log, log
+    assert getattr(t, which) in said, log
+    assert len(log.splitlines()) < 60, log
+
+
+def test_a_worker_needs_no_more_rights_than_the_page_says(secured, t, model):
+    flags = limited(secured, t)
     for _ in range(2):  # the second restores
         t.feed(3)
         with serving("--model", model, *flags) as worker:

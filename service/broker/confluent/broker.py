@@ -17,7 +17,7 @@ from tidecast.service.broker.confluent.consumer import ConfluentConsumer
 from tidecast.service.broker.confluent.producer import ConfluentProducer
 from tidecast.service.broker.confluent.transactions import ConfluentTransactionalProducer
 from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
-from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer
+from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer, TopicInfo
 from tidecast.service.broker.security import PLAIN_TEXT, Security
 
 _LOOK_AGAIN_S = 0.02
@@ -63,7 +63,7 @@ class ConfluentBroker(Broker):
             return ConfluentTransactionalProducer(self._client, self.partitions, transactional_id)
 
     @override
-    def partitions(self, topic: str) -> int | None:
+    def describe(self, topic: str) -> TopicInfo | None:
         doing = f"looking up the topic {topic}"
         # The library's plain look-up of metadata would create the topic if the cluster creates topics automatically.
         with self._other.diagnosed(), self._client.errors(doing):
@@ -73,7 +73,7 @@ class ConfluentBroker(Broker):
                 if self._client.classify(error)[0] is Failure.NO_TOPIC:
                     return None
                 raise
-        return len(found.partitions)
+        return TopicInfo(str(found.topic_id), len(found.partitions))
 
     @override
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:

@@ -16,7 +16,7 @@ from tidecast.service.broker.kafka_python.consumer import KafkaPythonConsumer
 from tidecast.service.broker.kafka_python.handshake import probe
 from tidecast.service.broker.kafka_python.producer import KafkaPythonProducer
 from tidecast.service.broker.kafka_python.transactions import KafkaPythonTransactionalProducer
-from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer
+from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer, TopicInfo
 from tidecast.service.broker.security import PLAIN_TEXT, Security
 from tidecast.service.errors import BrokerUnavailable
 
@@ -58,7 +58,7 @@ class KafkaPythonBroker(Broker):
             return KafkaPythonTransactionalProducer(self._client, self.partitions, transactional_id)
 
     @override
-    def partitions(self, topic: str) -> int | None:
+    def describe(self, topic: str) -> TopicInfo | None:
         doing = f"looking up the topic {topic}"
         with self.diagnosed():
             found = self._client.call(doing, lambda: self._connected().describe_topics([topic]))
@@ -68,7 +68,7 @@ class KafkaPythonBroker(Broker):
                 return None
             if code:
                 raise errors.for_code(code)(topic)
-        return len(found[0]["partitions"])
+        return TopicInfo(str(found[0]["topic_id"]), len(found[0]["partitions"]))
 
     @override
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:

@@ -7,6 +7,7 @@ are deleted.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 
 from typing_extensions import override
@@ -14,7 +15,7 @@ from typing_extensions import override
 from tidecast.service.broker.memory.cluster import Cluster, Log
 from tidecast.service.broker.memory.consumer import MemoryConsumer
 from tidecast.service.broker.memory.producer import MemoryProducer
-from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer
+from tidecast.service.broker.port import DYNAMIC, Broker, Consumer, Membership, Producer, TopicInfo
 from tidecast.service.errors import BrokerError
 
 _DEFAULT_CONFIG = {"cleanup.policy": "delete", "retention.ms": "604800000", "retention.bytes": "-1"}
@@ -34,9 +35,10 @@ class MemoryBroker(Cluster, Broker):
         return MemoryProducer(self, transactional_id)
 
     @override
-    def partitions(self, topic: str) -> int | None:
-        logs = self.logs.get(topic)
-        return None if logs is None else len(logs)
+    def describe(self, topic: str) -> TopicInfo | None:
+        with self.changed:
+            logs = self.logs.get(topic)
+            return None if logs is None else TopicInfo(self.ids[topic], len(logs))
 
     @override
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
@@ -46,6 +48,7 @@ class MemoryBroker(Cluster, Broker):
             if topic in self.logs:
                 return False
             self.logs[topic] = [Log() for _ in range(partitions)]
+            self.ids[topic] = uuid.uuid4().hex
             self.configs[topic] = _DEFAULT_CONFIG | dict(config or {})
             return True
 

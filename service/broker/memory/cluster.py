@@ -105,6 +105,7 @@ class Cluster:
         self.timeout_s = timeout_s
         self.changed = threading.Condition(threading.RLock())  # guards all that follows
         self.logs: dict[str, list[Log]] = {}
+        self.ids: dict[str, str] = {}
         self.groups: dict[tuple[str, str], Group] = {}
         self.commits: dict[tuple[str, str], dict[int, tuple[int, str]]] = {}
         self.configs: dict[str, dict[str, str]] = {}

@@ -187,6 +187,7 @@ def test_an_export_that_is_imported_again_is_the_same_to_the_byte(bench, run, tm
         bench.flush(f"ü{i}".encode(), i % 20, partition=i % 2, steps=i)
     before, file = bench.live(), str(tmp_path / "states.jsonl")
     assert run("export", file) == (0, "", "wrote 30 states of tidecast-state\n")
+    assert (tmp_path / "states.jsonl").stat().st_mode & 0o777 == 0o600, "only its owner may read the states"
     run("reset", "--all")
     assert run("import", file) == (0, "", "wrote 30 states to tidecast-state, deleted 0\n")
     assert bench.live() == before

@@ -53,6 +53,7 @@ NAMES = {
     "tidecast_late_readings_total": (),
     "tidecast_gaps_total": ("action",),
     "tidecast_silent_steps_total": (),
+    "tidecast_missing_values_total": ("feature",),
     "tidecast_resets_total": ("reason",),
     "tidecast_transactions_total": ("outcome",),
     "tidecast_rebalances_total": (),
@@ -224,7 +225,7 @@ def test_both_exposition_formats_can_be_scraped(metrics):
 
 
 def test_two_workers_in_one_process_do_not_share_counts(metrics):
-    metrics.count(result(1))
+    count(metrics, result(1))
     assert samples(Metrics(SPEC, []))["tidecast_readings_total"] == 0
 
 
@@ -257,10 +258,15 @@ def result(n, spec=SPEC):
     )
 
 
+def count(metrics, result):
+    """Count a batch, as the commit that contains it does."""
+    metrics.count([metrics.emitted(result)])
+
+
 def test_a_scrape_sees_the_batch_of_just_now_however_small(metrics):
     metrics.partitions.update("readings", {1: 1}, {}, {})
-    metrics.count(result(1))
-    metrics.count(result(2, msgspec.structs.replace(SPEC, diagnostics=DIAGNOSTICS[:1])))
+    count(metrics, result(1))
+    count(metrics, result(2, msgspec.structs.replace(SPEC, diagnostics=DIAGNOSTICS[:1])))
     found = samples(metrics)
     assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 3
     assert found["tidecast_naive_error_count{horizon=1,target=t}"] == 1
@@ -275,7 +281,7 @@ def test_batches_of_one_reading_do_not_pile_up_where_nobody_scrapes(metrics):
     for _ in range(600):
         one = result(1)
         one.counts.waves.append(1)
-        metrics.count(one)
+        count(metrics, one)
         kept.append(weakref.ref(one.scores))
     del one
     assert sum(each() is not None for each in kept) < 256
@@ -294,7 +300,7 @@ def test_scrapes_during_counting_lose_and_double_nothing(metrics):
     scraper = threading.Thread(target=scrape)
     scraper.start()
     for _ in range(300):
-        metrics.count(result(100))
+        count(metrics, result(100))
     over.set()
     scraper.join()
     found = samples(metrics)

@@ -220,7 +220,15 @@ def test_a_key_that_names_no_series_is_refused(key: bytes | None, reason: str) -
 def test_the_set_of_reasons_is_closed() -> None:
     assert set(DeadLetterReason) == {
         *("not_json", "wrong_type", "missing_key", "bad_key", "missing_time", "time_out_of_range"),
-        *("value_out_of_range", "schema_registry_framing", "too_large", "late", "duplicate", "non_finite_state"),
+        *(
+            "value_out_of_range",
+            "no_features",
+            "schema_registry_framing",
+            "too_large",
+            "late",
+            "duplicate",
+            "non_finite_state",
+        ),
     }
 
 
@@ -228,3 +236,24 @@ def test_only_the_trace_of_a_reading_is_passed_to_its_forecast() -> None:
     theirs = [("a", b"1"), ("traceparent", b"00-x")], (), [("a", b"1")]
     assert [list(headers) for headers in forecast_headers(theirs)] == [[("traceparent", b"00-x")], [], []]
     assert forecast_headers([(), ()]) == [(), ()]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"ts": 1700000000000, "Temp": 20.5, "hum": 3}',
+        b'{"ts": 1700000000000, "Temp": NaN, "hum": 3}',
+    ],
+)
+def test_a_reading_of_renamed_fields_is_rejected_and_the_message_names_both_kinds(value):
+    found = ReadingDecoder(["temp", "wind"]).decode([b'{"ts": 1700000000000, "wind": 1}', value])
+    assert list(found.rejected) == [1]
+    assert found.rejected[1].reason == "no_features"
+    said = found.rejected[1].message
+    assert "none of the model's features (temp, wind), only: " in said and "hum" in said and "ts" in said
+
+
+@pytest.mark.parametrize("value", [b'{"ts": 1700000000000, "temp": null}', b'{"ts": 1700000000000, "temp": NaN}'])
+def test_a_reading_whose_only_values_are_missing_is_a_reading(value):
+    found = ReadingDecoder(["temp", "wind"]).decode([value])
+    assert not found.rejected and np.isnan(found.x).all()

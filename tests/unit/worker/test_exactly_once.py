@@ -314,6 +314,6 @@ def test_a_worker_that_is_evicted_repeatedly_is_not_taken_for_one_whose_name_is_
                 raise MemberEvicted("committing offsets")
             return do()
 
-    world.live(Out(), idle=80)
+    world.live(Out(), idle=200)
     assert left == [0]
     world.check()

@@ -1,5 +1,7 @@
 """What a worker tells of its dealings with Kafka and of its states, for alerts: in a small world in memory."""
 
+import itertools
+
 import pytest
 
 from tests.support.models import counting_model
@@ -77,3 +79,57 @@ def test_readings_that_a_restart_reads_again_are_counted_apart(model):
     world.check()
     assert world.metric_sum("replayed_readings_total") > 0
     assert world.metric_sum("readings_total") < 20 * len(SERIES)
+
+
+class NoCommit(Fault):
+    """From some commit on Kafka refuses each, as where a topic is gone."""
+
+    def around(self, call, do):
+        if call == "commit_transaction":
+            self.left -= 1
+            if self.left < 0:
+                raise BrokerError("no such topic")
+        return do()
+
+
+def test_counters_equal_the_topics_while_commits_fail_and_the_lag_shows_what_waits(model):
+    world = World(model, broker_timeout_seconds=20)
+    world.send(0, 30, rubbish=True)
+    lags = []
+
+    class Observed(NoCommit):
+        def around(self, call, do):
+            if call == "poll":
+                lags.append(world.metric_sum("lag_records"))
+            return super().around(call, do)
+
+    worker = world.worker(Observed(nth=4), idle=10_000)
+    with pytest.raises(BrokerError, match="no such topic"):
+        worker.run()
+    forecasts, dead = len(world.read("forecasts")), len(world.read("dead-letters"))
+    assert world.metric_sum("forecasts_total") == forecasts > 0
+    assert world.metric_sum("dead_letters_total") == dead
+    committed = sum(offset for offset, _ in (found for found in world.committed().values() if found))
+    assert lags[-1] == len(world.sent) - committed > 0
+    assert "commits" in worker.not_ready()
+
+
+def test_a_commit_that_fails_for_a_while_is_retried_with_growing_waits_and_then_counted(model):
+    world = World(model)
+    world.send(0, 20)
+
+    tries = []
+
+    class Away(Fault):
+        def around(self, call, do):
+            if call == "commit_transaction":
+                tries.append(world.now)
+                if 3 <= len(tries) < 9:
+                    raise BrokerError("the broker is away")
+            return do()
+
+    world.live(Away(), idle=400)
+    world.check()
+    waits = [b - a for a, b in itertools.pairwise(tries[2:9])]
+    assert all(wait >= least for wait, least in zip(waits, (0, 0.5, 1, 2, 4, 5), strict=True)), waits
+    assert world.metric_sum("forecasts_total") == len(world.read("forecasts"))
