@@ -12,6 +12,7 @@ from tests.support.weather import trained
 # processes wait.
 LONG = [
     "test_security.py",
+    "test_changing_topics.py",
     "test_dashboards.py",
     "test_broker_port.py",
     "test_restore.py",
