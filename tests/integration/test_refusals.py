@@ -7,8 +7,10 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from tests.support.counted import command_in
+from tests.support.counted import Counted, command_in
+from tests.support.kafka import own_kafka
 from tests.support.serving import PATIENCE, serving
+from tidecast.service.broker.connect import CLIENTS
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 
 
@@ -108,3 +110,17 @@ def test_of_two_workers_with_one_name_one_ends_with_the_reason_and_every_reading
             t.read(t.forecasts, t.steps * 6)
             assert other.end()[0] == 0
     t.check()
+
+
+def test_a_kafka_without_a_transaction_coordinator_is_named_and_the_other_delivery_works(model, tmp_path):
+    """A single broker whose transaction log is meant for three, as an image's defaults may be."""
+    alone = own_kafka(tmp_path / "kafka", properties={"transaction.state.log.replication.factor": "3"})
+    with alone:
+        for client in CLIENTS:
+            t = Counted(alone.bootstrap_servers, 1, 1, client=client)
+            t.feed(3)
+            said = t.refused(model, "--broker-timeout-seconds=5")
+            assert f"Kafka at {alone.bootstrap_servers} answers, but has no transaction coordinator" in said
+            assert "transaction.state.log.replication.factor=1" in said and "--delivery at-least-once" in said
+            t.live(model, "--delivery=at-least-once")
+            t.broker.close()
