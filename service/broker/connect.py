@@ -14,7 +14,7 @@ AUTO = "auto"
 CLIENTS = ("kafka-python", "confluent")
 log = logging.getLogger("tidecast.broker")
 
-_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)(:\d{1,5})?")
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+):(\d{1,5})")
 
 
 def connect_from_settings(settings: Settings, *, worker: bool = False) -> Broker:
@@ -51,7 +51,8 @@ def connect(
             be used.
     """
     servers = [server.strip() for server in bootstrap_servers.split(",")]
-    if not all(_SERVER.fullmatch(server) for server in servers):
+    found = [_SERVER.fullmatch(server) for server in servers]
+    if not all(each is not None and 1 <= int(each[2]) <= 65_535 for each in found):
         raise UsageError(
             "--bootstrap-servers must be host:port, or several with commas between them", got=bootstrap_servers
         )

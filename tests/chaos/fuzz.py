@@ -43,7 +43,7 @@ KEYS = [None, b"", b"\xff\xfe", b"k" * 1024, b"k" * 1025, "häfen/1".encode(), b
 
 def mutated(value: bytes, chance: random.Random) -> bytes | None:
     """One way to break, or merely bend, a reading."""
-    kind = chance.randrange(14)
+    kind = chance.randrange(15)
     if kind == 0:
         at = chance.randrange(len(value))
         return value[:at] + bytes([chance.randrange(256)]) + value[at + 1 :]
@@ -71,6 +71,8 @@ def mutated(value: bytes, chance: random.Random) -> bytes | None:
         return None
     if kind == 12:
         return b'{"ts": "%s", "value": 1}' % chance.choice([b"2999-01-01", b"yesterday", b"1700000000", b"0001-01-01"])
+    if kind == 13:  # all fields are renamed
+        return value.replace(b'"wind"', b'"Wind"').replace(b'"value"', b'"Value"')
     return value.replace(b'"wind"', b'"' + b"w" * chance.choice([1, 1000, 100_000]) + b'"')
 
 

@@ -142,7 +142,7 @@ class KafkaPythonBroker(Broker):
 
         Raises:
             BrokerError: it refuses us.
-            TimeoutError: it does not answer.
+            BrokerUnavailable: it does not answer.
         """
         if not self._probed:
             probe(self._client)
@@ -159,7 +159,7 @@ class KafkaPythonBroker(Broker):
             yield
         except BrokerUnavailable:
             if self._client.security != PLAIN_TEXT:
-                with suppress(TimeoutError):
+                with suppress(BrokerUnavailable):
                     probe(self._client.with_timeout(_WHY_S))
             raise
 

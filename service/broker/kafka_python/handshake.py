@@ -20,8 +20,9 @@ from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.kafka_python.rejections import WHICH_FILE, causes, rejection
+from tidecast.service.broker.reachability import why_unreachable
 from tidecast.service.config.settings import flag
-from tidecast.service.errors import BrokerError, ConnectionRejected
+from tidecast.service.errors import BrokerError, BrokerUnavailable, ConnectionRejected
 
 _TRY_S = 5.0  # for one connection
 _AGAIN_S = 0.25
@@ -54,7 +55,7 @@ def probe(client: KafkaPythonClient) -> None:
     Raises:
         ConnectionRejected: it refuses us, or we do not trust it.
         BrokerError: it closes every connection.
-        TimeoutError: it did not answer in that time.
+        BrokerUnavailable: it did not answer in that time, and why.
     """
     deadline = time.monotonic() + client.timeout_s
     hung_up: float | None = None  # since when it has done nothing else
@@ -68,7 +69,12 @@ def probe(client: KafkaPythonClient) -> None:
             if time.monotonic() - hung_up >= min(_HUNG_UP_S, client.timeout_s / 2):
                 raise _closed(client) from None
         if time.monotonic() + _AGAIN_S >= deadline:
-            raise TimeoutError(client.bootstrap_servers)
+            servers = client.bootstrap_servers
+            raise BrokerUnavailable(
+                f"Kafka at {servers} did not answer within {client.timeout_s:g} s: {why_unreachable(servers)}",
+                do="Check that a broker listens there (start one with: tidecast broker), or name another with "
+                "--bootstrap-servers.",
+            )
         time.sleep(_AGAIN_S)
 
 
