@@ -20,6 +20,7 @@ from tidecast.service.worker.served_models import ServedModels
 log = logging.getLogger("tidecast.worker")
 
 POLL_SECONDS = 0.2  # SIGTERM may go unnoticed for this long
+_SHORT_SECONDS = 3.0  # until a log that ends too early is looked at again
 _VERIFY_SECONDS = 10.0  # between two comparisons of positions with what Kafka has
 
 
@@ -56,6 +57,7 @@ class PartitionAssignment:
         self._restore = Restore(broker, settings, partitions, models, clock)
         self._gauges_at = clock()
         self._verify_at = 0.0
+        self._short: set[int] = set()  # partitions whose log seemed to end before what was read
         self._lag: dict[int, int] = {}  # from the committed offset to the end of the log, as last known
         self._joined = self._leaving = False
 
@@ -226,7 +228,10 @@ class PartitionAssignment:
                 self._check_lost(number, skipped[number], first)
         for number, end in batch.next_offsets.items():
             if number in self._partitions:
-                self._partitions[number].next_offset = end
+                partition = self._partitions[
+                    number
+                ]  # never back: a client may begin anew in a topic that was made again
+                partition.next_offset = max(end, partition.next_offset or 0)
 
     def verify_positions(self) -> bool:
         """Compare what this worker has read and committed with what Kafka has, after each rebalance and every 10 s.
@@ -245,7 +250,7 @@ class PartitionAssignment:
         try:
             with self._liveness.allow(2 * self._settings.broker_timeout_seconds):
                 ends, found = self.consumer.end_offsets(partitions), self.consumer.committed(partitions)
-        except BrokerUnavailable:
+        except BrokerError:  # one that has just started may not even know the topic; `TopicWatch` looks at that
             return True
         self._verify_at = self._clock() + _VERIFY_SECONDS
         for number, partition in partitions.items():
@@ -261,7 +266,12 @@ class PartitionAssignment:
 
     def _check_end(self, number: int, end: int) -> None:
         position = self._partitions[number].next_offset
-        if position is not None and end < position:
+        if position is None or end >= position:
+            self._short.discard(number)
+        elif number not in self._short:  # seen twice: a broker that has just started may not know its end yet
+            self._short.add(number)
+            self._verify_at = self._clock() + _SHORT_SECONDS
+        else:
             topic = self._settings.input_topic
             raise BrokerError(
                 f"{topic}-{number} ends at offset {end}, but this worker has read up to {position}: the topic was made "

@@ -11,7 +11,7 @@ log = logging.getLogger("tidecast.worker")
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 5.0
 _FORGET_S = 10.0
-_REJECTED_S = 3.0  # for so long a broker that has just started may not know a topic or a right yet
+_REJECTED_S = 10.0  # for so long a broker that has just started may not know a topic or a right yet
 
 
 class Retries:
@@ -50,7 +50,7 @@ class Retries:
         """Note a failure.
 
         Raises:
-            BrokerError: the error itself, once `timeout_s` has passed; of a refusal, after 3 s.
+            BrokerError: the error itself, once `timeout_s` has passed; of a refusal, after 10 s.
         """
         self._forget_if_idle()
         now = self._clock()

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.models import counting_model
 from tests.support.world import Spy, World
-from tidecast.service.errors import BrokerError
+from tidecast.service.errors import BrokerError, Rejected
 from tidecast.service.model.session import Model
 
 STORED = ("tidecast", "readings")
@@ -58,6 +58,30 @@ def test_a_log_that_ends_before_what_was_read_ends_the_worker_with_the_command_t
     spy.on_poll = emptied
     with pytest.raises(BrokerError, match=r"readings-0 ends at offset 2, but this worker has read up to 6.*--all"):
         world.worker(spy, idle=60).run()
+
+
+def test_a_broker_that_has_just_started_and_does_not_know_the_topic_or_its_end_does_not_end_the_worker(model):
+    world, spy = fed(model)
+    worker = world.worker(spy, idle=400)
+    answers = [Rejected("no such topic"), {0: 2, 1: 0}]
+    plain = world.observed.consumer
+
+    def forgetful(**options):
+        consumer = plain(**options)
+        known = consumer.end_offsets
+
+        def ends(partitions):
+            answer = answers.pop(0) if answers and world.committed()[0] else known(partitions)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        consumer.end_offsets = ends
+        return consumer
+
+    world.observed.consumer = forgetful
+    assert worker.run() == 0
+    assert not answers and len(world.forecasts()) == 6
 
 
 def test_what_kafka_has_is_asked_for_every_ten_seconds_and_not_more(model):
