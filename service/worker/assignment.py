@@ -228,9 +228,7 @@ class PartitionAssignment:
                 self._check_lost(number, skipped[number], first)
         for number, end in batch.next_offsets.items():
             if number in self._partitions:
-                partition = self._partitions[
-                    number
-                ]  # never back: a client may begin anew in a topic that was made again
+                partition = self._partitions[number]  # never back, as a client in a topic that was made again
                 partition.next_offset = max(end, partition.next_offset or 0)
 
     def verify_positions(self) -> bool:
