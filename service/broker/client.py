@@ -19,6 +19,9 @@ from tidecast.service.errors import BrokerError, BrokerUnavailable, Fenced, Inst
 
 T = TypeVar("T")
 _NOT_READY_PAUSE_S = 0.25
+CHECK_ADDRESS = (
+    "Check that a broker listens there (start one with: tidecast broker), or name another with --bootstrap-servers."
+)
 # Kafka aborts a transaction that is open for longer. Until then a dead worker's records hold back all readers.
 TRANSACTION_TIMEOUT_MS = 10_000
 
@@ -118,8 +121,7 @@ class KafkaClient:
             case Failure.UNAVAILABLE:
                 return BrokerUnavailable(
                     f"{doing}: Kafka at {where} did not answer within {self.timeout_s:g} s",
-                    do="Check that a broker listens there (start one with: tidecast broker), or name another with "
-                    "--bootstrap-servers.",
+                    do=CHECK_ADDRESS,
                 )
             case Failure.OTHER:
                 return BrokerError(f"{doing}: Kafka at {where}: {detail}")

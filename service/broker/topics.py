@@ -151,6 +151,14 @@ def reset_command(settings: Settings) -> str:
     return f"tidecast state reset --all{_where(settings, 'input_topic', 'changelog_topic', 'group')}"
 
 
+def made_again_advice(settings: Settings) -> str:
+    """What to do where the input holds other records than those that the offsets and states are of."""
+    return (
+        "Its offsets and the states belong to the old records. Delete them, then start the worker again: "
+        + reset_command(settings)
+    )
+
+
 def _where(settings: Settings, *names: str) -> str:
     """The flags that a printed command needs for the same cluster and the same names."""
     return "".join(

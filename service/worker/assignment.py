@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection
 
 from tidecast.service.broker.port import Batch, Broker, Consumer, Membership
-from tidecast.service.broker.topics import reset_command
+from tidecast.service.broker.topics import made_again_advice
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, BrokerUnavailable
 from tidecast.service.observability.liveness import Liveness
@@ -20,7 +20,7 @@ from tidecast.service.worker.served_models import ServedModels
 log = logging.getLogger("tidecast.worker")
 
 POLL_SECONDS = 0.2  # SIGTERM may go unnoticed for this long
-_SHORT_SECONDS = 3.0  # until a log that ends too early is looked at again
+_AGAIN_SECONDS = 3.0  # until Kafka is asked again: it did not answer, or a log ends too early
 _VERIFY_SECONDS = 10.0  # between two comparisons of positions with what Kafka has
 
 
@@ -249,15 +249,17 @@ class PartitionAssignment:
             with self._liveness.allow(2 * self._settings.broker_timeout_seconds):
                 ends, found = self.consumer.end_offsets(partitions), self.consumer.committed(partitions)
         except BrokerError:  # one that has just started may not even know the topic; `TopicWatch` looks at that
+            self._verify_at = self._clock() + _AGAIN_SECONDS  # not at each turn of the loop
             return True
         self._verify_at = self._clock() + _VERIFY_SECONDS
         for number, partition in partitions.items():
             self._check_end(number, ends[number])
             entry = found[number]
-            if (None if entry is None else entry[0]) != partition.committed:
+            committed = None if entry is None else entry[0]
+            if committed != partition.committed:
                 self._committer.distrust(
                     f"another member has committed offsets of {self._settings.input_topic}-{number}: "
-                    f"{partition.committed} was ours, and Kafka has {None if entry is None else entry[0]}"
+                    f"{partition.committed} was ours, and Kafka has {committed}"
                 )
                 return False
         return True
@@ -268,14 +270,13 @@ class PartitionAssignment:
             self._short.discard(number)
         elif number not in self._short:  # seen twice: a broker that has just started may not know its end yet
             self._short.add(number)
-            self._verify_at = self._clock() + _SHORT_SECONDS
+            self._verify_at = self._clock() + _AGAIN_SECONDS
         else:
             topic = self._settings.input_topic
             raise BrokerError(
                 f"{topic}-{number} ends at offset {end}, but this worker has read up to {position}: the topic was made "
                 "again, or its records were lost",
-                do="Its offsets and the states belong to the old records. Delete them, then start the worker again: "
-                + reset_command(self._settings),
+                do=made_again_advice(self._settings),
             )
 
     def _check_lost(self, number: int, expected: int, first: int) -> None:

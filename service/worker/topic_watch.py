@@ -6,7 +6,7 @@ import logging
 import threading
 
 from tidecast.service.broker.port import Broker, TopicInfo
-from tidecast.service.broker.topics import check_topics, reset_command
+from tidecast.service.broker.topics import check_topics, made_again_advice
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, BrokerUnavailable
 
@@ -82,6 +82,5 @@ class TopicWatch:
     def _made_again(self, name: str) -> BrokerError:
         do = "Start the worker again."
         if name == self._settings.input_topic:
-            reset = reset_command(self._settings)
-            do = f"Its offsets and the states belong to the old one. Delete them, then start the worker again: {reset}"
+            do = made_again_advice(self._settings)
         return BrokerError(f"the topic {name} was deleted and made again while this worker read or wrote it", do=do)

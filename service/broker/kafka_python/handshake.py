@@ -18,6 +18,7 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
+from tidecast.service.broker.client import CHECK_ADDRESS
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.kafka_python.rejections import WHICH_FILE, causes, rejection
 from tidecast.service.broker.reachability import why_unreachable
@@ -72,8 +73,7 @@ def probe(client: KafkaPythonClient) -> None:
             servers = client.bootstrap_servers
             raise BrokerUnavailable(
                 f"Kafka at {servers} did not answer within {client.timeout_s:g} s: {why_unreachable(servers)}",
-                do="Check that a broker listens there (start one with: tidecast broker), or name another with "
-                "--bootstrap-servers.",
+                do=CHECK_ADDRESS,
             )
         time.sleep(_AGAIN_S)
 
