@@ -17,7 +17,7 @@ UV_ENV := $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) $(if $(PIP_CE
 UV := $(UV_ENV) $(BIN)/python -m uv pip install --python $(BIN)/python --index-strategy unsafe-best-match
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 DEMO_EXTRAS := demo
-DEV_EXTRAS := demo,tune,fast,otel,dev
+DEV_EXTRAS := demo,protoc,tune,fast,otel,dev
 define install
 $(UV) --no-build-isolation -c requirements.txt $(1) || { echo "tidecast: uv could not; trying again with pip" >&2; \
   $(PIP) --no-build-isolation -c requirements.txt $(1); }
@@ -43,17 +43,19 @@ test: lint $(VENV)/.dev ## Everything that must pass: lint, types, and all tests
 	  wait $$types; checked=$$?; cat $(VENV)/mypy.log; exit $$((tests + checked))
 
 test-fast: $(VENV)/.dev ## Most tests that need neither Kafka nor a trained model: a minute
-	@$(PYTEST) -n 2 -q -m 'not slow' tests/unit tests/deploy tests/docs
+	@$(PYTEST) -n 2 -q -m 'not slow' tests/unit tests/input tests/deploy tests/docs
 
 stress: $(VENV)/.dev ## All tests five times while every core is kept busy; says which tests failed (ROUNDS=5)
 	@$(BIN)/python -m tests.stress --rounds $(or $(ROUNDS),5)
 
-chaos: $(VENV)/.dev ## Ten storms of 60 kills and more, every forecast verified; invalid records; a long run (STORMS=10 SEED=1)
+chaos: $(VENV)/.dev ## Storms of kills, and of what changes around the workers, verified; invalid records; a long run (STORMS=10 SEED=1)
 	@$(BIN)/python -m tests.chaos.storm --seed $(or $(SEED),1) --storms $(or $(STORMS),10)
+	@for scenario in around join promote route; do for client in confluent kafka-python; do $(BIN)/python -m tests.chaos.storm \
+	  --scenario $$scenario --client $$client --seed $(or $(SEED),1) --storms $(or $(STORMS),10) || exit 1; done; done
 	@$(BIN)/python -m tests.chaos.fuzz --records 100000
 	@$(BIN)/python -m tests.chaos.long_run
 
-BENCHMARKS ?= machine engine metrics_cost graph memory scaling training latency restore restore_kafka recovery end_to_end
+BENCHMARKS ?= machine engine shadow metrics_cost graph memory scaling training latency restore restore_kafka recovery end_to_end
 bench: $(VENV)/.dev ## All benchmarks, one after the other: about half an hour on a quiet machine (BENCHMARKS="engine latency")
 	@for each in $(BENCHMARKS); do echo; echo "## benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 

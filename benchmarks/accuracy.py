@@ -38,6 +38,7 @@ import numpy as np
 
 from tidecast.service.errors import UsageError
 from tidecast.service.timestamps import format_time
+from tidecast.training.adapt import settle_adapt
 from tidecast.training.config import Config, check
 from tidecast.training.data.dataset import Dataset, load_dataset
 from tidecast.training.evaluation.baselines import ErrorQuantiles, LinearAutoregression
@@ -46,6 +47,7 @@ from tidecast.training.evaluation.metrics import mean
 from tidecast.training.export.export import build_graph
 from tidecast.training.export.parity import check_parity, onnx_step
 from tidecast.training.fit.loop import fit
+from tidecast.training.fit.resolve_config import resolve_config
 from tidecast.training.progress import Progress
 from tidecast.training.report.tables import grid, stdout_console
 
@@ -307,6 +309,8 @@ def run(task: Task, config: Config, path: Path, seeds: list[int]) -> tuple[dict[
         if history.interrupted:
             raise KeyboardInterrupt
         seconds.append(time.perf_counter() - started)
+        model, mine, said = settle_adapt(model, resolve_config(mine, dataset), dataset)
+        print(said, flush=True)
         graph = build_graph(model).SerializeToString()
         check_parity(model, graph, dataset)
         found = tracks(onnx_step(graph), model.initial_state().numpy(), mine, dataset)

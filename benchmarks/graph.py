@@ -24,7 +24,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from tidecast.service.model.session import MODEL_FILE, Float32, Int64, Model
+from tidecast.service.model.model_file import MODEL_FILE
+from tidecast.service.model.session import Float32, Int64, Model
 
 SHOWN = 10
 WARM = 60  # steps: past the warm-up, and every forecast is scored

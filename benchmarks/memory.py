@@ -23,7 +23,7 @@ from pathlib import Path
 
 SERIES = (1_000, 100_000, 1_000_000)
 BATCH, STEPS = 5_000, 2
-MOST_SERIES = 1_000_000  # the default of `max_series`
+MOST_SERIES = 1_000_000  # that `--max-series auto` keeps
 
 
 def make_model(folder: Path, state: int) -> Path:
@@ -53,7 +53,7 @@ def fill(path: Path, series: int) -> dict[str, int]:
     from tidecast.service.worker.served_model import ServedModel
 
     found = {"modules": memory("VmRSS")}
-    engine = ServedModel(Settings(max_series=max(series, MOST_SERIES)), Model.load(path), time.monotonic)
+    engine = ServedModel(Settings(max_series=max(series, MOST_SERIES)), [Model.load(path)], time.monotonic)
     found["model"] = memory("VmRSS")
     backlog = readings(STEPS * series, series, PARTITIONS)
     for batch in batches(backlog, BATCH, 1_700_000_000_000, [0] * PARTITIONS):

@@ -26,11 +26,11 @@ import forecaster64
 from engine import backlog_of
 from prometheus_client import generate_latest
 
+from tidecast.service.input.rejected import DeadLetterReason
 from tidecast.service.model.session import Model
 from tidecast.service.observability.liveness import Liveness
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.pipeline.batch import BatchResult
-from tidecast.service.pipeline.dead_letters import DeadLetterReason
 from tidecast.service.pipeline.pipeline import Pipeline
 from tidecast.service.pipeline.policy import Policy
 from tidecast.service.worker.emitted_batches import EmittedBatches
@@ -46,7 +46,7 @@ class Loop:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.batches = EmittedBatches(metrics)
+        self.batches = EmittedBatches(metrics, monotonic)
         self.pulse = Liveness(monotonic, metrics.note_answer)
         self.own = SimpleNamespace(_metrics=metrics, _clock=monotonic)
 

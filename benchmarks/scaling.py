@@ -50,7 +50,7 @@ class Filled:
     """An engine with so many series, and the rest of its readings."""
 
     def __init__(self, model: Model, reading: Any, series: int) -> None:
-        self.engine = ServedModel(Settings(max_series=max(series, FULL)), model, time.monotonic)
+        self.engine = ServedModel(Settings(max_series=max(series, FULL)), [model], time.monotonic)
         self._reading, self._series, self._offsets = reading, series, [0] * PARTITIONS
         self._order = np.random.default_rng(0)
         for batch in self._batches(range(FILL)):

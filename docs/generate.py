@@ -6,9 +6,9 @@ from itertools import groupby
 from pathlib import Path
 
 from tidecast.service.config import settings
+from tidecast.service.input.rejected import DeadLetterReason
 from tidecast.service.model.spec import Diagnostic, ModelSpec, SelfTest, StateSlice, TrainingData
 from tidecast.service.observability.metrics import Metrics
-from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
 DOCS = Path(__file__).parent
 SPEC = ModelSpec(  # the smallest one that gives each metric
@@ -62,26 +62,28 @@ def settings_page() -> str:
 
 def metrics_page() -> str:
     """Every metric of the worker's own, with its labels."""
-    registry = Metrics(SPEC, list(DeadLetterReason)).registry
+    families = {family.name: family for family in Metrics(SPEC, list(DeadLetterReason)).registry.collect()}
+    routing = {family.name: family for family in Metrics(None, list(DeadLetterReason)).registry.collect()}
     lines = [
         "# Metrics of the worker",
         "",
         "Served at `/metrics` (port 9108). Base units; no label ever holds a series' name; every label's values are",
-        "there from the start, at zero. Process metrics (`process_*`) come on top. Made by `docs/generate.py` from",
-        "`service/observability/metrics.py`.",
+        "there from the start, at zero. Process metrics (`process_*`) come on top. `tidecast route` has those",
+        "with yes in the last column. Made by `docs/generate.py` from `service/observability/metrics.py`.",
         "",
-        "| metric | type | labels | what |",
-        "|---|---|---|---|",
+        "| metric | type | labels | what | route |",
+        "|---|---|---|---|---|",
     ]
     labels = {"lag_records": "topic, partition", "lag_seconds": "topic, partition", "series": "partition"}
     labels["unwritten_series"] = "partition"
-    for family in sorted(registry.collect(), key=lambda f: f.name):
+    for family in sorted((routing | families).values(), key=lambda f: f.name):
         if not family.name.startswith("tidecast_"):
             continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
         known = list(dict.fromkeys(k for s in family.samples for k in s.labels if k != "le"))
         shown = ", ".join(known) or labels.get(family.name.removeprefix("tidecast_"), "")
-        lines.append(f"| `{name}` | {family.type} | {shown} | {family.documentation.replace('|', chr(92) + '|')} |")
+        what, routed = family.documentation.replace("|", "\\|"), "yes" if family.name in routing else ""
+        lines.append(f"| `{name}` | {family.type} | {shown} | {what} | {routed} |")
     lines += [
         "",
         "Useful queries: skill over the naive forecast is",

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol, cast
 
 from tidecast import __version__
 from tidecast.service.config.secrets import masked
-from tidecast.service.errors import TidecastError, UsageError
+from tidecast.service.errors import BrokerUnavailable, ConnectionClosed, ConnectionRejected, TidecastError, UsageError
 
 # Imported by name, only when needed: `tidecast config` should not have to import onnxruntime.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -26,6 +26,8 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Forecast": {
         "serve": "tidecast.service.commands.serve",
         "replay": "tidecast.service.commands.replay",
+        "route": "tidecast.service.commands.route",
+        "promote": "tidecast.service.commands.promote",
     },
     "Feed and run Kafka": {
         "broker": "tidecast.service.commands.broker",
@@ -33,12 +35,20 @@ COMMANDS: dict[str, dict[str, str]] = {
         "produce": "tidecast.service.commands.produce",
         "state": "tidecast.service.commands.state",
     },
-    "Inspect": {"watch": "tidecast.service.commands.watch", "config": "tidecast.service.commands.config"},
+    "Inspect": {
+        "input": "tidecast.service.commands.input",
+        "doctor": "tidecast.service.commands.doctor",
+        "watch": "tidecast.service.commands.watch",
+        "config": "tidecast.service.commands.config",
+    },
 }
 # The trainer's commands are entry points, so that the service never imports the trainer.
 ENTRY_POINTS = "tidecast.commands"
-TRAINING = ("inspect", "train", "evaluate", "publish", "tune", "recipe")
+TRAINING = ("starter", "inspect", "train", "evaluate", "publish", "tune", "recipe")
 _TRAIN_EXTRA = ("torch", "onnx", "onnxscript", "polars", "matplotlib", "rich", "tomli_w", "optuna")
+
+_OF_THE_CONNECTION = (BrokerUnavailable, ConnectionClosed, ConnectionRejected)
+_MORE = " To find out more: tidecast doctor, with the same flags."
 
 
 class Command(Protocol):
@@ -126,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except TidecastError as error:
-        print(f"tidecast: {masked(str(error))}", file=sys.stderr)
+        more = _MORE if isinstance(error, _OF_THE_CONNECTION) else ""
+        print(f"tidecast: {masked(str(error))}{more}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("tidecast: interrupted", file=sys.stderr)

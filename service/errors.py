@@ -34,6 +34,10 @@ class DataError(TidecastError):
     """A data file that cannot be read as it is described."""
 
 
+class InputUnavailable(TidecastError):
+    """A schema registry, which the records cannot be read without, does not answer now; a later try may succeed."""
+
+
 class BrokerError(TidecastError):
     """Kafka, or the embedded broker, cannot do what was asked."""
 
@@ -42,8 +46,23 @@ class BrokerUnavailable(BrokerError):
     """Kafka does not answer at the moment; a later try may succeed."""
 
 
+class NoCoordinator(BrokerUnavailable):
+    """Kafka answers, but cannot begin a transaction, for nothing coordinates them."""
+
+    def __init__(self, servers: str) -> None:
+        super().__init__(
+            f"Kafka at {servers} answers, but has no transaction coordinator",
+            do="A cluster with fewer than three brokers needs transaction.state.log.replication.factor=1 and "
+            "transaction.state.log.min.isr=1. Or use --delivery at-least-once, which needs no transactions.",
+        )
+
+
 class ConnectionRejected(BrokerError):
     """Kafka refuses the connection, or we do not trust it. Trying again does not help."""
+
+
+class ConnectionClosed(BrokerError):
+    """What listens there closes each connection."""
 
 
 class Rejected(BrokerError):
@@ -79,11 +98,26 @@ class InstanceFenced(Fenced):
 
 
 class ChangelogError(TidecastError):
-    """A record of the changelog that cannot be read. `layout`: the 8 bytes of its own, where another model wrote it."""
+    """A record of the changelog that cannot be used.
 
-    def __init__(self, what: str, *, got: object = None, do: str | None = None, layout: bytes | None = None) -> None:
+    Attributes:
+        layout: the 8 bytes of its own, where another model wrote it.
+        intact: somebody wrote it as it is: another model, another version, or for another input topic.
+        offset: of the reading that it includes, where the input topic has no such reading.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object = None,
+        do: str | None = None,
+        layout: bytes | None = None,
+        intact: bool = False,
+        offset: int | None = None,
+    ) -> None:
         super().__init__(what, got=got, do=do)
-        self.layout = layout
+        self.layout, self.intact, self.offset = layout, intact, offset
 
 
 class DeadLetterFlood(TidecastError):

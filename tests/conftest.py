@@ -1,6 +1,7 @@
 """The order of all tests, the threads of their processes, and the one Kafka of a run."""
 
 import gc
+import logging
 import os
 
 import pytest
@@ -17,9 +18,17 @@ LONG = [
     "test_broker_port.py",
     "test_restore.py",
     "test_short_storm.py",
+    "test_promoted.py",
+    "test_shadow.py",
+    "test_schema_registry.py",
+    "test_starter.py",
+    "test_adapt.py",
+    "test_routed.py",
+    "test_route.py",
     "test_worker.py",
     "test_refused_restore.py",
     "test_readme.py",
+    "test_doctor.py",
     "test_embedded_broker.py",
     "test_demo.py",
     "test_taxi.py",
@@ -53,6 +62,16 @@ def pytest_unconfigure(config):
 def pytest_configure_node(node):
     """Tell a process of pytest-xdist where to ask for Kafka."""
     node.workerinput["shared_kafka"] = node.config.stash[SHARED_KAFKA].port
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A command that a test has run sends no later test's log to a stream that is closed by then."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

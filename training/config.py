@@ -16,6 +16,7 @@ import tomli_w
 
 from tidecast.service.datafiles.table import Columns
 from tidecast.service.errors import UsageError
+from tidecast.service.input.config import InputConfig, input_table, parse_input
 from tidecast.service.timestamps import parse_duration_ms, parse_time
 
 DEFAULT_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
@@ -25,7 +26,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """`[data]`: where the readings are and how its columns are to be read."""
 
     path: str | None = None  # CSV or Parquet, relative to the config file; `--data` overrides it
-    time: str
+    time: str | None = None  # needed without a table [input]
     step: str
     targets: list[str]
     series: str | None = None
@@ -54,6 +55,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     scale: Literal["auto", "global", "local"] = "auto"  # local: each series by its own recent past; see choose_scale
     transform: Literal["none", "sqrt", "log"] = "none"  # what is forecast of a target: sqrt suits counts, log sizes
     interval_adaptation: float = 0.02  # how fast intervals follow what they missed; 0 = not at all
+    adapt: Literal["auto", "online", "none"] = "auto"  # learn each series on while it is served; auto: where it wins
     experts: int | None = None  # linear experts besides the ridge; default: chosen from the data; 0 = none
     score_horizons: list[int] | None = None  # steps ahead at which the graph scores itself; default: 1 and `horizon`
 
@@ -81,6 +83,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     data: DataConfig
     model: ModelConfig = ModelConfig()
     fit: FitConfig = FitConfig()
+    input: InputConfig | None = None  # how the rows of the file become readings, instead of data.time and data.series
 
     @property
     def each_column(self) -> bool:
@@ -99,9 +102,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def columns(self) -> Columns:
-        """How `tidecast.service.datafiles.table.read_table` is to read the file."""
+        """How `tidecast.service.input.files.DataFile` is to read the file."""
         return Columns(
-            time=self.data.time,
+            time=self.data.time or "",
             features=(*self.data.targets, *self.data.covariates),
             series=None if self.each_column else self.data.series,
             each_column=self.each_column,
@@ -149,8 +152,8 @@ def _moment(value: str) -> int:
         ) from error
 
 
-def read_config(path: Path | str) -> Config:
-    """Read and check a training config.
+def read_config(path: Path | str, *, instead: InputConfig | None = None) -> Config:
+    """Read and check a training config. `instead` takes the place of its [input], data.time and data.series.
 
     Raises:
         UsageError: no such file, not TOML, an unknown name, a wrong type or a value out of range.
@@ -163,6 +166,7 @@ def read_config(path: Path | str) -> Config:
         data = table.get("data")
         if isinstance(data, dict):  # TOML has a type for times; texts are accepted too
             table["data"] = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in data.items()}
+        mapping = msgspec.convert(table.pop("input", None), dict[str, Any] | None)
         config = msgspec.convert(table, Config)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}", do="Fix the line that it names.") from error
@@ -170,6 +174,15 @@ def read_config(path: Path | str) -> Config:
         raise UsageError(
             f"{path}: {error}", do="The names and types are in the README, under 'Training config'."
         ) from error
+    if mapping is not None:
+        mapped = parse_input(mapping, where=f"{path}: [input]", folder=path.parent)
+        config = msgspec.structs.replace(config, input=mapped)
+    if instead is not None:
+        if config.each_column:
+            raise UsageError(f'{path} has data.series = "columns", and cannot be used with another table [input]',
+                             do="Make each column a series by the table: by its key, or by the long form.")  # fmt: skip
+        data = msgspec.structs.replace(config.data, time=None, series=None)
+        config = msgspec.structs.replace(config, input=instead, data=data)
     check(config)
     return config
 
@@ -190,6 +203,11 @@ def check(config: Config) -> None:
     need(bool(data.targets), "data.targets", data.targets, "a list of at least one column")
     columns = [*data.targets, *data.covariates]
     need(len(set(columns)) == len(columns), "data.targets and data.covariates", columns, "columns that differ")
+    if config.input is None:
+        need(data.time is not None, "data.time", None, "the column of times, or there must be a table [input]")
+    for name in ("time", "series") if config.input is not None else ():
+        need(getattr(data, name) is None, f"data.{name}", getattr(data, name),
+             "left out where there is a table [input], which says it")  # fmt: skip
     need("ts" not in columns, "a feature's name", "ts", "anything but ts, which is the event time")
     need(
         not (config.each_column and data.covariates),
@@ -230,6 +248,9 @@ def write_config(config: Config, data: Path, directory: Path) -> None:
     path = os.path.relpath(data.resolve(), directory.resolve())
     kept = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, path=path))
     table: dict[str, Any] = msgspec.to_builtins(kept)
+    del table["input"]
+    if config.input is not None:
+        table["input"] = input_table(config.input, directory)
     for section in ("data", "model"):  # TOML has no null
         table[section] = {k: v for k, v in table[section].items() if v is not None}
     (directory / "config.toml").write_text(tomli_w.dumps(table), encoding="utf-8")

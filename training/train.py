@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from tidecast.service.model.spec import ModelSpec
+from tidecast.training.adapt import settle_adapt
 from tidecast.training.config import Config, write_config
 from tidecast.training.data.dataset import load_dataset
 from tidecast.training.evaluation.evaluate import Evaluation, evaluate, tracks
@@ -30,10 +31,16 @@ def train(config: Config, data: Path, out: Path, *, quiet: bool = False) -> tupl
     with Progress(quiet=quiet) as progress:
         progress.stage(f"reading {data.name}")
         dataset = load_dataset(config, data)
+        for sentence in dataset.rows:
+            progress.say(f"{data.name}: {sentence}.")
         config = resolve_config(config, dataset)
         model, history = fit(config, dataset, progress)
         if history.interrupted:
             progress.say("Interrupted: keeping the best so far.")
+        progress.stage("choosing whether it learns on while it is served")
+        model, config, adapt = settle_adapt(model, config, dataset)
+        if adapt is not None:
+            progress.say(f"{adapt}.")
         progress.stage("exporting, and comparing onnxruntime with torch")
         graph = build_graph(model)
         parity = check_parity(model, graph.SerializeToString(), dataset)
@@ -45,7 +52,7 @@ def train(config: Config, data: Path, out: Path, *, quiet: bool = False) -> tupl
         write_config(config, data, out)
         (out / "metrics.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation), indent=2))
         spec = write(graph, model, config, dataset, evaluation.summary(), out / "model.onnx")
-        write_card(out, spec, config, dataset, history, evaluation, parity, model.units.limits().numpy())
+        write_card(out, spec, config, dataset, history, evaluation, parity, model.units.limits().numpy(), adapt)
     print_tables(evaluation, config)
     print(f"{out}: {spec.id}, trained in {history.seconds:.0f} s. MODEL_CARD.md and plots/ explain it.")
     return spec, evaluation

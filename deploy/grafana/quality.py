@@ -92,6 +92,19 @@ def build() -> dashboard.Dashboard:
               "limit.", "percentunit", {"{{target}}": of_readings("clipped_values_total", "target")}),
     )  # fmt: skip
 
+    of_model = "{{model}}: {{target}}, lead {{horizon}}"
+    section(
+        made, "Models side by side",
+        lines("Mean absolute error, by model", "Of the champion, which answers, and of its shadows, on the same "
+              "readings. Empty without `serve --shadow`.", "short",
+              {of_model: mean("model_absolute_error", by="model, target, horizon")}),
+        lines("Roles", "1 where a worker runs the model: as the champion, or as a shadow.", "short",
+              {"{{name}}: {{role}}": f"max by (name, role) (tidecast_model_info{{{OURS}}})"}),
+        lines("Evidence that a shadow is better", "The e-value of its test against the champion, with "
+              "`serve --promote auto`; from 100 for each shadow on it takes over.", "short",
+              {"{{model}}": f"max by (model) (tidecast_promotion_evidence{{{OURS}}})"}),
+    )  # fmt: skip
+
     section(
         made, "Readings",
         lines("Dead letters, by reason", "Each is in the dead-letter topic, unchanged, with the reason in its headers.",

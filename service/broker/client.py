@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +14,11 @@ from typing import ClassVar, Self, TypeVar
 
 from typing_extensions import override
 
-from tidecast.service.broker.port import Consumer, Headers, Producer
+from tidecast.service.broker.port import Batch, Consumer, Headers, Producer
 from tidecast.service.broker.security import PLAIN_TEXT, Security
 from tidecast.service.errors import BrokerError, BrokerUnavailable, Fenced, InstanceFenced, MemberEvicted, Rejected
+
+log = logging.getLogger("tidecast.broker")
 
 T = TypeVar("T")
 _NOT_READY_PAUSE_S = 0.25
@@ -192,6 +195,19 @@ def no_offsets() -> BrokerError:
 def without_null(headers: Headers) -> Headers:
     """Kafka allows a header without a value; the port does not."""
     return [(name, b"" if value is None else value) for name, value in headers]
+
+
+def log_unread(batch: Batch) -> None:
+    """Say where the batches are that a consumer has set aside."""
+    for each in batch.unread:
+        log.warning(
+            "a compressed batch is set aside: none of its records is read",
+            extra={
+                "records": f"{batch.topic}-{each.partition}, offsets {each.first} to {each.last}",
+                "compressed_bytes": each.size,
+                "reason": each.reason,
+            },
+        )
 
 
 class PlainProducer(Producer):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from tidecast.service.broker.port import Broker
 from tidecast.service.broker.security import PLAIN_TEXT, Security
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import UsageError
+
+if TYPE_CHECKING:
+    from tidecast.service.broker.kafka_python.questions import Questions
 
 AUTO = "auto"
 CLIENTS = ("kafka-python", "confluent")
@@ -70,6 +76,16 @@ def connect(
     from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
 
     return KafkaPythonBroker(",".join(servers), timeout_s=timeout_s, security=security)
+
+
+def questions_from_settings(settings: Settings) -> tuple[Broker, Questions]:
+    """What `tidecast doctor` asks of the cluster besides, and the broker to close afterwards; raises as `connect`."""
+    from tidecast.service.broker.kafka_python.broker import KafkaPythonBroker
+    from tidecast.service.broker.kafka_python.questions import Questions
+
+    broker = connect_from_settings(msgspec.structs.replace(settings, client="kafka-python"))
+    assert isinstance(broker, KafkaPythonBroker)
+    return broker, Questions(broker)
 
 
 def _has_confluent() -> bool:

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from kafka.partitioner.default import murmur2
 
 
+def _fnv1a(key: bytes) -> int:
+    """As librdkafka and Sarama have it: the absolute value of the signed hash."""
+    found = 0x811C9DC5
+    for byte in key:
+        found = (found ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return found if found < 1 << 31 else (1 << 32) - found
+
+
+DEFAULT = "murmur2"
+# By librdkafka's names: Java's, librdkafka's own (the same as its default, consistent_random, for records with a key),
+# and Sarama's.
+PARTITIONERS: Mapping[str, Callable[[bytes], int]] = {
+    DEFAULT: lambda key: int(murmur2(key) & 0x7FFFFFFF),
+    "consistent": zlib.crc32,
+    "fnv1a": _fnv1a,
+}
+
+
 @lru_cache(maxsize=1 << 16)
-def partition_for(key: bytes, partitions: int) -> int:
+def partition_for(key: bytes, partitions: int, partitioner: str = DEFAULT) -> int:
     """The partition (0..partitions-1) of `key`. The hash is pure Python, so results are cached: keys repeat."""
-    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+    return PARTITIONERS[partitioner](key) % partitions
 
 
 def partitions_for(asked: Sequence[int | None], keys: Sequence[bytes | None], count: int) -> list[int]:

@@ -36,6 +36,17 @@ class TopicInfo:
     partitions: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadBatch:
+    """A compressed batch of the topic that was set aside as a whole: it cannot be unpacked, or only to a huge size."""
+
+    partition: int
+    first: int  # offset
+    last: int
+    size: int  # compressed, bytes
+    reason: str
+
+
 @dataclass(slots=True)
 class Batch:
     """Records of one topic, in offset order within each partition; the lists are parallel."""
@@ -49,6 +60,7 @@ class Batch:
     headers: list[Headers] = field(default_factory=list)
     # partition -> the offset to continue from. May be after the last record (transaction markers, compaction).
     next_offsets: dict[int, int] = field(default_factory=dict)
+    unread: list[UnreadBatch] = field(default_factory=list)  # set aside, and logged; `next_offsets` are behind them
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -56,6 +68,11 @@ class Batch:
     def first_offsets(self) -> dict[int, int]:
         """`partition -> offset` of its first record here."""
         return dict(zip(reversed(self.partitions), reversed(self.offsets), strict=True))
+
+    def where(self) -> str:
+        """What it holds: "readings-0 offsets 3..7"."""
+        first, last = self.first_offsets(), dict(zip(self.partitions, self.offsets, strict=True))
+        return ", ".join(f"{self.topic}-{p} offsets {first[p]}..{last[p]}" for p in sorted(first))
 
     def take(self, rows: Sequence[int]) -> Batch:
         """The records of these rows, in this order, without `next_offsets`."""
@@ -278,6 +295,19 @@ class Broker(Protocol):
 
     def topics(self) -> dict[str, int]:
         """`topic -> partitions` of all topics that are not internal."""
+
+    def group_members(self, group: str, topic: str) -> dict[str, frozenset[int]] | None:
+        """`member id -> its partitions of the topic`, of the members that subscribed to it.
+
+        None while the group rebalances or has no members. A member may still have to release a partition that it is to
+        give up, so this is final only if it is the same for a while.
+        """
+
+    def evict(self, group: str, member: str) -> None:
+        """Remove a member from its group, which rebalances; a worker that is evicted joins again by itself.
+
+        Nothing happens where there is no such member.
+        """
 
     def close(self) -> None:
         """Close every connection made for the admin calls; consumers and producers have their own."""

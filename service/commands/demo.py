@@ -13,11 +13,13 @@ from tidecast.service.errors import UsageError
 from tidecast.service.observability import logs
 
 HELP = """\
-Train a model, start Kafka and a worker, and show live forecasts of a sample CSV: everything in one command.
+Start Kafka and a worker, and show live forecasts of a sample CSV: everything in one command.
 
-Trains on the shipped weather sample (only the first time, about a minute), then starts Kafka, a worker, and a producer
-that replays rows which the model was not trained on. Shows each forecast next to the value that was measured later.
-Ends after --seconds or on Ctrl-C, and leaves nothing running. The model is kept for the next time."""
+A starter, which needs no training, answers from the first reading on. Meanwhile a model is trained on the earlier rows
+of the shipped weather sample (only the first time, about a minute). It then runs next to the starter on the same
+readings, and takes over once a test says that it is better. The last two months of the sample are shown, again and
+again; the model was not trained on them. Ends --seconds after both models run, or on Ctrl-C, and leaves nothing
+running. The models are kept for the next time."""
 EXAMPLE = """\
 tidecast demo
 tidecast demo --seconds 20 --speed 86400                  # a day of weather per second
@@ -28,8 +30,12 @@ tidecast demo --model build/mine --data mine.csv"""
 def configure(parser: argparse.ArgumentParser) -> None:
     """Duration, speed, model, data, and which Kafka."""
     parser.add_argument("--seconds", default="60", metavar="S", help="how long the live part lasts [60]")
-    parser.add_argument("--speed", default="36000", metavar="X", help="event time per second, s [36000: 10 hours]")
-    parser.add_argument("--model", metavar="DIR", help="your own model directory [trained on the sample]")
+    parser.add_argument(
+        "--speed",
+        metavar="X",
+        help="event time per second, s [345600, 4 days; with --data 36000, 10 hours]",
+    )
+    parser.add_argument("--model", metavar="DIR", help="your own model directory [a starter, and a trained one]")
     parser.add_argument("--data", metavar="FILE", help="the file to replay, with --model [the weather sample]")
     parser.add_argument(
         "--data-dir", metavar="DIR", help="where model, logs and Kafka's data are kept [~/.local/share/tidecast/demo]"
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     run_demo(
         Plan(
             seconds=_positive("--seconds", args.seconds),
-            speed=_positive("--speed", args.speed),
+            speed=_positive("--speed", args.speed or ("36000" if args.data else "345600")),
             folder=Path(args.data_dir or home / "demo").expanduser().absolute(),
             # Absolute: the worker and the producer run in the folder.
             model=Path(args.model).absolute() if args.model else None,

@@ -17,6 +17,7 @@ from tidecast.service.errors import UsageError
 from tidecast.service.feed import sources
 from tidecast.service.feed.pacing import PacingClock, SystemClock, paced, parse_speed
 from tidecast.service.feed.sender import StdoutProducer, check_topic, say, send, stop_on_signals
+from tidecast.service.input.files import DataFile, table_of
 from tidecast.service.observability import logs
 from tidecast.service.timestamps import format_time, parse_duration_ms, parse_time
 
@@ -44,6 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("path", metavar="FILE", nargs="?", help="CSV (also .gz) or Parquet; the same as --data")
     add("--data", metavar="FILE", help="CSV (also .gz) or Parquet")
     add("--model", metavar="DIR", help="take --time, --series, --features and --name from this model's config.toml")
+    add("--input", dest="table", metavar="FILE", help="TOML file whose [input] table says how rows become readings, "
+        "instead of --time and --series [the model's, if its config.toml has one]")  # fmt: skip
     add("--time", metavar="COL", help="column of the event time: ISO 8601 (UTC unless it has an offset) or epoch ms")
     add("--series", metavar="COL", help='key column; "columns" = each feature column is a series, its value is "value"')
     add("--features", metavar="A,B,…", help="feature columns")
@@ -136,13 +139,15 @@ def _batches(args: argparse.Namespace, clock: PacingClock) -> Iterator[list[Read
     if args.path is not None and args.data is not None:
         raise UsageError("one file is enough: FILE or --data", got=f"{args.path} and --data {args.data}")
     path = args.path or args.data or _missing("FILE")
+    file = file_of(args, path)
     table = sources.file_table(
-        path,
-        columns_of(args, path),
+        file,
         start=_moment("--from", args.start_at),
         until=_moment("--until", args.until),
         limit=None if args.loop else limit,
     )
+    for sentence in file.counts.sentences():
+        say(sentence)
     if args.now:
         table = sources.shifted(table, sources.now_shift(table, clock.now_ms()))
         if speed > 1:
@@ -152,20 +157,32 @@ def _batches(args: argparse.Namespace, clock: PacingClock) -> Iterator[list[Read
     return paced(itertools.islice(sources.looped(table) if args.loop else readings(table), limit), speed, clock)
 
 
-def columns_of(args: argparse.Namespace, path: str) -> Columns:
-    """From the model's config; each flag that is given wins over it."""
-    base = read_model_config(args.model).columns if args.model else None
+def file_of(args: argparse.Namespace, path: str) -> DataFile:
+    """The file as the model's config describes it; each flag that is given wins over it."""
+    model = read_model_config(args.model) if args.model else None
+    base = model.columns if model else None
+    table = table_of(args.table, model if args.time is None and args.series is None else None)
+    if args.table is not None and (flag := "--time" if args.time else "--series" if args.series else None):
+        raise UsageError(f"the table of --input says what {flag} would say", do="Leave one of them out.")
+    name = args.name or (base.name if base else Path(path).name.partition(".")[0] or "series")
+    features = _names(args.features) if args.features else base.features if base else None
+    if table is not None:
+        if features is None:
+            features = () if table.long or table.feature_fields else _missing("--features")
+        each_column = base is not None and base.each_column
+        return DataFile(path, Columns("", features, each_column=each_column, name=name), table)
     series = args.series if args.series is not None else ("columns" if base and base.each_column else None)
     if series is None and base is not None:
         series = base.series
     each_column = series == "columns"
-    return Columns(
-        time=args.time or (base.time if base else _missing("--time")),
-        features=_names(args.features) if args.features else (base.features if base else _missing("--features")),
+    columns = Columns(
+        time=args.time or (base.time if base else "") or _missing("--time"),
+        features=features or _missing("--features"),
         series=None if each_column else series,
         each_column=each_column,
-        name=args.name or (base.name if base else Path(path).name.partition(".")[0] or "series"),
+        name=name,
     )
+    return DataFile(path, columns)
 
 
 def _first(batches: Iterable[list[Reading]], limit: int | None) -> Iterator[list[Reading]]:
@@ -227,5 +244,5 @@ def _real(flag: str, text: str) -> float:
 def _missing(what: str) -> NoReturn:
     raise UsageError(
         f"produce needs {what}",
-        do="Give the file and its columns (FILE, --time, --features), or the file and --model DIR.",
+        do="Give the file and its columns (FILE, --time, --features), or the file and --model DIR, or --input TABLE.",
     )

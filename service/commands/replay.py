@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 
 import msgspec
 
 from tidecast.service.commands.output import open_output
-from tidecast.service.config import loader, settings
+from tidecast.service.config import loader
 from tidecast.service.errors import DataError
 
 HELP = """\
@@ -17,18 +18,23 @@ Forecast a file without Kafka: the worker's own pipeline, one JSON line per fore
 A line is the forecast record as in the output topic, with "series" added. A forecast uses only its own reading and the
 readings before it in the file. Readings that a worker would not answer get no line: duplicates (same time as the last
 of their series), late ones (an earlier time) and dead letters. They are counted on stderr by reason, and the exit code
-is still 0. The model's config.toml says which columns are used."""
+is still 0. A file does not say when its readings arrived: where a series jumps ahead and --late-recovery-readings in a
+row then continue from before the jump, the jump counts as a wrong clock, and the series starts again. The model's
+config.toml says which columns are used, or has the [input] table by which rows become readings. Where a table joins
+rows, readings are taken in the order of time."""
 EXAMPLE = """\
 tidecast replay --model model --data weather.csv --out forecasts.jsonl
 tidecast replay --model model --data weather.csv.gz | jq -c '[.series, .ts, .targets.temp.p50[0]]' | head"""
 
-_SETTINGS = ("model_sha256", "model_max_bytes", "max_gap_steps", "intra_op_threads")
+_SETTINGS = ("model_sha256", "model_max_bytes", "max_gap_steps", "late_recovery_readings", "intra_op_threads")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Model, file, output, and the settings that affect forecasts."""
     parser.add_argument("--model", metavar="DIR", required=True, help="model directory: model.onnx and config.toml")
     parser.add_argument("--data", metavar="FILE", required=True, help="CSV (also .gz) or Parquet")
+    parser.add_argument("--input", dest="table", metavar="FILE", help="TOML file whose [input] table says how rows "
+                        "become readings [what the model's config.toml says]")  # fmt: skip
     parser.add_argument("--out", metavar="FILE", default="-", help="JSON lines; - is stdout [-]")
     loader.add_flags(parser, *_SETTINGS)
 
@@ -36,14 +42,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the forecasts; the exit code."""
     from tidecast.service.datafiles.readings import check_features, read_model_config
-    from tidecast.service.datafiles.table import read_chunks
+    from tidecast.service.input.files import DataFile, table_of
     from tidecast.service.model.session import Model
+    from tidecast.service.model.starter_url import local_model
     from tidecast.service.pipeline.pipeline import Pipeline
     from tidecast.service.pipeline.policy import Policy
     from tidecast.service.pipeline.replay_file import Tally, replay, window_rows
+    from tidecast.service.state.capacity import MOST_SERIES
 
     config = loader.from_args(args)
-    columns = read_model_config(args.model).columns
+    args.model = local_model(args.model)
+    described = read_model_config(args.model)
+    file = DataFile(args.data, described.columns, table_of(args.table, described))
+    columns = file.columns
     model = Model.load(
         args.model,
         max_bytes=config.model_max_bytes,
@@ -56,13 +67,14 @@ def run(args: argparse.Namespace) -> int:
         config,
         max_future_seconds=0.0,
         series_ttl_seconds=0.0,
-        max_series=settings.default("max_series"),
+        max_series=MOST_SERIES,
         dead_letter_late=False,
         dead_letter_duplicate=False,
     )
-    pipeline = Pipeline(model, Policy.from_settings(config), output_topic="forecasts", dead_letter_topic="dead-letters")
+    policy = replace(Policy.from_settings(config, model.spec.state_size), records_are_dated=False)
+    pipeline = Pipeline(model, policy, output_topic="forecasts", dead_letter_topic="dead-letters")
     rows = window_rows(model.spec)  # of readings
-    windows = read_chunks(args.data, columns, max(1, rows // len(columns.features)) if columns.each_column else rows)
+    windows = file.chunks(max(1, rows // len(columns.features)) if columns.each_column else rows)
 
     tally = Tally()
     with open_output(args.out, "Give another --out.") as out:
@@ -70,5 +82,5 @@ def run(args: argparse.Namespace) -> int:
             out.writelines(lines)
     if not tally.readings:
         raise DataError(f"{args.data} has no rows below its header")
-    print(tally.summary(), file=sys.stderr)
+    print(tally.summary(), *(f"replay: {each}" for each in file.counts.sentences()), sep="\n", file=sys.stderr)
     return 0

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import logging
-import os
 import signal
-import sys
-import threading
 import time
-from types import FrameType
-from typing import TYPE_CHECKING
 
-from tidecast import __version__
+import msgspec
+
+from tidecast.service.commands import worker_run
 from tidecast.service.config import loader, settings
-from tidecast.service.errors import TidecastError
-from tidecast.service.observability import logs, stacks
-
-if TYPE_CHECKING:
-    from tidecast.service.observability.tracing import Tracing
-    from tidecast.service.worker.worker import Worker
+from tidecast.service.model.starter_url import local_model
 
 log = logging.getLogger("tidecast.serve")
 
@@ -32,14 +23,15 @@ once. A newer model that replaces the --model file takes over while readings are
 SIGUSR1 prints the stack of every thread."""
 EXAMPLE = """\
 tidecast serve --model model
+tidecast serve --model "starter:step=1h&features=temp,humidity&target=temp&horizon=24h"    # no training
 tidecast serve --model model --bootstrap-servers kafka:9092 --input-topic sensors --http-host 0.0.0.0
 curl http://127.0.0.1:9108/readyz"""
 
-_NOT_SERVED = ("Embedded broker", "Live page")  # groups
+_NOT_SERVED = ("Embedded broker", "Live page", "Route")  # groups
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Every setting but the embedded broker's and the live page's."""
+    """Every setting but those of the embedded broker, of the live page and of `tidecast route`."""
     served = (name for name, f in settings.FIELDS.items() if f.group not in _NOT_SERVED)
     loader.add_flags(parser, *served)
 
@@ -48,112 +40,50 @@ def run(args: argparse.Namespace) -> int:
     """Load and check the model, then serve; the exit code."""
     began = time.monotonic()
     config = loader.from_args(args)
-    logs.setup(config.log_level, config.log_format)
-    faulthandler.enable()
-    stacks.dump_on_signal()
-    # Until there is something to finish, a signal ends the process at once. Set explicitly: process 1 of a container
-    # has no default action for SIGTERM.
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, _end)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker runs, its model is the newest
+    worker_run.begin(config)
+    config = msgspec.structs.replace(config, model=local_model(config.model))
 
     # Imported here: `tidecast serve --help` need not wait for onnxruntime.
-    from tidecast.service.broker.connect import connect_from_settings
-    from tidecast.service.observability.http import HttpServer
-    from tidecast.service.observability.metrics import Metrics
-    from tidecast.service.observability.watchdog import Watchdog
-    from tidecast.service.pipeline.dead_letters import DeadLetterReason
-    from tidecast.service.worker.gc_pacer import GcPacer
     from tidecast.service.worker.model_watcher import ModelWatcher
+
+    watcher = ModelWatcher(config)  # another process checks the model while this one imports
+    from tidecast.service.broker.connect import connect_from_settings
+    from tidecast.service.champion.follower import DecisionFollower
+    from tidecast.service.champion.policy import ChampionPolicy
+    from tidecast.service.input.rejected import DeadLetterReason
+    from tidecast.service.observability.metrics import Metrics
+    from tidecast.service.worker.gc_pacer import GcPacer
+    from tidecast.service.worker.promotion import NOBODY
     from tidecast.service.worker.worker import Worker
 
-    log.info("starting", extra={"version": __version__, "pid": os.getpid()})
-    tracing = open_tracing(config)
-    watcher, gc_pacer = ModelWatcher(config), GcPacer()
-    model = watcher.model
+    tracing, gc_pacer = worker_run.open_tracing(config), GcPacer()
+    model = watcher.load()
     log.info(
         "model loaded",
         extra={"model": model.spec.id, "targets": model.spec.targets, "horizon": model.spec.horizon},
     )
+    for shadow in watcher.shadows:
+        log.info("shadow loaded", extra={"model": shadow.spec.id})
     metrics = Metrics(model.spec, DeadLetterReason)
     broker = connect_from_settings(config, worker=True)  # which contacts nobody yet
+
+    unreadable = metrics.ignored_decisions.labels("unreadable")
+    follower = DecisionFollower(broker, config, unreadable.inc) if config.decides else None
+    policy = NOBODY if follower is None else ChampionPolicy(config, follower, metrics)
+
+    def watch() -> None:
+        if follower is not None:
+            follower.start()
+        signal.signal(signal.SIGHUP, lambda signum, frame: watcher.check_now())
+        watcher.start(metrics.model_swaps.labels("refused").inc)
+
     try:
-        worker = Worker(config, model, broker, metrics, watcher.take_newer, gc_pacer.between_batches, tracing)
-        with HttpServer(config.http_host, config.http_port, metrics.registry, worker) as http:
-            log.info("listening", extra={"url": http.url})
-            log.info("looking for Kafka", extra={"bootstrap_servers": config.bootstrap_servers})
-            worker.prepare()
-            _stop_on_signals(worker, config.shutdown_timeout_seconds)
-            signal.signal(signal.SIGHUP, lambda signum, frame: watcher.check_now())
-            watcher.start(metrics.model_swaps.labels("refused").inc)
-            log.info(
-                "joining the group",
-                extra={"group": config.group, "topic": config.input_topic, "seconds": time.monotonic() - began},
-            )
-            gc_pacer.begin()
-            with Watchdog(worker.not_live, on_stall=metrics.stalls.inc):
-                return worker.run()
+        worker = Worker(config, model, broker, metrics, watcher.take_newer, gc_pacer.between_batches, tracing,
+                        shadows=watcher.shadows, policy=policy)  # fmt: skip
+        return worker_run.run_worker(config, worker, metrics, gc_pacer, began, watch)
     finally:
         watcher.stop()
+        if follower is not None:
+            follower.stop()
         broker.close()
         tracing.close()
-
-
-def _end(signum: int, frame: FrameType | None) -> None:
-    # No clean-up: there is nothing to lose yet, and closing a client that is still connecting waits for the broker.
-    sys.stderr.flush()
-    os._exit(130 if signum == signal.SIGINT else 0)
-
-
-def _stop_on_signals(worker: Worker, limit_seconds: float) -> None:
-    """SIGTERM and SIGINT ask the loop to end; after the limit the process prints its stacks and ends.
-
-    A handler has to wait while the main thread is inside of a library. So a thread reads the signals from a pipe that
-    the interpreter writes to as soon as one comes.
-    """
-    come, write = os.pipe()
-    os.set_blocking(write, False)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-
-    def give_up() -> None:
-        log.critical("not stopped within the limit, giving up", extra={"seconds": limit_seconds})
-        stacks.dump()
-        os._exit(1)
-
-    def ask(signum: int) -> None:
-        if worker.stopping:
-            if signum == signal.SIGINT:
-                os._exit(130)
-            return
-        worker.stop()
-        timer = threading.Timer(limit_seconds, give_up)
-        timer.daemon = True
-        timer.start()
-
-    def listen() -> None:
-        while True:
-            for signum in os.read(come, 64):
-                if signum in asking:
-                    ask(signum)
-
-    asking = (signal.SIGTERM, signal.SIGINT)
-    threading.Thread(target=listen, name="signals", daemon=True).start()
-    for signum in asking:
-        signal.signal(signum, lambda signum, frame: None)
-
-
-def open_tracing(config: settings.Settings) -> Tracing:
-    """The tracing that the settings ask for.
-
-    Raises:
-        TidecastError: it needs packages that are not installed.
-    """
-    from tidecast.service.observability.tracing import Tracing
-
-    if not config.traces:
-        return Tracing()
-    try:
-        from tidecast.service.observability.otel import Spans
-    except ModuleNotFoundError as missing:
-        raise TidecastError(f"--traces needs {missing.name}", do="Run: pip install 'tidecast[otel]'") from None
-    return Spans(config)

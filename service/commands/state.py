@@ -5,24 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tidecast.service.broker.connect import connect_from_settings
+from tidecast.service.broker.partitioner import PARTITIONERS
 from tidecast.service.broker.port import Broker
 from tidecast.service.commands.output import open_output
 from tidecast.service.config import loader, settings
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, UsageError
+from tidecast.service.errors import BrokerError, ChangelogError, UsageError
 from tidecast.service.model.spec import ModelSpec
-from tidecast.service.state import changelog_admin, export_file
+from tidecast.service.state import changelog_admin, export_file, placement
 from tidecast.service.state.changelog_admin import ChangelogEntry, SeriesLocation
-from tidecast.service.state.codec import Codec, RecordHeader, Snapshot, read_header
+from tidecast.service.state.codec import Codec, Snapshot
+from tidecast.service.state.record import RecordHeader, read_header
 from tidecast.service.state.store import named_slices
-from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, format_time
+from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, NEVER, format_time
 
 HELP = """\
 List, show, delete, export or import the states of the series. They are in the changelog topic; no worker is needed.
@@ -67,7 +69,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     read.add_argument(
         "--new-input",
         action="store_true",
-        help="the input topic is another than at the export: drop offsets, choose partitions by key",
+        help="the input topic is another than at the export: drop offsets, and choose partitions by key where their "
+        "number is another",
+    )
+    read.add_argument(
+        "--partitioner",
+        choices=sorted(PARTITIONERS),
+        help="with --new-input: choose partitions by key as the producers do: murmur2 (Java, tidecast produce), "
+        "consistent (librdkafka), fnv1a (Sarama)",
     )
     for each in (listing, show, reset, export, read):
         loader.add_flags(each, *settings.CONNECTION, "input_topic", "changelog_topic", "group")
@@ -81,17 +90,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--limit must be at least 1", got=args.limit)
     if args.action == "reset" and bool(args.names) == args.all:
         raise UsageError("tidecast state reset takes SERIES… or --all", got=" ".join(args.names) or None)
+    if args.action == "import" and args.partitioner and not args.new_input:
+        raise UsageError("--partitioner is for readings from another topic", do="Give --new-input too.")
     spec = _spec(args, config) if args.action == "show" else None  # before connecting: a wrong file fails at once
     broker = connect_from_settings(config)
     try:
         if args.action == "list":
-            _list(broker, config, limit=args.limit, as_json=args.json)
+            return _list(broker, config, limit=args.limit, as_json=args.json)
         elif args.action == "show":
             _show(broker, config, args.series, spec, as_json=args.json)
         elif args.action == "reset":
             _reset(broker, config, args.names, force=args.force)
         elif args.action == "export":
-            _export(broker, config, args.file)
+            return _export(broker, config, args.file)
         else:
             _import(broker, config, args)
     finally:
@@ -108,16 +119,20 @@ def _spec(args: argparse.Namespace, config: Settings) -> ModelSpec | None:
     return Model.load(config.model, max_bytes=config.model_max_bytes, sha256=config.model_sha256 or None).spec
 
 
-def _list(broker: Broker, config: Settings, *, limit: int | None, as_json: bool) -> None:
-    states = changelog_admin.read_latest(broker, config, read_header)
-    found = sorted(states.items(), key=lambda item: (item[0].key, item[0]))
+def _list(broker: Broker, config: Settings, *, limit: int | None, as_json: bool) -> int:
+    damaged: dict[SeriesLocation, ChangelogError] = {}
+    states = changelog_admin.read_latest(broker, config, read_header, damaged=damaged)
+    all_of_them: dict[SeriesLocation, RecordHeader | ChangelogError] = {**states, **damaged}
+    found = sorted(all_of_them.items(), key=lambda item: (item[0].key, item[0]))
     shown = found[:limit]
     if as_json:
         _write(msgspec.json.encode(_facts(place, header)) for place, header in shown)
     else:
         rows = [("series", "partition", "offset", "last reading", "steps")]
         rows += [
-            (place.series, str(place.partition), str(header.offset), _time(header.last_ts), str(header.steps))
+            (place.series, str(place.partition), "damaged", "", "")
+            if isinstance(header, ChangelogError)
+            else (place.series, str(place.partition), str(header.offset), _time(header.last_ts), str(header.steps))
             for place, header in shown
         ]
         wide = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -127,6 +142,16 @@ def _list(broker: Broker, config: Settings, *, limit: int | None, as_json: bool)
         )
     if len(shown) < len(found):
         print(f"{len(found) - len(shown)} more; leave out --limit to list all", file=sys.stderr)
+    return _say_damaged(damaged)
+
+
+def _say_damaged(damaged: Mapping[SeriesLocation, ChangelogError]) -> int:
+    """Name the states that cannot be used; the exit code."""
+    for _, error in sorted(damaged.items(), key=lambda item: item[0]):
+        print(f"tidecast: {error}", file=sys.stderr)
+    if damaged:
+        print(f"{len(damaged)} states cannot be used", file=sys.stderr)
+    return 1 if damaged else 0
 
 
 def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None, *, as_json: bool) -> None:
@@ -136,12 +161,19 @@ def _show(broker: Broker, config: Settings, series: str, spec: ModelSpec | None,
     def decode(value: bytes) -> tuple[RecordHeader, Snapshot | None]:
         return read_header(value), None if codec is None else codec.decode(value)
 
-    found = changelog_admin.read_latest(broker, config, decode, only={series.encode()})
+    damaged: dict[SeriesLocation, ChangelogError] = {}
+    found = changelog_admin.read_latest(broker, config, decode, only={series.encode()}, damaged=damaged)
+    for error in damaged.values():
+        raise error
     if not found:
         raise _unknown(config, [series])
     for place, (header, snapshot) in sorted(found.items()):
         facts = _facts(place, header) | {"seen_ms": header.seen_ms, "layout": header.layout.hex()}
         facts["state_size"] = header.state_size
+        if header.members:
+            facts["models"] = [member.hash for member in header.members]
+        if header.waiting is not None:
+            facts["waiting"] = [{"ts": group.ts, "values": group.values} for group in header.waiting.groups]
         if snapshot is not None and spec is not None:
             facts["state"] = named_slices(snapshot.state, spec.state)
         if as_json:
@@ -167,20 +199,26 @@ def _reset(broker: Broker, config: Settings, names: list[str], *, force: bool) -
     print(f"deleted {len(found)} states in {config.changelog_topic}", file=sys.stderr)
 
 
-def _export(broker: Broker, config: Settings, file: str) -> None:
+def _export(broker: Broker, config: Settings, file: str) -> int:
     partitions = changelog_admin.partitions_of(broker, config)
-    found = changelog_admin.read_latest(broker, config, bytes)
+    damaged: dict[SeriesLocation, ChangelogError] = {}
+    found = changelog_admin.read_latest(broker, config, bytes, damaged=damaged)
     with open_output(file, "Give another FILE.", private=True) as out:
         for place, value in sorted(found.items()):
             out.write(export_file.to_line(place, partitions, value))
+        out.write(export_file.last_line(len(found)))
     print(f"wrote {len(found)} states of {config.changelog_topic}", file=sys.stderr)
+    return _say_damaged(damaged)
 
 
 def _import(broker: Broker, config: Settings, args: argparse.Namespace) -> None:
     file, new_input = Path(args.file), args.new_input
     partitions = changelog_admin.partitions_of(broker, config)
     ends = {} if new_input else changelog_admin.input_ends(broker, config)
-    entries = export_file.read_states(file, partitions, new_input=new_input, ends=ends)
+    entries = export_file.read_states(file, partitions, new_input=new_input, partitioner=args.partitioner, ends=ends)
+    if new_input:
+        read_in = placement.partitions_read(broker, config)
+        placement.check_placement([entry.place for entry in entries], read_in, partitions)
     there = changelog_admin.read_latest(broker, config, lambda value: None)
     if there and not args.replace:
         raise BrokerError(
@@ -201,18 +239,22 @@ def _unknown(config: Settings, names: list[str]) -> BrokerError:
     )
 
 
-def _facts(place: SeriesLocation, header: RecordHeader) -> dict[str, Any]:
+def _facts(place: SeriesLocation, header: RecordHeader | ChangelogError) -> dict[str, Any]:
     """By the names that /series/<key> uses."""
+    if isinstance(header, ChangelogError):
+        return {"series": place.series, "partition": place.partition, "damaged": header.what}
     return {
         "series": place.series,
         "partition": place.partition,
         "offset": header.offset,
-        "ts": header.last_ts,
+        "ts": None if header.last_ts == NEVER else header.last_ts,
         "steps": header.steps,
     }
 
 
 def _time(ms: int) -> str:
+    if ms == NEVER:  # parts of its first reading wait
+        return "-"
     return format_time(ms) if MIN_TS_MS <= ms <= MAX_TS_MS else str(ms)
 
 

@@ -29,12 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--partitions",
         type=int,
         metavar="N",
-        help=f"partitions of each new topic [those of an existing one, else {DEFAULT_PARTITIONS}]",
+        help=f"partitions of each new topic [those of an existing one, or of the source, else {DEFAULT_PARTITIONS}]",
     )
     creating.add_argument(
         "--replication-factor", type=int, metavar="N", help="copies of each partition [the cluster's default]"
     )
-    topics = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")
+    topics = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic", "decisions_topic", "source_topic")
     for each in (listing, creating):
         loader.add_flags(each, *settings.CONNECTION, *topics)
 
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
                 config.output_topic: "output",
                 config.dead_letter_topic: "dead letters",
                 config.changelog_topic: "changelog",
+                config.decisions_topic: "decisions",
+                config.source_topic: "source",
             }
             _print([(topic, count, roles.get(topic, "")) for topic, count in sorted(broker.topics().items())])
     finally:
@@ -67,4 +69,5 @@ def run(args: argparse.Namespace) -> int:
 def _print(rows: list[tuple[str, int | None, str]]) -> None:
     width = max((len(topic) for topic, _, _ in rows), default=0)
     for topic, count, note in rows:
-        print(f"{topic:<{width}}  {count:>4} partitions  {note}".rstrip())
+        shown = "?" if count is None else count  # None = another made it just now, and not all of Kafka knows it
+        print(f"{topic:<{width}}  {shown:>4} partitions  {note}".rstrip())

@@ -18,7 +18,7 @@ tidecast watch
 tidecast watch --bootstrap-servers kafka:9092 --input-topic sensors --watch-port 8080
 tidecast watch --watch-host 0.0.0.0 --watch-password-file page-password"""
 
-_KAFKA = (*settings.CONNECTION, "input_topic", "output_topic")
+_KAFKA = (*settings.CONNECTION, "input_topic", "input", "output_topic")
 _PROCESS = ("log_level", "log_format")
 
 

@@ -119,9 +119,25 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
         text = f"{setting.help} [{shown or 'none'}]".replace("%", "%%")
         if isinstance(value, bool):
             add[setting.group](flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif name == "shadow":
+            add[setting.group](flag(name), dest=name, metavar="DIR", action=_Joined, default=None, help=text)
         else:
             # Parsed and checked by `load`, as the variables are: one error text for both.
             add[setting.group](flag(name), dest=name, metavar=_metavar(name), default=None, help=text)
+
+
+class _Joined(argparse.Action):
+    """A flag that may be given several times: its values with commas between them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, str(values) if before is None else f"{before},{values}")
 
 
 def shown_value(value: object) -> str:
@@ -132,7 +148,13 @@ def shown_value(value: object) -> str:
 def _metavar(name: str) -> str:
     if FIELDS[name].choices:
         return "{" + ",".join(FIELDS[name].choices) + "}"
-    return "FILE" if flag(name).endswith("-file") else {int: "N", float: "X"}.get(type(default(name)), "TEXT")
+    if FIELDS[name].number_or_word:
+        return "N"
+    return (
+        "FILE"
+        if flag(name).endswith("-file") or name == "input"
+        else {int: "N", float: "X"}.get(type(default(name)), "TEXT")
+    )
 
 
 def _refuse_unknown(env: Mapping[str, str]) -> None:

@@ -18,10 +18,23 @@ def check_together(found: Mapping[str, tuple[Any, str]]) -> None:
     Raises:
         UsageError: names the setting and the combination.
     """
-    topics = {name: found[name] for name in ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic")}
+    names = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic", "decisions_topic")
+    topics = {name: found[name] for name in names}
+    if found["source_topic"][0]:
+        topics["source_topic"] = found["source_topic"]
     if len({value for value, _ in topics.values()}) < len(topics):
         got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, (value, _) in topics.items())
         raise UsageError(f"the topics must differ: {got}", do="A worker that reads its own output would never stop.")
+    value, origin = found["route_group"]
+    if value == found["group"][0]:
+        raise UsageError(
+            f"{origin}: `tidecast route` and `tidecast serve` must have a group each",
+            got=value,
+            do="Choose another name.",
+        )
+    value, origin = found["promote"]
+    if value == "auto" and not found["shadow"][0]:
+        raise UsageError(f"{origin} {value} has no effect without a shadow", do=f"Give {flag('shadow')} DIR too.")
     value, origin = found["commit_interval_ms"]
     if found["delivery"][0] == "exactly-once" and value > LONGEST_TRANSACTION_MS:
         raise UsageError(

@@ -7,27 +7,18 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, inspect
 
+from tidecast.service.config.kinds import PATTERNS, Port, Sha256, Text, Topic, TopicOrNone, about
 from tidecast.service.config.secrets import Secret
 from tidecast.service.errors import UsageError
 
 PREFIX = "TIDECAST_"
 
-_TOPIC, _SHA256 = r"^(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}$", "^([0-9a-fA-F]{64})?$"
-_PATTERNS = {
-    _TOPIC: "be a topic name: at most 249 letters, digits, '.', '_' and '-'",
-    _SHA256: "be 64 hexadecimal digits, as `sha256sum model.onnx` prints them",
-}
 _BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}  # besides msgspec's true, false, 1 and 0
-
-Text = Annotated[str, Meta(min_length=1)]
-Topic = Annotated[str, Meta(pattern=_TOPIC)]
-Sha256 = Annotated[str, Meta(pattern=_SHA256)]
-Port = Annotated[int, Meta(ge=0, le=65_535)]
 
 
 def _data_dir() -> str:
@@ -35,19 +26,17 @@ def _data_dir() -> str:
     return str(Path(base) / "tidecast" / "broker")
 
 
-def _about(group: str, help: str, *, ge: float | None = None, le: float | None = None) -> Meta:
-    return Meta(description=help, ge=ge, le=le, extra={"group": group})
-
-
-_kafka = functools.partial(_about, "Kafka")
-_security = functools.partial(_about, "Kafka security")
-_model = functools.partial(_about, "Model")
-_series = functools.partial(_about, "Series")
-_dead = functools.partial(_about, "Dead letters")
-_http = functools.partial(_about, "HTTP")
-_page = functools.partial(_about, "Live page")
-_process = functools.partial(_about, "Process")
-_embedded = functools.partial(_about, "Embedded broker")
+_kafka = functools.partial(about, "Kafka")
+_security = functools.partial(about, "Kafka security")
+_model = functools.partial(about, "Model")
+_champion = functools.partial(about, "Champion")
+_series = functools.partial(about, "Series")
+_dead = functools.partial(about, "Dead letters")
+_http = functools.partial(about, "HTTP")
+_page = functools.partial(about, "Live page")
+_route = functools.partial(about, "Route")
+_process = functools.partial(about, "Process")
+_embedded = functools.partial(about, "Embedded broker")
 _no_secret = Secret()
 
 
@@ -60,6 +49,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _kafka("the Kafka client library; auto: confluent for a worker with tidecast[fast], else kafka-python"),
     ] = "auto"
     input_topic: Annotated[Topic, _kafka("topic that readings are read from")] = "readings"
+    input: Annotated[
+        str, _kafka("TOML file whose [input] table says how records become readings; none = tidecast's own JSON")
+    ] = ""
     output_topic: Annotated[Topic, _kafka("topic that forecasts are written to")] = "forecasts"
     dead_letter_topic: Annotated[Topic, _kafka("topic for readings that cannot be used")] = "dead-letters"
     changelog_topic: Annotated[Topic, _kafka("compacted topic that holds the states of all series")] = "tidecast-state"
@@ -115,7 +107,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     tls_key_password: Annotated[Secret, _security("file that holds the password of an encrypted key")] = _no_secret
 
-    model: Annotated[Text, _model("model directory, or the .onnx file itself")] = "model"
+    model: Annotated[
+        Text, _model("model directory, the .onnx file itself, or starter:step=…&target=… (made at once)")
+    ] = "model"
+    shadow: Annotated[
+        str,
+        _model(
+            "directories of models that run over the same readings and emit nothing; comma-separated, or several flags"
+        ),
+    ] = ""
     model_sha256: Annotated[
         Sha256, _model("refuse a model file, also a newer one, that has not this sha256 (hex); none = any")
     ] = ""
@@ -128,6 +128,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, _model("most readings per partition replayed for a newer model whose state has another layout", ge=0)
     ] = 1_000_000
 
+    promote: Annotated[
+        Literal["by-command", "auto"],
+        _champion("who replaces the served model by a shadow: `tidecast promote`, or also the worker, by a test"),
+    ] = "by-command"
+    promote_seconds: Annotated[
+        float,
+        _champion("event time that must be compared before an automatic decision, and between two of them, s", ge=0),
+    ] = 86_400.0
+    decisions_topic: Annotated[Topic, _champion("topic that holds the decisions about which model answers")] = (
+        "tidecast-decisions"
+    )
+
     max_gap_steps: Annotated[
         int,
         _series(
@@ -136,14 +148,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 24
     max_series: Annotated[
-        int, _series("most series in memory; beyond that the least recently seen is evicted", ge=1)
-    ] = 1_000_000
+        Annotated[int, Meta(ge=1)] | Literal["auto"],
+        _series("most series in memory; beyond that the least recently seen is evicted; auto = by the memory limit"),
+    ] = "auto"
     series_ttl_seconds: Annotated[
         float, _series("drop a series after this long without a reading (event time), s; 0 = never", ge=0)
     ] = 0.0
     max_future_seconds: Annotated[
-        float, _series("reject a reading this far ahead of its record's timestamp, s; 0 = no limit", ge=0)
+        float,
+        _series("reject a reading this far ahead of its record's timestamp (or the clock), s; 0 = no limit", ge=0),
     ] = 86_400.0
+    late_recovery_readings: Annotated[
+        int,
+        _series(
+            "readings in a row that contradict a series whose clock was ahead, until it starts again; 0 = never",
+            ge=0,
+        ),
+    ] = 5
 
     dead_letter_late: Annotated[bool, _dead("also dead-letter readings older than the last of their series")] = False
     dead_letter_duplicate: Annotated[
@@ -180,6 +201,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, _page("newest records of each partition to read at the start", ge=0, le=1_000_000)
     ] = 5_000
 
+    source_topic: Annotated[
+        TopicOrNone,
+        _route("topic that `tidecast route` reads; it writes its readings to the input topic, keyed by series"),
+    ] = ""
+    route_group: Annotated[Text, _route("consumer group of `tidecast route`; its members share the source topic")] = (
+        "tidecast-route"
+    )
+
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _process("lowest level to log")] = "info"
     log_format: Annotated[Literal["text", "json"], _process("key=value lines, or one JSON object per line")] = "text"
     traces: Annotated[
@@ -193,6 +222,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         default_factory=_data_dir
     )
     broker_port: Annotated[Port, _embedded("loopback port of the embedded broker; 0 = any free one")] = 9092
+
+    @property
+    def shadows(self) -> list[str]:
+        """The directories of the shadows."""
+        return [name.strip() for name in self.shadow.split(",") if name.strip()]
+
+    @property
+    def routes(self) -> bool:
+        """True where they are the settings of a worker that routes: see `for_route`. No others have these two equal."""
+        return self.source_topic == self.input_topic
+
+    @property
+    def decides(self) -> bool:
+        """True where the worker follows the decisions topic."""
+        return bool(self.shadows)
+
+    def for_route(self) -> Settings:
+        """What the worker of `tidecast route` needs: it reads the source topic, and writes the input topic."""
+        return msgspec.structs.replace(
+            self, input_topic=self.source_topic, output_topic=self.input_topic, group=self.route_group
+        )
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -208,7 +258,12 @@ class Setting(msgspec.Struct, frozen=True):
     @property
     def choices(self) -> tuple[Any, ...]:
         """The only values that it accepts, as declared; empty where there is no such list."""
-        return get_args(self.annotation.__origin__)
+        return get_args(self.annotation.__origin__) if get_origin(self.annotation.__origin__) is Literal else ()
+
+    @property
+    def number_or_word(self) -> bool:
+        """Whether it is a number, or "auto"."""
+        return isinstance(self.type, inspect.UnionType)
 
     @property
     def expected(self) -> str:
@@ -218,11 +273,12 @@ class Setting(msgspec.Struct, frozen=True):
         if isinstance(self.type, inspect.BoolType):
             return "be true or false"
         if isinstance(self.type, inspect.StrType):
-            return _PATTERNS.get(self.type.pattern or "", "not be empty")
-        assert isinstance(self.type, (inspect.IntType, inspect.FloatType))
-        kind = "a whole number" if isinstance(self.type, inspect.IntType) else "a number"
-        most = f" and at most {self.type.le:,}" if self.type.le is not None else ""
-        return f"be {kind} of at least {self.type.ge:,}{most}"
+            return PATTERNS.get(self.type.pattern or "", "not be empty")
+        number, word = (self.type.types[0], " or auto") if isinstance(self.type, inspect.UnionType) else (self.type, "")
+        assert isinstance(number, (inspect.IntType, inspect.FloatType))
+        kind = "a whole number" if isinstance(number, inspect.IntType) else "a number"
+        most = f" and at most {number.le:,}" if number.le is not None else ""
+        return f"be {kind} of at least {number.ge:,}{most}{word}"
 
 
 def _describe(info: msgspec.structs.FieldInfo, field: inspect.Field) -> Setting:

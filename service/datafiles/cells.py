@@ -27,8 +27,8 @@ def times_ms(texts: list[str], column: str, where: Where) -> NDArray[np.int64]:
     Raises:
         DataError: a cell is empty, not a time, or outside 1900..2200.
     """
-    fast = _uniform_iso(texts)
-    if fast is not None and fast.min() >= MIN_TS_MS and fast.max() <= MAX_TS_MS:
+    fast = uniform_iso_ms(texts)
+    if fast is not None:
         return fast
     out = np.empty(len(texts), dtype=np.int64)
     for i, text in enumerate(texts):
@@ -73,8 +73,8 @@ def _refuse_unit(texts: list[str], column: str, place: str) -> None:
     )
 
 
-def _uniform_iso(texts: list[str]) -> NDArray[np.int64] | None:
-    """Parsed at once by numpy if all texts have the same plain ISO form, else None."""
+def uniform_iso_ms(texts: list[str]) -> NDArray[np.int64] | None:
+    """Parsed at once by numpy if all texts have the same plain ISO form, in UTC and within 1900..2200, else None."""
     length = len(texts[0]) if texts else 0
     if length not in _ISO_LENGTHS or any(len(text) != length for text in texts):
         return None
@@ -87,9 +87,10 @@ def _uniform_iso(texts: list[str]) -> NDArray[np.int64] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # numpy warns about time zones: such texts are parsed one by one
-            return np.array(texts, dtype="datetime64[ms]").astype(np.int64)
+            ms = np.array(texts, dtype="datetime64[ms]").astype(np.int64)
     except (ValueError, Warning):
         return None
+    return ms if ms.min() >= MIN_TS_MS and ms.max() <= MAX_TS_MS else None
 
 
 def numbers(texts: list[str], column: str, where: Where) -> NDArray[np.float64]:
@@ -135,3 +136,12 @@ def key_texts(texts: list[str], column: str, where: Where) -> list[str]:
     if "" in texts:
         raise DataError(f"{where(texts.index(''))}, column {column!r}: a reading without its series' name")
     return texts
+
+
+def is_number(text: str) -> bool:
+    """True for what Python reads as a number, also where it is not finite."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -27,7 +27,7 @@ class Reading(NamedTuple):
 class DataSection(msgspec.Struct, frozen=True, kw_only=True):
     """The part of `[data]` that replay and produce need; the rest is for the trainer."""
 
-    time: str
+    time: str | None = None  # None where the config has a table [input]
     targets: list[str]
     covariates: list[str] = []
     series: str | None = None
@@ -41,13 +41,14 @@ class ModelDataConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     data: DataSection
+    input: dict[str, Any] | None = None  # as it stands there: `tidecast.service.input.config.parse_input` reads it
 
     @property
     def columns(self) -> Columns:
         """How a file for this model is read."""
         each_column = self.data.series == "columns"
         return Columns(
-            time=self.data.time,
+            time=self.data.time or "",
             features=(*self.data.targets, *self.data.covariates),
             series=None if each_column else self.data.series,
             each_column=each_column,
@@ -71,13 +72,25 @@ def read_model_config(model: Path | str) -> ModelDataConfig:
     """
     path = Path(model)
     path = (path if path.is_dir() else path.parent) / "config.toml"
-    try:
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ModelDataConfig)
-    except FileNotFoundError:
+    if not path.exists():
         raise UsageError(
             f"there is no model directory at {model}" if not Path(model).exists() else f"there is no {path}",
             do="Give --model the directory that `tidecast train --out DIR` made; its config.toml names the columns.",
-        ) from None
+        )
+    return read_data_config(path)
+
+
+def read_data_config(path: Path) -> ModelDataConfig:
+    """The same of a training config.
+
+    Raises:
+        UsageError: as `read_model_config`.
+    """
+    try:
+        config = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ModelDataConfig)
+        if config.data.time is None and config.input is None:
+            raise msgspec.ValidationError("it has neither data.time nor a table [input]")
+        return config
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

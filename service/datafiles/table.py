@@ -11,12 +11,12 @@ import gzip
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,15 +152,48 @@ def csv_cells(path: Path, rows: int) -> Iterator[tuple[list[list[str]], list[int
             yield cells, lines
 
 
-def _csv_chunks(path: Path, columns: Columns, rows: int) -> Iterator[Table]:
-    names = header(path)
-    places = {name: _place(names, name, path) for name in _wanted(columns)}
-    for n, (cells, lines) in enumerate(csv_cells(path, rows)):
-        texts = {name: [row[place] for row in cells] for name, place in places.items()}
+def column_chunks(
+    path: Path | str, names: Sequence[str], rows: int = CHUNK_ROWS
+) -> Iterator[tuple[dict[str, list[Any]], Where]]:
+    """The cells of these columns, `rows` rows at a time, and the place of each row for messages.
+
+    Cells of a CSV file are texts. Those of a Parquet file have their own types, None where one is null, a time where
+    one is a date.
+
+    Raises:
+        DataError: the file cannot be read, or has no such column.
+    """
+    path = Path(path)
+    if not _is_parquet(path):
+        yield from _csv_columns(path, names, rows)
+        return
+    frame, polars = _read_parquet(path), _polars()
+    for name in names:
+        _place(frame.columns, name, path)
+        if frame[name].dtype.is_nested():
+            raise DataError(f"{path}: column {name!r} holds lists or records", do="Write each field as a column.")
+    frame = frame.select(list(dict.fromkeys(names))).cast({polars.Date: polars.Datetime("ms")})
+    for start in range(0, frame.height, rows):
+
+        def where(i: int, start: int = start) -> str:
+            return f"{path}, row {start + i + 1}"
+
+        yield frame.slice(start, rows).to_dict(as_series=False), where
+
+
+def _csv_columns(path: Path, names: Sequence[str], rows: int) -> Iterator[tuple[dict[str, list[str]], Where]]:
+    present = header(path)
+    places = {name: _place(present, name, path) for name in names}
+    for cells, lines in csv_cells(path, rows):
 
         def where(i: int, lines: list[int] = lines) -> str:
             return f"{path}, line {lines[i]}"
 
+        yield {name: [row[place] for row in cells] for name, place in places.items()}, where
+
+
+def _csv_chunks(path: Path, columns: Columns, rows: int) -> Iterator[Table]:
+    for n, (texts, where) in enumerate(_csv_columns(path, _wanted(columns), rows)):
         if n == 0:
             refuse_seconds(texts[columns.time], columns.time, where)
         yield _table(

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any, Protocol
 
+from tidecast.service.demo.rivals import NEEDED, Rival
 from tidecast.service.demo.scoreboard import ForecastInterval, Scoreboard, SeriesRow
 from tidecast.service.terminal import fitted
 from tidecast.service.timestamps import format_duration, format_time
@@ -55,7 +56,7 @@ class PlainLines:
                 f"forecast {step} before: {_interval(row.before)}{_ahead(row)}"
             )
         if fresh:
-            for line in error_lines(board, self._unit):
+            for line in [*error_lines(board, self._unit), *rival_lines(board, self._unit)]:
                 print(line)
             sys.stdout.flush()
 
@@ -126,7 +127,18 @@ class LiveTable:
                 Text(f"{sums.skill:+.0%}" if sums.naive else "…", style="green" if sums.skill > 0 else "red"),
                 f"{sums.coverage:.0%}" if sums.count else "…",
             )
-        return Group(fitted(stations, self._live.console), errors)
+        tables = [fitted(stations, self._live.console), errors]
+        if len(board.rivals) > 1:
+            models = Table(expand=False)
+            models.add_column("model")
+            for steps in sorted(board.errors):
+                models.add_column(f"mean error {format_duration(steps * board.step_ms)} ahead", justify="right")
+            models.add_column("role")
+            for name, one in board.rivals.items():
+                errors_of = (f"{one.mae(steps):.2f}{self._unit}" for steps in sorted(board.errors))
+                models.add_row(name, *errors_of, _role(one), style="bold" if one.answers else None)
+            tables.append(models)
+        return Group(*tables)
 
     def close(self) -> None:
         """Leave the last table where it is."""
@@ -142,6 +154,26 @@ def error_lines(board: Scoreboard, unit: str) -> list[str]:
         for steps, sums in sorted(board.errors.items())
         if sums.count
     ]
+
+
+def rival_lines(board: Scoreboard, unit: str) -> list[str]:
+    """One line for each model, where the worker runs several; `unit` with its leading blank."""
+    if len(board.rivals) < 2:
+        return []
+    lines = ["  on the same readings, since both models run:"]
+    for name, one in board.rivals.items():
+        leads = {format_duration(steps * board.step_ms): one.mae(steps) for steps in sorted(board.errors)}
+        errors = ", ".join(f"{mae:.2f}{unit} {lead} ahead" for lead, mae in leads.items())
+        lines.append(f"    {name}: mean absolute error {errors}; {_role(one)}")
+    return lines
+
+
+def _role(one: Rival) -> str:
+    if one.answers:
+        return "it answers"
+    if one.evidence is None:
+        return "scored only"
+    return f"scored only; evidence that it is better: {one.evidence:.3g} of {NEEDED:g}"
 
 
 def _value(value: float | None) -> str:

@@ -1,16 +1,18 @@
-"""Prepares the demo: a model, and an embedded Kafka."""
+"""Prepares the demo: its two models, and an embedded Kafka."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 from tidecast.service.broker.embedded import jars
-from tidecast.service.demo.children import command
+from tidecast.service.demo.children import Child, command
 from tidecast.service.errors import TidecastError, UsageError
 
 
@@ -28,29 +30,74 @@ def sample(name: str) -> Path:
     raise UsageError(f"the sample {name} is not installed", do="Run: pip install 'tidecast[train]', or give --data.")
 
 
-def train(model: Path, *, own_kafka: bool) -> Path:
-    """Train on the sample, unless an earlier demo did. With `own_kafka`, Kafka is downloaded meanwhile.
+def make_starter(folder: Path, *, own_kafka: bool) -> Path:
+    """Make a model that needs no training, unless an earlier demo did. With `own_kafka`, Kafka is downloaded meanwhile.
 
     Raises:
-        TidecastError: the training failed; its own message is on stderr.
+        TidecastError: that failed; its own message is on stderr.
     """
-    if (model / "model.onnx").is_file() and (model / "config.toml").is_file():
-        say(f"using the model that an earlier demo trained: {model} (delete it to train again)")
-        return model
     if own_kafka:
         _fetch_kafka()
-    say("training on a year of hourly weather at three airports, to forecast the temperature 1 to 24 hours ahead")
-    say("this takes one to two minutes on two cores; the model is kept for the next time")
-    process = subprocess.Popen(command("train", str(sample("weather.toml")), "--out", str(model)), stdout=sys.stderr)
-    try:
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    if code:
-        raise TidecastError(f"the training ended with exit code {code}", do="See its message above.")
+    model = folder / "starter"
+    if (model / "model.onnx").is_file():
+        return model
+    say("making a starter: a model without any training, which learns each station from its readings (some seconds)")
+    data, shape = (tomllib.loads(sample("weather.toml").read_text("utf-8"))[name] for name in ("data", "model"))
+    flags = {
+        "--step": data["step"],
+        "--features": ",".join([*data["targets"], *data["covariates"]]),
+        "--target": ",".join(data["targets"]),
+        "--horizon": str(shape["horizon"]),
+        "--time": data["time"],
+        "--series": data["series"],
+        "--out": str(model),
+    }
+    made = subprocess.run(
+        command("starter", *(part for flag in flags.items() for part in flag)), stdout=subprocess.DEVNULL, check=False
+    )
+    if made.returncode:
+        raise TidecastError(f"`tidecast starter` ended with exit code {made.returncode}", do="See its message above.")
     return model
+
+
+class Training:
+    """Trains on the sample in the background, unless an earlier demo did.
+
+    Args:
+        folder: gets the directory `model`, once it is complete, and the log.
+
+    Attributes:
+        model: that directory.
+        child: the process, None where there is nothing to do.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.model = folder / "model"
+        self._draft = folder / "model.draft"
+        self.child: Child | None = None
+        if (self.model / "model.onnx").is_file() and (self.model / "config.toml").is_file():
+            say(f"an earlier demo trained a model: {self.model} (delete it to train again)")
+            return
+        shutil.rmtree(self._draft, ignore_errors=True)
+        shutil.rmtree(self.model, ignore_errors=True)
+        say("training a model on the rows before the live part, in the background (about a minute on two cores)")
+        self.child = Child("trainer", folder, "train", str(sample("weather.toml")), "--out", str(self._draft))
+
+    def ready(self) -> bool:
+        """Whether the model is there now.
+
+        Raises:
+            TidecastError: the training failed; the text contains the end of its log.
+        """
+        if self.child is not None and self.child.ended():
+            self.child = None
+            self._draft.rename(self.model)  # complete, or not there
+        return self.child is None
+
+    def stop(self) -> None:
+        """End it, if it still runs."""
+        if self.child is not None:
+            self.child.stop(5.0)
 
 
 def _fetch_kafka() -> None:

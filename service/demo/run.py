@@ -1,9 +1,14 @@
-"""The demo, in order: train, Kafka, topics, worker, history, live stream, display; and the clean-up in any case."""
+"""The demo, in order: starter, Kafka, topics, worker, training, history, live stream, display; and then the clean-up.
+
+The starter answers from the first reading on. The trained model runs next to it as soon as it is there, and takes over
+when a test says that it is better. With a model of the user's own, that one alone is shown.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
 import socket
@@ -22,11 +27,12 @@ from tidecast.service.broker.connect import connect_from_settings
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.broker.topics import create_topics
 from tidecast.service.config.settings import Settings
-from tidecast.service.datafiles.readings import ModelDataConfig, read_model_config
+from tidecast.service.datafiles.readings import ModelDataConfig, read_data_config, read_model_config
 from tidecast.service.datafiles.table import UNIVARIATE
 from tidecast.service.demo.children import Child
-from tidecast.service.demo.display import error_lines, make_display
-from tidecast.service.demo.prepare import sample, say, start_kafka, train
+from tidecast.service.demo.display import error_lines, make_display, rival_lines
+from tidecast.service.demo.prepare import Training, make_starter, sample, say, start_kafka
+from tidecast.service.demo.rivals import read_rivals
 from tidecast.service.demo.scoreboard import Scoreboard
 from tidecast.service.errors import TidecastError
 from tidecast.service.stop_flag import StopRequested, raise_on_signals
@@ -38,6 +44,8 @@ _READY_S = 60.0
 _PRODUCER_STOP_S = 10.0
 _LAST_S = 5.0  # at most, for the forecasts of the last readings to arrive
 _BEGINNING = -2
+_TOPICS = ("input_topic", "output_topic", "dead_letter_topic", "changelog_topic", "decisions_topic")
+_LOOK_S = 1.0  # between two looks at the worker's models
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +54,8 @@ class Plan:
 
     seconds: float
     speed: float  # seconds of event time per second
-    folder: Path  # the model, if one must be trained, Kafka's data and the logs
-    model: Path | None  # None = train on the sample, once
+    folder: Path  # the models of the demo, Kafka's data and the logs
+    model: Path | None  # None = a starter, and one that is trained on the sample
     data: Path | None  # None = the sample
     bootstrap_servers: str | None  # None = an embedded broker
     connection: tuple[str, ...] = ()  # flags for whoever connects to it
@@ -63,24 +71,22 @@ def run(plan: Plan, settings: Settings) -> None:
     with contextlib.suppress(StopRequested), raise_on_signals(), contextlib.ExitStack() as stack:
         plan.folder.mkdir(parents=True, exist_ok=True)
         # The stack stops the producer, then the worker, then deletes the topics, then stops Kafka.
-        model = plan.model or train(plan.folder / "model", own_kafka=plan.bootstrap_servers is None)
+        own_kafka = plan.bootstrap_servers is None
+        model = plan.model or make_starter(plan.folder, own_kafka=own_kafka)
         data = plan.data or sample("weather.csv.gz")
-        config = read_model_config(model)
+        config = read_model_config(model) if plan.model else read_data_config(sample("weather.toml"))
         settings = replace(settings, bootstrap_servers=plan.bootstrap_servers or start_kafka(plan.folder, stack))
-        settings = _own_topics(settings, stack, alone=plan.bootstrap_servers is None)
+        settings = _own_topics(settings, stack, alone=own_kafka)
         board = Scoreboard(parse_time(config.test_from) if config.test_from else 0)
 
-        worker = _child(
-            stack,
-            20.0,
-            "worker",
-            plan.folder,
-            "serve",
-            "--model",
-            str(model),
-            *_worker_flags(settings),
-            *plan.connection,
-        )
+        training = None if plan.model else Training(plan.folder)
+        shadow: list[str] = []
+        if training is not None:
+            stack.callback(training.stop)
+            shadow = ["--shadow", str(training.model), "--promote", "auto", "--model-watch-seconds", "1"]
+            shadow += ["--decisions-topic", settings.decisions_topic]
+        served = ("serve", "--model", str(model), *shadow, *_worker_flags(settings), *plan.connection)
+        worker = _child(stack, 20.0, "worker", plan.folder, *served)
         url = _await_ready(worker)
         say(f"the worker is ready; its metrics are at {url}/metrics, its log is {worker.log}")
         page = _page(stack, plan.folder, settings, *plan.connection)
@@ -89,14 +95,16 @@ def run(plan: Plan, settings: Settings) -> None:
             past = str(board.start_ms - HISTORY_MS)
             say("sending the three weeks before the live part, so that the forecasts are good from the start")
             _history(stack, plan.folder, *produce, "--from", past, "--until", str(board.start_ms), "--speed", "max")
-        live = ("--from", str(board.start_ms)) if config.test_from else ()
+        live = ["--from", str(board.start_ms)] if config.test_from else []
+        live += ["--loop"] * (plan.data is None)
         producer = _child(stack, _PRODUCER_STOP_S, "producer", plan.folder, *produce, *live, "--speed", str(plan.speed))
         each_second = format_duration(round(plan.speed) * 1_000)
-        say(f"live: {each_second} of {config.name} readings per second, for {plan.seconds:g} s. Ctrl-C ends it.")
+        since = "" if training is None or training.ready() else " once the trained model is there too"
+        say(f"live: {each_second} of {config.name} readings per second, for {plan.seconds:g} s{since}. Ctrl-C ends it.")
         if page is not None:
             say(f"open {page} in a browser to see a chart")
         title = f"{config.name}, live{f': {page}' if page is not None else ''}"
-        _watch(plan, settings, config, board, worker, producer, title)
+        _watch(plan, settings, config, board, Parts(worker, producer, training, url), title)
         finished = True
     say("stopped; nothing is left running")
     if finished and plan.data is None:
@@ -110,19 +118,10 @@ def _own_topics(settings: Settings, stack: contextlib.ExitStack, *, alone: bool)
     """
     run_name = time.strftime("demo-%Y%m%d-%H%M%S") + f"-{os.getpid()}"
     broker = connect_from_settings(settings)
-    usual = (settings.input_topic, settings.output_topic, settings.dead_letter_topic, settings.changelog_topic)
-    free = alone and not any(broker.partitions(topic) for topic in usual)
-    readings, forecasts, dead_letters, state = (
-        usual if free else (f"{run_name}-{name}" for name in ("readings", "forecasts", "dead-letters", "state"))
-    )
-    own = replace(
-        settings,
-        input_topic=readings,
-        output_topic=forecasts,
-        dead_letter_topic=dead_letters,
-        changelog_topic=state,
-        group=run_name,
-    )
+    names = dict(zip(_TOPICS, ("readings", "forecasts", "dead-letters", "state", "decisions"), strict=True))
+    if not alone or any(broker.partitions(getattr(settings, role)) for role in _TOPICS):
+        settings = replace(settings, **{role: f"{run_name}-{name}" for role, name in names.items()})
+    own = replace(settings, group=run_name)
     stack.callback(_delete_topics, broker, own)
     create_topics(broker, own, partitions=PARTITIONS)
     return own
@@ -130,9 +129,8 @@ def _own_topics(settings: Settings, stack: contextlib.ExitStack, *, alone: bool)
 
 def _delete_topics(broker: Broker, settings: Settings) -> None:
     with contextlib.suppress(TidecastError):  # if Kafka has ended, there is nothing to clean up
-        s = settings
-        for topic in (s.input_topic, s.output_topic, s.dead_letter_topic, s.changelog_topic):
-            broker.delete_topic(topic)
+        for role in _TOPICS:
+            broker.delete_topic(getattr(settings, role))
     broker.close()
 
 
@@ -209,21 +207,50 @@ def _history(stack: contextlib.ExitStack, folder: Path, *produce: str) -> None:
         time.sleep(0.05)
 
 
+@dataclass(slots=True)
+class Parts:
+    """What runs while the demo is shown."""
+
+    worker: Child
+    producer: Child
+    training: Training | None
+    url: str  # of the worker
+    trained: bool = False  # the trained model runs, or there is none to wait for
+    looked: float = 0.0
+
+    def look(self, board: Scoreboard) -> None:
+        """Look after them, and at the worker's models.
+
+        Raises:
+            TidecastError: one has ended that should run.
+        """
+        if self.worker.ended():
+            raise TidecastError(f"the worker ended; the end of {self.worker.log}:\n{self.worker.log_tail()}\n")
+        if self.training is None:
+            self.trained = True
+        elif self.training.ready() and time.monotonic() > self.looked + _LOOK_S:
+            self.looked = time.monotonic()
+            before, board.rivals = board.rivals, read_rivals(self.url) or board.rivals
+            self._say_what_is_new({name for name, one in before.items() if one.answers}, board)
+
+    def _say_what_is_new(self, answered: set[str], board: Scoreboard) -> None:
+        if len(board.rivals) > 1 and not self.trained:
+            self.trained = True
+            say("the trained model runs next to the starter: both are scored on the same readings, the starter answers")
+        for name in sorted({name for name, one in board.rivals.items() if one.answers} - answered):
+            if answered:
+                say(f"{name} is better than the model that answered, as a test says: it answers from now on")
+
+
 def _watch(
-    plan: Plan,
-    settings: Settings,
-    config: ModelDataConfig,
-    board: Scoreboard,
-    worker: Child,
-    producer: Child,
-    title: str,
+    plan: Plan, settings: Settings, config: ModelDataConfig, board: Scoreboard, parts: Parts, title: str
 ) -> None:
     """Read both topics from the start and show them, until the time is up or the file ends."""
     target = UNIVARIATE if config.columns.each_column else config.data.targets[0]
     unit = config.data.units.get(config.data.targets[0], "")
     broker = connect_from_settings(settings)
     display = make_display(target, unit, title)
-    end = time.monotonic() + plan.seconds
+    end = math.inf
     readings, forecasts = (_reader(broker, topic) for topic in (settings.input_topic, settings.output_topic))
 
     def read() -> bool:
@@ -237,11 +264,12 @@ def _watch(
     try:
         while time.monotonic() < end:
             read()
-            if worker.ended():
-                raise TidecastError(f"the worker ended; the end of {worker.log}:\n{worker.log_tail()}\n")
-            if producer.ended():
+            parts.look(board)
+            if parts.trained and end == math.inf:
+                end = time.monotonic() + plan.seconds
+            if parts.producer.ended():
                 break  # at the end of the file
-        producer.stop(_PRODUCER_STOP_S)
+        parts.producer.stop(_PRODUCER_STOP_S)
         last = time.monotonic() + _LAST_S
         while (read() or board.forecasts < board.readings) and time.monotonic() < last:
             pass
@@ -276,7 +304,8 @@ def _sum_up(board: Scoreboard, unit: str) -> None:
     newest = max((row.ts for row in board.rows()), default=None)
     until = f", up to {format_time(newest)}" if newest is not None else ""
     print(f"\n{board.forecasts:,} forecasts for {board.readings:,} readings through Kafka{until}:")
-    for line in error_lines(board, f" {unit}" if unit else "") or ["  none could be checked yet"]:
+    unit = f" {unit}" if unit else ""
+    for line in [*(error_lines(board, unit) or ["  none could be checked yet"]), *rival_lines(board, unit)]:
         print(line)
     sys.stdout.flush()
 

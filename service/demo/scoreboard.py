@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tidecast.service.demo.rivals import Rival
+
 
 @dataclass(frozen=True, slots=True)
 class ForecastInterval:
@@ -85,6 +87,7 @@ class Scoreboard:
         self.step_ms = 0
         self.low_name = self.high_name = ""  # of the interval's quantiles, such as "p5" and "p95"
         self.series: dict[str, TrackedSeries] = {}
+        self.rivals: Mapping[str, Rival] = {}  # name -> each model that the worker runs
         self._horizon = 1
 
     def reading(self, series: str, ts: int, value: float | None) -> None:

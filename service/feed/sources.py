@@ -8,22 +8,22 @@ import math
 import random
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tidecast.service.datafiles.readings import Reading, readings
-from tidecast.service.datafiles.table import UNIVARIATE, Columns, Table, read_table
+from tidecast.service.datafiles.table import UNIVARIATE, Table
 from tidecast.service.errors import DataError, TidecastError, UsageError
 from tidecast.service.feed.pacing import PacingClock
+from tidecast.service.input.files import DataFile
 
 _encode = msgspec.json.Encoder().encode
 
 
 def file_table(
-    path: Path | str, columns: Columns, *, start: int | None = None, until: int | None = None, limit: int | None = None
+    file: DataFile, *, start: int | None = None, until: int | None = None, limit: int | None = None
 ) -> Table:
     """A file's readings in the order of a live stream: merged by event time, each series in the order of the file.
 
@@ -31,9 +31,9 @@ def file_table(
     `start` and `until` (ms, the latter exclusive) and `limit` (readings) select a part.
 
     Raises:
-        DataError: as `read_table`, or the part is empty.
+        DataError: as `DataFile.table`, or the part is empty.
     """
-    table = read_table(path, columns)
+    table = file.table()
     inside = np.ones(len(table), dtype=bool)
     if start is not None:
         inside &= table.ts >= start
@@ -42,7 +42,7 @@ def file_table(
     rows = np.flatnonzero(inside)
     rows = rows[stream_order(table.ts[rows], [table.series[row] for row in rows])][:limit]
     if not len(rows):
-        raise DataError(f"{path} has no readings in this part", do="Check --from, --until and --limit.")
+        raise DataError(f"{file.path} has no readings in this part", do="Check --from, --until and --limit.")
     return table.select(rows)
 
 

@@ -14,6 +14,7 @@ from tidecast.service.errors import ModelError
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 100  # protobuf's own limit
+_MAX_METADATA = 2 * 1024 * 1024  # bytes; a model of 1,000 features has 0.7 MB, most of it in its self-test
 
 # Field numbers of onnx.proto: message -> field -> the message inside it. Only messages that can contain an operator or
 # a tensor are parsed; others (names, shapes, documentation) are skipped.
@@ -71,16 +72,23 @@ def read_metadata(model: bytes) -> dict[str, str]:
     """The `metadata_props` of a serialised ModelProto after checking that a runtime may open it.
 
     Raises:
-        ModelError: not an ONNX model; an operator or function outside of the standard domain, anywhere; tensor
-            data kept outside of the file, anywhere.
+        ModelError: not an ONNX model; too much metadata; an operator or function outside of the standard domain,
+            anywhere; tensor data kept outside of the file, anywhere.
     """
     top: dict[int, int] = {}
     metadata: dict[str, str] = {}
+    size = 0
     try:
         for field in _fields(memoryview(model)):
             top[field.number] = top.get(field.number, 0) + 1
             inside = _INSIDE["model"].get(field.number)
             if inside == "metadata":
+                size += len(field.raw)
+                if size > _MAX_METADATA:
+                    raise ModelError(
+                        f"the model has more than {_MAX_METADATA} bytes of metadata",
+                        do=f"{_EXPORT_AGAIN}, with fewer features",
+                    )
                 key, value = _entry(field)
                 if key in metadata:
                     raise _DamagedError(f"the metadata has {key!r} twice")

@@ -5,7 +5,6 @@ The graph is the whole forecaster; this module knows shapes and names, but nothi
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnxruntime as ort  # type: ignore[import-untyped,unused-ignore]
 from numpy.typing import NDArray
 
 from tidecast.service.errors import ModelError
+from tidecast.service.model.model_file import MAX_BYTES, read_model_file
 from tidecast.service.model.onnx_file import content_hash, read_metadata
 from tidecast.service.model.spec import CONTRACT, METADATA_KEY, ModelSpec
 from tidecast.service.model.spec_checks import EXPORT_AGAIN, check_spec, forecast_shape, is_classifier, require
@@ -24,8 +24,6 @@ from tidecast.service.model.spec_checks import EXPORT_AGAIN, check_spec, forecas
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
-MODEL_FILE = "model.onnx"
-MAX_BYTES = 64 * 1024 * 1024
 # onnxruntime computes a few rows at a time, and the remaining ones in another way, which may differ in the last bit.
 # With a multiple of this number of rows none remain, so forecasts do not depend on which series share a wave.
 _ROW_MULTIPLE = 4
@@ -64,14 +62,12 @@ class Model:
         Raises:
             ModelError: the file breaks the contract in any way.
         """
-        data = _read(Path(path), max_bytes)
-        digest = hashlib.sha256(data).hexdigest()
-        if sha256 is not None and digest != sha256.strip().lower():
-            raise ModelError(
-                "the model file is not the one that was asked for",
-                got=f"sha256 {digest}",
-                do=f"Expected {sha256}: serve that file, or give --model-sha256 this one's once you trust it",
-            )
+        file = read_model_file(path, max_bytes=max_bytes, sha256=sha256)
+        return cls.from_bytes(file.data, file.sha256, intra_op_threads)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, sha256: str, intra_op_threads: int = 1) -> Model:
+        """As `load`, with the content of the file and its hash."""
         spec = _read_spec(read_metadata(data))  # before the runtime sees foreign operators
         check_spec(spec)
         if content_hash(data) != spec.hash:
@@ -81,7 +77,7 @@ class Model:
                 do=EXPORT_AGAIN,
             )
         small = open_session(data, intra_op_threads, plan_memory=True)
-        model = cls(spec, open_session(data, intra_op_threads), small, digest)
+        model = cls(spec, open_session(data, intra_op_threads), small, sha256)
         model._check_tensors()
         model._self_test()
         return model
@@ -110,6 +106,16 @@ class Model:
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise ModelError("the model failed in a step", got=_first_line(error), do=EXPORT_AGAIN) from error
         return y[:rows], next_state[:rows], score[:rows]
+
+    def try_batch(self, rows: int) -> None:
+        """Step so many series at once, with the last reading of the self-test.
+
+        Raises:
+            ModelError: the runtime failed.
+        """
+        test, features = self.spec.self_test, len(self.spec.features)
+        x = np.tile(np.array(test.x[-1], dtype=np.float32).reshape(1, features), (rows, 1))
+        self.step(x, np.full(rows, test.ts[-1], dtype=np.int64), np.tile(self.initial_state, (rows, 1)))
 
     def _padded(self, *inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """The inputs [batch, ...] with a few more rows of arbitrary values."""
@@ -157,29 +163,6 @@ class Model:
             )
         if not np.isfinite(state).all():
             raise ModelError("the model's state is not finite after its self-test", do=EXPORT_AGAIN)
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
-    """The bytes of the model file, at most `max_bytes` of them."""
-    file = path / MODEL_FILE if path.is_dir() else path
-    try:
-        if file.exists() and not file.is_file():  # reading a pipe would block, a device never ends
-            raise OSError(0, "it is not a file")
-        with file.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
-    except OSError as error:
-        raise ModelError(
-            f"the model file {str(file)!r} cannot be read",
-            got=error.strerror,
-            do="Give --model a directory made by `tidecast train`, or its model.onnx",
-        ) from None
-    if len(data) > max_bytes:
-        raise ModelError(
-            f"the model file {str(file)!r} is larger than {max_bytes} bytes",
-            got=file.stat().st_size,
-            do="Train a smaller model, or raise TIDECAST_MODEL_MAX_BYTES",
-        )
-    return data
 
 
 def _read_spec(metadata: dict[str, str]) -> ModelSpec:

@@ -13,6 +13,8 @@ from tidecast.service.errors import ModelError
 from tidecast.service.model.spec import ModelSpec, quantile_name
 
 EXPORT_AGAIN = "Export the model again with this version of `tidecast train`"
+_LONGEST_NAME = 500  # characters: names are in each forecast
+_MOST_STEPS = 1_000  # of the self-test; `tidecast train` writes 32
 
 
 def check_spec(spec: ModelSpec) -> None:
@@ -22,6 +24,7 @@ def check_spec(spec: ModelSpec) -> None:
         ModelError: for the first fault found.
     """
     require(bool(spec.name.strip()), "the spec's name is empty", spec.name)
+    _check_length("name", spec.name)
     require(re.fullmatch("[0-9a-f]{64}", spec.hash) is not None, "the spec's hash is not a sha256", spec.hash)
     require(spec.kind in ("forecaster", "classifier"), "the spec's kind is unknown", spec.kind)
     _check_names("features", spec.features)
@@ -66,6 +69,7 @@ def _check_self_test(spec: ModelSpec) -> None:
     test, features = spec.self_test, len(spec.features)
     size = len(spec.classes) if is_classifier(spec) else math.prod(forecast_shape(spec))
     require(len(test.ts) >= 1 and len(test.x) == len(test.ts), "the self-test has no reading for each time", None)
+    require(len(test.ts) <= _MOST_STEPS, f"the self-test has more than {_MOST_STEPS} readings", len(test.ts))
     require(all(len(row) == features for row in test.x), f"the self-test's readings must have {features} values", None)
     require(all(-(2**63) <= ts < 2**63 for ts in test.ts), "the self-test's times are not 64-bit", None)
     require(len(test.y) == size, f"the self-test's forecast must have {size} values", len(test.y))
@@ -75,7 +79,14 @@ def _check_self_test(spec: ModelSpec) -> None:
 
 def _check_names(what: str, names: Sequence[str]) -> None:
     require(len(names) >= 1, f"the spec has no {what}", list(names))
+    for name in names:
+        _check_length(what, name)
     require(len(set(names)) == len(names), f"the spec's {what} are not unique", list(names))
+
+
+def _check_length(what: str, name: str) -> None:
+    longest = f"the spec's {what}: at most {_LONGEST_NAME} characters are allowed"
+    require(len(name) <= _LONGEST_NAME, longest, len(name))
 
 
 def require(holds: bool, what: str, got: object) -> None:

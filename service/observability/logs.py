@@ -125,7 +125,7 @@ def setup(level: str = "info", fmt: str = "text", stream: TextIO | None = None) 
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     if level != "debug":
-        for library in ("kafka", "asyncio", "urllib3"):
+        for library in ("kafka", "asyncio", "urllib3", "httpx2"):
             logging.getLogger(library).setLevel(logging.WARNING)
         # It warns of each task that takes 0.1 s, which on a busy machine has nothing to do with Kafka.
         logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

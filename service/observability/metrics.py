@@ -8,27 +8,40 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from tidecast import __version__
 from tidecast.service.model.spec import ModelSpec
 from tidecast.service.observability.histogram import BulkHistogram
+from tidecast.service.observability.model_score_metrics import ModelScoreMetrics
+from tidecast.service.observability.partition_gauges import PartitionGauges
 from tidecast.service.observability.score_metrics import ScoreMetrics
-from tidecast.service.pipeline.batch import BatchCounts, BatchResult
+from tidecast.service.pipeline.batch import BatchCounts, BatchResult, MemberScores
 
 STAGES = ("poll", "decode", "step", "encode", "emit", "commit")
 GAP_ACTIONS = ("filled", "restarted")
-RESET_REASONS = ("non_finite", "gap", "tombstone", "evicted", "expired", "damaged_state")
+RESET_REASONS = ("non_finite", "gap", "clock", "tombstone", "evicted", "expired", "damaged_state")
+PART_OUTCOMES = ("taken", "repeated", "late", "dropped")
 OUTCOMES = ("committed", "failed")
 SWAP_OUTCOMES = ("done", "refused")
+PROMOTED_BY = ("auto", "command", "rollback")
+IGNORED_DECISIONS = ("unreadable", "unknown_model")
+# Those that a worker without a model, which routes readings, does not have; and the one that only such a worker has.
+_OF_MODELS = {
+    *("forecasts", "duplicate_readings", "late_readings", "clock_recoveries", "silent_steps"),
+    *("gaps", "missing_values", "resets", "changelog_records", "batch_size", "event_to_forecast_seconds"),
+    *("max_series", "restore_seconds", "model_swaps", "shadow_resets", "model_info", "parts", "incomplete_readings"),
+    *("promotions", "ignored_decisions", "promotion_evidence"),
+}
+_OF_ROUTING = {"routed_readings"}
 
 _STAGE_BUCKETS = tuple(m * 10.0**e for e in range(-6, 2) for m in (1, 2.5, 5) if 2.4e-5 < m * 10.0**e < 11)
 # Batches are counted together once they have this many records, or there are this many: counting a small batch costs as
@@ -41,77 +54,17 @@ _LATENCY_BUCKETS = (
 )
 
 
-class PartitionGauges(Collector):
-    """Gauges of the partitions that this worker has now; revoked ones are missing from the next scrape on."""
-
-    def __init__(self, wall: Callable[[], float]) -> None:
-        self._wall = wall
-        self._lock = threading.Lock()
-        self._topic = ""
-        self._lag: Mapping[int, int] = {}
-        self._last_ms: dict[int, int] = {}
-        self._series: Mapping[int, int] = {}
-        self._unwritten: Mapping[int, int] = {}
-
-    def seen(self, partitions: NDArray[np.int32], timestamps_ms: NDArray[np.int64]) -> None:
-        """Note the partitions [n] and timestamps [n] of records that were processed, in this order."""
-        last = np.full(int(partitions.max(initial=-1)) + 1, -1)  # [partition] row of its last record
-        last[partitions] = np.arange(len(partitions))  # where a partition occurs twice, the last one counts
-        held = np.flatnonzero(last >= 0)
-        found = zip(held.tolist(), timestamps_ms[last[held]].tolist(), strict=True)
-        with self._lock:
-            self._last_ms = {**self._last_ms, **dict(found)}
-
-    def update(
-        self, topic: str, lag: Mapping[int, int], series: Mapping[int, int], unwritten: Mapping[int, int]
-    ) -> None:
-        """Set by partition: unprocessed records, series in memory, and how many of these have unwritten changes.
-
-        Partitions that are not in `lag` are not this worker's.
-        """
-        self._topic, self._lag, self._series, self._unwritten = topic, dict(lag), dict(series), dict(unwritten)
-        with self._lock:
-            self._last_ms = {p: ms for p, ms in self._last_ms.items() if p in self._lag}
-
-    def collect(self) -> Iterable[Metric]:
-        """Lag in records and seconds, and numbers of series, of each partition."""
-        # Attributes are replaced as a whole and never changed in place, so reading them needs no lock.
-        lag, last_ms, series, unwritten = self._lag, self._last_ms, self._series, self._unwritten
-        records = GaugeMetricFamily(
-            "tidecast_lag_records",
-            "readings of the partition that are not answered and committed yet",
-            labels=["topic", "partition"],
-        )
-        seconds = GaugeMetricFamily(
-            "tidecast_lag_seconds",
-            "age of the last processed reading, by its record's timestamp; 0 if no reading is waiting",
-            labels=["topic", "partition"],
-        )
-        held = GaugeMetricFamily("tidecast_series", "series whose state is in memory", labels=["partition"])
-        dirty = GaugeMetricFamily(
-            "tidecast_unwritten_series",
-            "series whose state changed after it was last written to the changelog",
-            labels=["partition"],
-        )
-        for p in sorted(lag):
-            records.add_metric([self._topic, str(p)], lag[p])
-            age = self._wall() - last_ms[p] / 1_000 if lag[p] and p in last_ms else 0.0
-            seconds.add_metric([self._topic, str(p)], max(age, 0.0))
-            held.add_metric([str(p)], series.get(p, 0))
-            dirty.add_metric([str(p)], unwritten.get(p, 0))
-        yield from (records, seconds, held, dirty)
-
-
 class EmittedBatch(NamedTuple):
     """The parts of one batch's result that are counted once it is committed, together with other batches."""
 
     counts: BatchCounts
     scores: NDArray[np.float32]  # [forecasts, diagnostics]
-    spec: ModelSpec
+    spec: ModelSpec | None
     event_times: NDArray[np.int64]  # [forecasts] ms
     wall: float  # s, when the forecasts were made
     partitions: NDArray[np.int32]  # [records]
     timestamps: NDArray[np.int64]  # [records] ms
+    members: Sequence[MemberScores]  # none where there are no shadows
 
 
 class _BeforeScrape(Collector):
@@ -130,17 +83,17 @@ class Metrics:
     """All metrics of one worker, over a registry of its own.
 
     Args:
-        spec: of the model; its diagnostics determine the scores.
+        spec: of the model; its diagnostics determine the scores. None = readings are routed.
         dead_letter_reasons: all of them, so that each begins at zero.
         wall: seconds since the epoch.
     """
 
     def __init__(
-        self, spec: ModelSpec, dead_letter_reasons: Iterable[str], wall: Callable[[], float] = time.time
+        self, spec: ModelSpec | None, dead_letter_reasons: Iterable[str], wall: Callable[[], float] = time.time
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # otherwise each counter has a second, useless series
         self.registry = CollectorRegistry()
-        self._wall = wall
+        self._wall, self._left_out = wall, _OF_MODELS if spec is None else _OF_ROUTING
         self._lock = threading.Lock()
         self._pending: list[EmittedBatch] = []
         self._damaged = 0  # states set aside
@@ -149,6 +102,15 @@ class Metrics:
         self._batch_counters = {  # by the field of BatchCounts
             "readings": self._counter("readings", "records read from the input topic, except tombstones"),
             "forecasts": self._counter("forecasts", "forecasts committed"),
+            "routed": self._counter(
+                "routed_readings", "readings that `tidecast route` has written to the input topic of `tidecast serve`"
+            ),
+            "skipped": self._counter(
+                "input_skipped", "records that the [input] table leaves out, or that hold no reading"
+            ),
+            "unused_values": self._counter(
+                "input_unused_values", "values of the long form under names that are no feature; the log names them"
+            ),
             "duplicates": self._counter(
                 "duplicate_readings", "readings with the same time as the newest of their series; no forecast"
             ),
@@ -157,11 +119,24 @@ class Metrics:
                 "replayed_readings",
                 "readings read again to update restored states; they were answered before",
             ),
+            "clock_recoveries": self._counter(
+                "clock_recoveries", "series that started again because their clock was ahead of their true readings"
+            ),
+            "incomplete": self._counter(
+                "incomplete_readings", "joined readings answered without all features of the model"
+            ),
             "imputed_steps": self._counter("silent_steps", "steps without a reading, made to fill gaps"),
         }
         self._labelled_batch_counters = {
             "dead_letters": self._counter(
                 "dead_letters", "records sent to the dead-letter topic", "reason", dead_letter_reasons
+            ),
+            "parts": self._counter(
+                "parts",
+                "parts of readings that come in several records: taken, repeated (some value was there already), late "
+                "(their reading was answered), dropped (while they waited, with their series or by another model)",
+                "outcome",
+                PART_OUTCOMES,
             ),
             "gaps": self._counter(
                 "gaps",
@@ -173,9 +148,12 @@ class Metrics:
                 "missing_values",
                 "values that answered readings lacked; the model uses its own forecast for them",
                 "feature",
-                spec.features,
+                () if spec is None else spec.features,
             ),
             "resets": self._counter("resets", "series whose state was dropped or reset", "reason", RESET_REASONS),
+            "shadow_resets": self._counter(
+                "shadow_resets", "states of a shadow that were reset: it, or a forecast, was not finite", "model"
+            ),
         }
         self.transactions = self._counter("transactions", "commits of forecasts and offsets", "outcome", OUTCOMES)
         self.start_overs = self._counter(
@@ -183,6 +161,17 @@ class Metrics:
         )
         self.changelog_records = self._counter(
             "changelog_records", "states, and tombstones of removed series, written to the changelog"
+        )
+        self.unread_batches = self._counter(
+            "unread_batches",
+            "compressed batches set aside: they cannot be unpacked, or only to a huge size; counted at each read",
+        )
+        self.input_waits = self._counter(
+            "input_waits", "times that readings were put back because a schema registry did not answer"
+        )
+        self.unowned_partitions = self._counter(
+            "unowned_partitions",
+            "partitions that the group had left without an owner when this worker made it assign them again",
         )
         self.rebalances = self._counter("rebalances", "times that the group assigned partitions to this worker")
         self.stalls = self._counter("stalls", "times that the watchdog found the loop hanging")
@@ -196,9 +185,14 @@ class Metrics:
             "from a reading's event time until its forecast is handed to Kafka",
             _LATENCY_BUCKETS,
         )
-        self.scores = ScoreMetrics(spec)
-        self.registry.register(self.scores)
-        self.partitions = PartitionGauges(wall)
+        self.scores: ScoreMetrics | None = None
+        if spec is not None:
+            self.scores = ScoreMetrics(spec)
+            self.registry.register(self.scores)
+        self.model_scores = ModelScoreMetrics()
+        if spec is not None:
+            self.registry.register(self.model_scores)
+        self.partitions = PartitionGauges(wall, series=spec is not None)
         self.registry.register(self.partitions)
 
         self.last_poll = self._gauge("last_poll_timestamp_seconds", "when the loop last polled Kafka for readings")
@@ -216,31 +210,66 @@ class Metrics:
         self.model_swaps = self._counter(
             "model_swaps", "newer models that took over or were refused", "outcome", SWAP_OUTCOMES
         )
-        self._model = self._gauge("model_info", "the served model; always 1", "name", "hash", "kind", "contract")
-        self.serve(spec)
+        self.promotions = self._counter(
+            "promotions",
+            "decisions of the decisions topic that took effect on this worker: another model answers",
+            "by",
+            PROMOTED_BY,
+        )
+        self.ignored_decisions = self._counter(
+            "ignored_decisions",
+            "records of the decisions topic that this worker cannot follow: they are no decision, or name a model that "
+            "it does not run",
+            "reason",
+            IGNORED_DECISIONS,
+        )
+        self.promotion_evidence = self._gauge(
+            "promotion_evidence",
+            "with --promote auto: the e-value that a shadow is better than the champion; 100 for each shadow promotes",
+            "model",
+        )
+        self._model = self._gauge(
+            "model_info",
+            "each model that runs, its role is champion (it answers) or shadow; always 1",
+            *("name", "hash", "kind", "contract", "role"),
+        )
+        self._roles: Sequence[tuple[ModelSpec, str]] = ()
+        if spec is not None:
+            self.serve([(spec, "champion")])
         self._gauge("build_info", "the version of tidecast; always 1", "version").labels(__version__).set(1)
         ProcessCollector(registry=self.registry)
 
+    def _registry_of(self, name: str) -> CollectorRegistry | None:
+        """None where this kind of worker does not show the metric."""
+        return None if name in self._left_out else self.registry
+
     def _counter(self, name: str, documentation: str, label: str = "", values: Iterable[str] = ()) -> Counter:
-        counter = Counter(f"tidecast_{name}", documentation, [label] if label else [], registry=self.registry)
+        counter = Counter(f"tidecast_{name}", documentation, [label] if label else [], registry=self._registry_of(name))
         for value in values:
             counter.labels(value)
         return counter
 
     def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
-        return Gauge(f"tidecast_{name}", documentation, labels, registry=self.registry)
+        return Gauge(f"tidecast_{name}", documentation, labels, registry=self._registry_of(name))
 
     def _histogram(
         self, name: str, documentation: str, buckets: Sequence[float], label: str = "", values: Sequence[str] = ()
     ) -> BulkHistogram:
         histogram = BulkHistogram(f"tidecast_{name}", documentation, buckets, label, values)
-        self.registry.register(histogram)
+        if (registry := self._registry_of(name)) is not None:
+            registry.register(histogram)
         return histogram
 
-    def serve(self, spec: ModelSpec) -> None:
-        """Show this model as the served one."""
+    def serve(self, roles: Sequence[tuple[ModelSpec, str]]) -> None:
+        """Show these models, each with its role."""
+        if roles == self._roles:
+            return
+        self._roles = roles
         self._model.clear()
-        self._model.labels(spec.name, spec.hash[:12], spec.kind, str(spec.contract)).set(1)
+        for spec, role in roles:
+            self._model.labels(spec.name, spec.hash[:12], spec.kind, str(spec.contract), role).set(1)
+            if len(roles) > 1:
+                self._labelled_batch_counters["shadow_resets"].labels(spec.id)
 
     def emitted(self, result: BatchResult) -> EmittedBatch:
         """What to count of a batch. Call it as its forecasts are handed to Kafka."""
@@ -252,6 +281,7 @@ class Metrics:
             self._wall(),
             result.partitions,
             result.timestamps,
+            result.members,
         )
 
     def count(self, batches: Sequence[EmittedBatch]) -> None:
@@ -284,7 +314,9 @@ class Metrics:
             self._add([each.counts for each in waiting])
             for _, group in groupby(waiting, key=lambda each: id(each.spec)):
                 of_one = list(group)
-                self.scores.add(np.concatenate([each.scores for each in of_one]), of_one[0].spec)
+                if self.scores is not None and (spec := of_one[0].spec) is not None:
+                    self.scores.add(np.concatenate([each.scores for each in of_one]), spec)
+            self.model_scores.add([member for each in waiting for member in each.members])
             partitions, timestamps, times = (
                 np.concatenate(columns)
                 for columns in zip(*((w.partitions, w.timestamps, w.event_times) for w in waiting), strict=True)

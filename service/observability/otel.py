@@ -78,8 +78,9 @@ class Spans(Tracing):
     def answered(self, result: BatchResult) -> None:
         """A span for each traced reading, passed on in the headers of its forecast or dead letter."""
         positions = result.positions
+        name = "reading" if result.spec is None else "forecast"
         self._add_spans(
-            result.forecasts, "forecast", lambda row: (int(positions.partitions[row]), int(positions.offsets[row]))
+            result.forecasts, name, lambda row: (int(positions.partitions[row]), int(positions.offsets[row]))
         )
         self._add_spans(result.dead_letters, "dead letter")
 

@@ -65,7 +65,7 @@ class ScoreMetrics(Collector):
                 np.add(found[1], sums, out=found[1])
                 np.add(found[2], counts, out=found[2])
 
-    def _totals(self, kind: str) -> dict[Diagnostic, tuple[float, int]]:
+    def totals(self, kind: str) -> dict[Diagnostic, tuple[float, int]]:
         """Sum and count of each diagnostic of one kind over all models, whatever its name."""
         found: dict[Diagnostic, tuple[float, int]] = {}
         with self._lock:
@@ -82,18 +82,18 @@ class ScoreMetrics(Collector):
         for kind, (name, documentation) in self.KINDS.items():
             labels = ["target", "horizon"] + (["level"] if kind == "inside" else [])
             family = SummaryMetricFamily(name, documentation, labels=labels)
-            for diagnostic, (total, count) in self._totals(kind).items():
+            for diagnostic, (total, count) in self.totals(kind).items():
                 values = [diagnostic.target, str(diagnostic.horizon)]
                 if kind == "inside":
                     values.append(f"{diagnostic.level or 0:.6g}")
                 family.add_metric(values, count_value=count, sum_value=total)
             yield family
         level = GaugeMetricFamily("tidecast_interval_level", self.LEVEL, labels=["target", "horizon", "level"])
-        for diagnostic in self._totals("inside"):
+        for diagnostic in self.totals("inside"):
             share = diagnostic.level or 0.0
             level.add_metric([diagnostic.target, str(diagnostic.horizon), f"{share:.6g}"], share)
         yield level
         clipped = CounterMetricFamily("tidecast_clipped_values", self.CLIPPED, labels=["target"])
-        for diagnostic, (total, _) in self._totals("clipped").items():
+        for diagnostic, (total, _) in self.totals("clipped").items():
             clipped.add_metric([diagnostic.target], total)
         yield clipped

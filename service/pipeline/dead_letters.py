@@ -1,60 +1,55 @@
-"""Why a record is rejected, and the headers of forecasts and dead letters."""
+"""Dead letters, and the headers of forecasts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Iterable, Sequence
 
 from tidecast.service.broker.port import Headers, OutgoingBatch
+from tidecast.service.input.mapping import MappedBatch
+from tidecast.service.input.rejected import RecordRejected
+from tidecast.service.pipeline.batch import BatchWork
+from tidecast.service.pipeline.policy import Outcome
 
-MAX_KEY_BYTES = 1024
 _RECORD_BYTES = 200  # of a batch with one record, and of the header that a cut adds
 TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context; the second has no meaning without the first
 
 
-class DeadLetterReason(StrEnum):
-    """Why a record became a dead letter. The set is closed: the same words label the metric."""
+def write_dead_letters(
+    mapped: MappedBatch, rejected: Iterable[tuple[int, RecordRejected]], *, topic: str, group: str
+) -> tuple[OutgoingBatch, list[int]]:
+    """Each rejected record as it came, with the reason. One with several bad readings comes once.
 
-    NOT_JSON = "not_json"
-    WRONG_TYPE = "wrong_type"
-    MISSING_KEY = "missing_key"
-    BAD_KEY = "bad_key"
-    MISSING_TIME = "missing_time"
-    TIME_OUT_OF_RANGE = "time_out_of_range"
-    VALUE_OUT_OF_RANGE = "value_out_of_range"
-    NO_FEATURES = "no_features"
-    SCHEMA_REGISTRY_FRAMING = "schema_registry_framing"
-    TOO_LARGE = "too_large"
-    LATE = "late"
-    DUPLICATE = "duplicate"
-    NON_FINITE_STATE = "non_finite_state"
+    Args:
+        mapped: the batch.
+        rejected: rows and why; in the order of the rows.
+        topic: of the dead letters.
+        group: of the worker.
 
-
-class RecordRejected(Exception):
-    """A record is not a valid reading: the reason, and a sentence for the person who sent it."""
-
-    def __init__(self, reason: DeadLetterReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
-
-def check_key(key: bytes | None) -> None:
-    """Check that a key can name a series: UTF-8, not empty, at most 1 KiB.
-
-    Raises:
-        RecordRejected: it cannot.
+    Returns:
+        The dead letters, and the row of each.
     """
-    if key is None:
-        raise RecordRejected(DeadLetterReason.MISSING_KEY, "the record has no key; the key names the series")
-    if not 1 <= len(key) <= MAX_KEY_BYTES:
-        raise RecordRejected(
-            DeadLetterReason.BAD_KEY, f"the key has {len(key)} bytes; it must have 1 to {MAX_KEY_BYTES}"
+    source, dead_letters, rows = mapped.source, OutgoingBatch(topic=topic), list[int]()
+    before = -1
+    for row, rejection in rejected:
+        record = row if mapped.records is None else mapped.records[row]
+        if record == before:
+            continue
+        before = record
+        rows.append(row)
+        dead_letters.append(
+            source.keys[record],
+            source.values[record],
+            headers=dead_letter_headers(
+                rejection,
+                source.headers[record],
+                topic=source.topic,
+                partition=source.partitions[record],
+                offset=source.offsets[record],
+                group=group,
+            ),
+            timestamp=source.timestamps[record] if source.timestamps[record] >= 0 else None,
         )
-    try:
-        key.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordRejected(DeadLetterReason.BAD_KEY, f"the key is not UTF-8: {error.reason}") from None
+    return dead_letters, rows
 
 
 def dead_letter_headers(
@@ -103,3 +98,15 @@ def forecast_headers(headers: Sequence[Headers]) -> list[Headers]:
     if not any(headers):
         return [()] * len(headers)
     return [tuple(header for header in theirs if header[0] in TRACE_HEADERS) for theirs in headers]
+
+
+def dead_letters_of(work: BatchWork, topic: str, group: str) -> OutgoingBatch:
+    """Those of the records that were rejected now; counts them. One with several bad readings counts once."""
+    rejected = [(row, work.rejected[row]) for row in sorted(work.rejected) if not work.replayed[row]]
+    dead_letters, rows = write_dead_letters(work.mapped, rejected, topic=topic, group=group)
+    for row in rows:
+        work.counts.dead_letters[work.rejected[row].reason] += 1
+    if len(rows) < len(rejected):
+        dead = [row for row, _ in rejected if work.outcome[row] == Outcome.DEAD]
+        work.counts.readings -= len(dead) - len(set(rows).intersection(dead))
+    return dead_letters

@@ -1,4 +1,4 @@
-"""Forecasts to JSON, a batch at a time.
+"""Forecasts, and readings that are routed, to JSON, a batch at a time.
 
 orjson writes whole arrays of numbers, each float32 with the fewest digits that identify it. The text is split at the
 commas, and each forecast is joined from these numbers and the text that all forecasts of the model share. So no Python
@@ -7,7 +7,7 @@ code runs for a single number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from operator import mul
@@ -104,6 +104,26 @@ class ForecastEncoder:
             elif highest[i]:
                 columns += [repeat(names[highest[i]]), theirs]
         return columns
+
+
+def encode_readings(names: Sequence[str], ts: NDArray[np.int64], x: Float32) -> list[bytes]:
+    """Readings in tidecast's own form: `{"ts":1700000000000,"temperature":21.5}`.
+
+    Args:
+        names: of the features.
+        ts: [readings] ms.
+        x: [readings, features]; NaN is left out, but where a reading has nothing else, all of it is null.
+    """
+    missing = np.isnan(x)
+    empty = missing.all(axis=1)
+    columns: list[Column] = [repeat(b'{"ts":'), _texts(ts)]
+    for name, values, lacks in zip(names, x.T, missing.T, strict=True):
+        before = b"," + orjson.dumps(name) + b":"
+        left_out = (lacks & ~empty).tolist() if lacks.any() else ()
+        columns.append(map((before, b"").__getitem__, left_out) if left_out else repeat(before))
+        texts = _texts(values)
+        columns.append([b"" if out else text for out, text in zip(left_out, texts, strict=True)] if left_out else texts)
+    return list(map(b"".join, zip(*columns, repeat(b"}"), strict=False))) if len(ts) else []
 
 
 def _runs(spec: ModelSpec) -> tuple[list[bytes], bytes]:

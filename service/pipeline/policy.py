@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tidecast.service.config.settings import Settings
+from tidecast.service.state.capacity import most_series
 
 
 class Outcome:
@@ -23,18 +24,21 @@ class Policy:
     max_series: int = 1_000_000
     series_ttl_ms: int = 0  # 0 = never
     max_future_ms: int = 86_400_000  # 0 = no limit
+    late_recovery_readings: int = 5  # 0 = a series whose clock was ahead stays silent until then
+    records_are_dated: bool = True  # False: a file, whose records have no time but that of their reading
     dead_letter_late: bool = False
     dead_letter_duplicate: bool = False
     group: str = "tidecast"
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Policy:
-        """The policy that the settings describe."""
+    def from_settings(cls, settings: Settings, state_size: int) -> Policy:
+        """The policy that the settings describe, for states of so many numbers."""
         return cls(
             max_gap_steps=settings.max_gap_steps,
-            max_series=settings.max_series,
+            max_series=most_series(settings.max_series, state_size),
             series_ttl_ms=round(settings.series_ttl_seconds * 1_000),
             max_future_ms=round(settings.max_future_seconds * 1_000),
+            late_recovery_readings=settings.late_recovery_readings,
             dead_letter_late=settings.dead_letter_late,
             dead_letter_duplicate=settings.dead_letter_duplicate,
             group=settings.group,

@@ -94,6 +94,7 @@ class Tally:
         self.series: set[str] = set()
         self.missing_steps = 0
         self.restarts = 0
+        self.clock_recoveries = 0
 
     def add(self, result: BatchResult) -> None:
         """Count one batch."""
@@ -102,6 +103,7 @@ class Tally:
         self.forecasts += counts.forecasts
         self.missing_steps += counts.imputed_steps
         self.restarts += counts.gaps["restarted"]
+        self.clock_recoveries += counts.clock_recoveries
         reasons = {
             "late, before the newest of its series": counts.late,
             "duplicate, at the time of its series' last": counts.duplicates,
@@ -120,6 +122,11 @@ class Tally:
             lines.append(
                 f"replay: {self.missing_steps:,} missing steps filled in; {self.restarts:,} gaps too long, after which "
                 "the series started again, cold"
+            )
+        if self.clock_recoveries:
+            lines.append(
+                f"replay: {self.clock_recoveries:,} jumps ahead that later readings contradicted; the series then "
+                "started again, cold"
             )
         lines += [f"replay: no forecast for {count:,}: {reason}" for reason, count in sorted(self.unanswered.items())]
         return "\n".join(lines)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tidecast.service.broker.port import Batch
 from tidecast.service.pipeline.batch import BatchWork
 from tidecast.service.pipeline.policy import Outcome
 from tidecast.service.state.store import SeriesStore
@@ -34,6 +36,13 @@ class ReplayFilter:
         for partition in partitions:
             self._answered_until.pop(partition, None)
             self._newest_applied.pop(partition, None)
+
+    def new_records(self, batch: Batch) -> NDArray[np.bool_] | None:
+        """[records] False where one was answered before; None = none of them was, as nearly always."""
+        if not self._answered_until:
+            return None
+        until = [self._answered_until.get(partition, 0) for partition in batch.partitions]
+        return np.array(batch.offsets, dtype=np.int64) >= np.array(until, dtype=np.int64)
 
     def mark(self, work: BatchWork) -> None:
         """Mark the records of a batch that were answered or applied before."""

@@ -19,7 +19,7 @@ from tidecast.service.state.store import SeriesStore
 Int64 = NDArray[np.int64]
 
 # All steps of a segment are in memory together, so its size is limited, also where a batch is huge (file replay).
-_MAX_SEGMENT = min(100_000, MAX_SERIES)
+MAX_SEGMENT = min(100_000, MAX_SERIES)
 
 
 @dataclass(slots=True)
@@ -58,8 +58,8 @@ def split_into_segments(store: SeriesStore, ttl_ms: int, work: BatchWork) -> Ite
         slots[new] = store.find_all([work.batch.keys[record] for record in records[new].tolist()])
     store.mark_seen(slots)
     store.seen_ms[slots] = arrived
-    for start in range(0, len(records), _MAX_SEGMENT):
-        part = slice(start, start + _MAX_SEGMENT)
+    for start in range(0, len(records), MAX_SEGMENT):
+        part = slice(start, start + MAX_SEGMENT)
         yield Segment(records[part], slots[part])
 
 
@@ -123,6 +123,6 @@ def _walk(store: SeriesStore, ttl_ms: int, work: BatchWork, live: Int64) -> Iter
         records.append(record)
         slots.append(slot)
         pending[slot] = arrived[record]
-        if len(records) >= _MAX_SEGMENT:
+        if len(records) >= MAX_SEGMENT:
             yield from finish()
     yield from finish()

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple, TypeVar
 
-from tidecast.service.broker.partitioner import partition_for
 from tidecast.service.broker.port import Broker, OutgoingBatch
 from tidecast.service.broker.topics import create_command
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, ChangelogError, Fenced
+from tidecast.service.state.codec import check_record
 
 T = TypeVar("T")
 _POLL_S = 0.5
@@ -54,11 +54,23 @@ def partitions_of(broker: Broker, settings: Settings) -> int:
 
 
 def read_latest(
-    broker: Broker, settings: Settings, decode: Callable[[bytes], T], *, only: Collection[bytes] | None = None
+    broker: Broker,
+    settings: Settings,
+    decode: Callable[[bytes], T],
+    *,
+    only: Collection[bytes] | None = None,
+    damaged: dict[SeriesLocation, ChangelogError] | None = None,
 ) -> dict[SeriesLocation, T]:
     """The last value of each series, decoded by `decode`; series whose last record is a tombstone are left out.
 
-    Reads from the beginning to the present end offset, committed transactions only. `only`: just these keys.
+    Reads from the beginning to the present end offset, committed transactions only.
+
+    Args:
+        broker: where.
+        settings: what is in force.
+        decode: of a value.
+        only: just these keys.
+        damaged: if given, each state is checked as a restore does it, and what is wrong goes in here; it is left out.
 
     Raises:
         BrokerError: no such topic, or Kafka does not answer.
@@ -67,10 +79,12 @@ def read_latest(
     topic = settings.changelog_topic
     count = partitions_of(broker, settings)
     found: dict[SeriesLocation, tuple[int, T | ChangelogError]] = {}
+    check = damaged is not None
     consumer = broker.consumer()
     try:
         consumer.assign(topic, dict.fromkeys(range(count), -2))
         first, ends = consumer.beginning_offsets(range(count)), consumer.end_offsets(range(count))
+        readings = input_ends(broker, settings) if check else {}  # after those of the states, which grow with them
         left = {p for p in range(count) if first[p] < ends[p]}
         deadline = time.monotonic() + settings.broker_timeout_seconds
         while left:
@@ -88,7 +102,8 @@ def read_latest(
                 if value is None:
                     found.pop(SeriesLocation(partition, key), None)
                 else:
-                    found[SeriesLocation(partition, key)] = offset, _decoded(decode, value)
+                    place = SeriesLocation(partition, key)
+                    found[place] = offset, _decoded(decode, place, value, readings.get(partition), check)
             # The position, not the last record: transaction markers and compacted records come after it.
             left -= {p for p, position in batch.next_offsets.items() if position >= ends[p]}
             if len(batch) or batch.next_offsets:
@@ -100,11 +115,23 @@ def read_latest(
                 )
     finally:
         consumer.close()
-    return {place: _checked(topic, place, offset, value) for place, (offset, value) in found.items()}
+    good: dict[SeriesLocation, T] = {}
+    for place, (offset, found_value) in found.items():
+        try:
+            good[place] = _checked(topic, place, offset, found_value)
+        except ChangelogError as error:
+            if damaged is None:
+                raise
+            damaged[place] = error
+    return good
 
 
-def _decoded(decode: Callable[[bytes], T], value: bytes) -> T | ChangelogError:
+def _decoded(
+    decode: Callable[[bytes], T], place: SeriesLocation, value: bytes, end: int | None, check: bool
+) -> T | ChangelogError:
     try:
+        if check:
+            check_record(place.key, value, end=end)
         return decode(value)
     except ChangelogError as error:  # an error only if no later record replaces this one
         return error
@@ -180,8 +207,3 @@ def input_ends(broker: Broker, settings: Settings) -> dict[int, int]:
         return consumer.end_offsets(range(count))
     finally:
         consumer.close()
-
-
-def location_of(key: bytes, partitions: int) -> SeriesLocation:
-    """Where the state of a series is stored if its readings are sent by Kafka's default partitioner."""
-    return SeriesLocation(partition_for(key, partitions), key)

@@ -1,51 +1,53 @@
-"""The state of one series as one record of the changelog, and back. No I/O.
-
-A record is, packed and little-endian: the version (1 byte), the hash of the state's layout (8 bytes), offset, last ts,
-steps and seen_ms (int64 each), the state (float32 each), and the crc32 of all before it.
-"""
+"""The state of one series as one record of the changelog (`tidecast.service.state.record`), and back. No I/O."""
 
 from __future__ import annotations
 
-import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidecast.service.errors import ChangelogError
-from tidecast.service.model.compatibility import LAYOUT_BYTES, layout_hash
+from tidecast.service.model.compatibility import LAYOUT_BYTES
+from tidecast.service.model.members import (
+    UNKNOWN,
+    Member,
+    StateLayout,
+    carry,
+    member_of,
+    sources,
+    steps_of,
+    table_hash,
+    write_table,
+)
 from tidecast.service.model.spec import ModelSpec
+from tidecast.service.state.record import (
+    CRC_BYTES,
+    CRC_OF_WHOLE,
+    GROUP_VERSION,
+    VERSION,
+    AheadClock,
+    RecordHeader,
+    read_header,
+    state_bytes,
+    write_record,
+)
+from tidecast.service.state.waiting import Waiting
 
-VERSION = 1
-_CRC_BYTES = 4
-_CRC_OF_WHOLE = 0x2144DF1C  # the crc32 of any bytes that end with their own crc32
 _TIMES = ("offset", "last_ts", "steps", "seen_ms")
-_HEADER = struct.Struct(f"<{LAYOUT_BYTES}s4q")  # everything between the version and the state
 
 
-def _record(state_size: int) -> np.dtype[np.void]:
-    """The layout of one record, without padding."""
+def _record(state_size: int, between: int) -> np.dtype[np.void]:
+    """The layout of one record, without padding; `between`: bytes between the header and the state."""
     header = [("version", "u1"), ("layout", "u1", (LAYOUT_BYTES,))]
     times = [(name, "<i8") for name in _TIMES]
-    return np.dtype([*header, *times, ("state", "<f4", (state_size,)), ("crc", "<u4")])
+    table = [("between", "u1", (between,))] if between else []
+    return np.dtype([*header, *times, *table, ("state", "<f4", (state_size,)), ("crc", "<u4")])
 
 
-_STATE_AT = 1 + _HEADER.size
-_SMALLEST = _STATE_AT + _CRC_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class RecordHeader:
-    """The fields of a record that can be read without its model."""
-
-    layout: bytes  # [8], see `layout_hash`
-    offset: int  # of the last reading applied, in the input partition with the number of the record's partition
-    last_ts: int  # event time of that reading, ms
-    steps: int  # since the initial state, imputed ones too
-    seen_ms: int  # record time of the last reading of any kind, ms
-    state_size: int  # float32 numbers
+_ANY_KEY = b"key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,9 @@ class Snapshot:
     steps: int
     seen_ms: int
     state: NDArray[np.float32]  # [state], read-only
+    ahead: AheadClock | None = None
+    waiting: Waiting | None = None
+    changed: bool = False  # the record has it in another form than that in which it is written now
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,60 +73,99 @@ class Snapshots:
     steps: NDArray[np.int64]  # [series]
     seen_ms: NDArray[np.int64]  # [series]
     states: NDArray[np.float32]  # [series, state], read-only
+    ahead: Mapping[int, AheadClock] = field(default_factory=dict)  # row -> of the series that have one
+    waiting: Mapping[int, Waiting] = field(default_factory=dict)  # row -> of the series of which parts wait
+    changed: Collection[int] = ()  # rows of series whose records have another form than that which is written now
 
     def __len__(self) -> int:
         return len(self.offsets)
 
 
-def read_header(value: bytes) -> RecordHeader:
-    """Read everything except the state from a record of any model.
+def check_record(key: bytes, value: bytes, *, codec: Codec | None = None, end: int | None = None) -> RecordHeader:
+    """Check a state as it stands in the changelog: the one check of a restore, and of list, show, export and import.
+
+    In this order: checksum, version, layout (with `codec`), numbers, offset, key.
+
+    Args:
+        key: of the record.
+        value: of the record.
+        codec: of the model that is to continue from the state; None = of any model.
+        end: the offset after the last reading of the input partition; None = not known.
 
     Raises:
-        ChangelogError: the record has another version, is cut short, or is damaged.
+        ChangelogError: the state cannot be used. `intact` tells whether somebody may have written it so.
     """
-    if value and value[0] != VERSION:
+    header = read_header(value)
+    if codec is not None and not codec.reads(header):
         raise ChangelogError(
-            f"a changelog record has version {value[0]}, this tidecast reads version {VERSION}",
-            do="Run the tidecast that wrote it, or a newer one.",
+            f"a changelog record has the state of another model, layout {header.layout.hex()}, "
+            f"this model's is {codec.layout.hex()}",
+            do="Serve the model that wrote it, or give this one a --changelog-topic of its own.",
+            layout=header.layout,
+            intact=True,
         )
-    size = len(value) - _SMALLEST
-    if size < 0 or size % 4:
-        raise ChangelogError("a changelog record is cut short", got=f"{len(value)} bytes")
-    body, crc = memoryview(value)[:-_CRC_BYTES], int.from_bytes(value[-_CRC_BYTES:], "little")
-    if zlib.crc32(body) != crc:
-        raise ChangelogError("a changelog record is damaged: its checksum is wrong")
-    layout, offset, last_ts, steps, seen_ms = _HEADER.unpack_from(value, 1)
-    return RecordHeader(layout, offset, last_ts, steps, seen_ms, state_size=size // 4)
-
-
-def layout_of(value: bytes) -> bytes:
-    """The hash of the state's layout in a record, without any check."""
-    return value[1 : 1 + LAYOUT_BYTES]
-
-
-def state_bytes(value: bytes) -> bytes:
-    """The state in a record that `read_header` has read: little-endian float32."""
-    return value[_STATE_AT:-_CRC_BYTES]
-
-
-def write_record(header: RecordHeader, state: bytes) -> bytes:
-    """Build a record of any model from what `read_header` and `state_bytes` return; `header.state_size` is ignored."""
-    times = header.offset, header.last_ts, header.steps, header.seen_ms
-    body = bytes([VERSION]) + _HEADER.pack(header.layout, *times) + state
-    return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
+    if codec is not None and not header.members and header.state_size != codec.lone_size:  # although the hash is right
+        raise ChangelogError(f"a changelog record must have {codec.lone_size} numbers", got=header.state_size)
+    if not header.state_size:
+        raise ChangelogError("a changelog record has no state")
+    if not np.isfinite(np.frombuffer(state_bytes(value), dtype="<f4")).all():
+        raise ChangelogError("a changelog record has a state that is not finite")
+    if end is not None and header.offset >= end:
+        raise ChangelogError(
+            f"a changelog record includes the reading at offset {header.offset}, but the input topic ends at {end}",
+            intact=True,
+            offset=header.offset,
+        )
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        raise ChangelogError("the key of a changelog record is not UTF-8", got=key) from None
+    if not key:
+        raise ChangelogError("the key of a changelog record is empty")
+    return header
 
 
 class Codec:
-    """Writes and reads the records of all models that share one state layout."""
+    """Writes and reads the records of all models that share one state layout, or those of a group of models.
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self.layout = layout_hash(spec)
-        self.state_size = spec.state_size
-        self._dtype = _record(spec.state_size)
+    Args:
+        specs: of the members, in order; one = a model without others.
+        heir: which of them continues with the state of a model that has gone, if its layout is the same.
+        maker: hash, as in ids, of the model that made the records that name none; None = the heir.
+        last: hash of the model that has answered; of states of several that have gone, the heir takes this one's.
+    """
+
+    def __init__(self, *specs: ModelSpec, heir: int = 0, maker: str | None = None, last: str = "") -> None:
+        self._specs, self._heir, self._last = specs, heir, last
+        self.states = StateLayout([member_of(spec) for spec in specs])
+        self.members = self.states.members
+        self._maker = next((nth for nth, member in enumerate(self.members) if member.hash == maker), heir)
+        self.state_size = self.states.size
+        self._table = write_table(self.members) + b"\0" if len(specs) > 1 else b""
+        self.layout = table_hash(self.members) if self._table else self.members[0].layout
+        self._version = GROUP_VERSION if self._table else VERSION
+        self._dtype = _record(self.state_size, len(self._table))
+
+    def made_by(self, maker: str | None, last: str | None) -> Codec:
+        """The same, for records of another `maker`, after another model has answered; see above."""
+        return Codec(*self._specs, heir=self._heir, maker=maker, last=last or "")
+
+    @property
+    def lone_size(self) -> int:
+        """Numbers in the state of a record that names no model."""
+        return self.members[self._maker].size
+
+    def sources(self, found: Sequence[Member]) -> list[int | None]:
+        """Which of these states each member continues, see `members.sources`."""
+        return sources(self.members, found, maker=self._maker, heir=self._heir, last=self._last)
+
+    def reads(self, header: RecordHeader) -> bool:
+        """True where a record has the state of a member."""
+        return any(of is not None for of in self.sources(_members(header)))
 
     @property
     def record_bytes(self) -> int:
-        """The length of every record, bytes."""
+        """The length of nearly every record, bytes."""
         return self._dtype.itemsize
 
     def encode(
@@ -131,6 +175,8 @@ class Codec:
         steps: NDArray[np.int64],
         seen_ms: NDArray[np.int64],
         states: NDArray[np.float32],
+        ahead: Mapping[int, AheadClock] | None = None,
+        waiting: Mapping[int, Waiting] | None = None,
     ) -> list[bytes]:
         """One record for each series.
 
@@ -140,6 +186,8 @@ class Codec:
             steps: [series], since the initial state.
             seen_ms: [series], ms.
             states: [series, state].
+            ahead: row -> of the series that have one.
+            waiting: row -> of the series of which parts wait.
 
         Raises:
             ChangelogError: a state is not finite, so it could not be restored.
@@ -147,16 +195,24 @@ class Codec:
         if not np.isfinite(states).all():
             raise ChangelogError("a state that is not finite cannot go into the changelog")
         records = np.empty(len(offsets), dtype=self._dtype)
-        records["version"] = VERSION
+        records["version"] = self._version
         records["layout"] = np.frombuffer(self.layout, dtype=np.uint8)
+        if self._table:
+            records["between"] = np.frombuffer(self._table, dtype=np.uint8)
         records["offset"], records["last_ts"] = offsets, last_ts
         records["steps"], records["seen_ms"] = steps, seen_ms
         records["state"] = states
         size = self._dtype.itemsize
         starts = range(0, len(records) * size, size)
         data = records.view(np.uint8).data
-        records["crc"] = [zlib.crc32(data[at : at + size - _CRC_BYTES]) for at in starts]
-        return [data[at : at + size].tobytes() for at in starts]
+        records["crc"] = [zlib.crc32(data[at : at + size - CRC_BYTES]) for at in starts]
+        values = [data[at : at + size].tobytes() for at in starts]
+        if ahead or waiting:
+            ahead, waiting = ahead or {}, waiting or {}
+            for row in {*ahead, *waiting}:
+                header = replace(read_header(values[row]), ahead=ahead.get(row), waiting=waiting.get(row))
+                values[row] = write_record(header, state_bytes(values[row]))
+        return values
 
     def decode(self, value: bytes) -> Snapshot:
         """Read a record that `encode` wrote; the values are the same, bit for bit.
@@ -165,34 +221,23 @@ class Codec:
             ChangelogError: the record has an unknown version, another layout (see the error's `layout`) or a state that
                 is not finite, or it is cut short or damaged.
         """
-        header = read_header(value)
-        if header.layout != self.layout:
-            raise ChangelogError(
-                f"a changelog record has the state of another model, layout {header.layout.hex()}, "
-                f"this model's is {self.layout.hex()}",
-                do="Serve the model that wrote it, or give this one a --changelog-topic of its own.",
-                layout=header.layout,
-            )
-        if header.state_size != self.state_size:  # although the hash is right: a fault of the writer
-            raise ChangelogError(f"a changelog record must have {self.state_size} numbers", got=header.state_size)
-        state = np.frombuffer(value, dtype="<f4", count=self.state_size, offset=_STATE_AT)
-        if not np.isfinite(state).all():
-            raise ChangelogError("a changelog record has a state that is not finite")
-        return Snapshot(
-            header.offset, header.last_ts, header.steps, header.seen_ms, state.astype(np.float32, copy=False)
-        )
+        header = check_record(_ANY_KEY, value, codec=self)
+        state = np.frombuffer(state_bytes(value), dtype="<f4").astype(np.float32, copy=False)
+        steps, changed = header.steps, header.members != (self.members if self._table else ())
+        if changed:
+            state, steps = self._carried(header, state[np.newaxis])
+        times = header.offset, header.last_ts, steps, header.seen_ms
+        return Snapshot(*times, state, header.ahead, header.waiting, changed)
 
-    def damage(self, value: bytes) -> str | None:
-        """What is wrong with a record that this codec, or any other, cannot have written; None for all others."""
-        try:
-            header = read_header(value)
-        except ChangelogError as error:
-            intact = zlib.crc32(value) == _CRC_OF_WHOLE and len(value) >= _SMALLEST
-            return None if intact else str(error)  # intact: of another version
-        state = np.frombuffer(value, dtype="<f4", count=header.state_size, offset=_STATE_AT)
-        if header.layout == self.layout and (header.state_size != self.state_size or not np.isfinite(state).all()):
-            return "a changelog record has a state that is not finite, or of another size"
-        return None
+    def _carried(self, header: RecordHeader, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+        """The state [1, state] of another group in this one's form [state], and its steps."""
+        source, found = StateLayout(_members(header)), self.states.initial_state(self._specs)[np.newaxis].copy()
+        taken, steps = self.sources(source.members), np.array([header.steps])
+        carry(taken, source, state, steps, self.states, found)
+        if len(self.members) == 1 and taken[0] is not None:
+            steps = steps_of(source, state, steps, taken[0])
+        found.flags.writeable = False
+        return found[0], int(steps[0])
 
     def decode_many(self, values: Sequence[bytes]) -> Snapshots:
         """Like `decode` for each record, as columns, at a tenth of the cost per record.
@@ -200,14 +245,61 @@ class Codec:
         Raises:
             ChangelogError: as in `decode`, for the first record that it refuses.
         """
-        if all(len(value) == self._dtype.itemsize for value in values):
-            records = np.frombuffer(b"".join(values), dtype=self._dtype)
-            states = records["state"].astype(np.float32)  # a copy, since the records are not aligned
-            states.flags.writeable = False
-            ours = (records["version"] == VERSION) & (records["layout"] == np.frombuffer(self.layout, "u1")).all(1)
-            if ours.all() and set(map(zlib.crc32, values)) <= {_CRC_OF_WHOLE} and np.isfinite(states).all():
-                offsets, last_ts, steps, seen_ms = (records[name].astype(np.int64) for name in _TIMES)
-                return Snapshots(offsets, last_ts, steps, seen_ms, states)
-        for value in values:
-            self.decode(value)
-        raise AssertionError("decode_many refuses a record that decode accepts")
+        whole = _columns(values, self._dtype, self._version, self.layout, self._table)
+        if whole is None:
+            whole = self._columns_of_others(values)
+        if whole is not None:
+            return whole
+        found = [self.decode(value) for value in values]  # some have more than a state, or one is refused
+        offsets, last_ts, steps, seen_ms = (
+            np.array([getattr(each, name) for each in found], dtype=np.int64) for name in _TIMES
+        )
+        states = np.array([each.state for each in found], dtype=np.float32)
+        states.flags.writeable = False
+        clocks = {row: each.ahead for row, each in enumerate(found) if each.ahead is not None}
+        waiting = {row: each.waiting for row, each in enumerate(found) if each.waiting is not None}
+        changed = [row for row, each in enumerate(found) if each.changed]
+        return Snapshots(offsets, last_ts, steps, seen_ms, states, clocks, waiting, changed)
+
+    def _columns_of_others(self, values: Sequence[bytes]) -> Snapshots | None:
+        """As `decode_many`, where all records have the states of one other group, as after its last change."""
+        try:
+            header = check_record(_ANY_KEY, values[0], codec=self)
+        except ChangelogError:
+            return None
+        table = write_table(header.members) + b"\0" if header.members else b""
+        dtype = _record(header.state_size, len(table))
+        found = _columns(values, dtype, GROUP_VERSION if table else VERSION, header.layout, table)
+        if found is None:
+            return None
+        source, states = StateLayout(_members(header)), np.empty((len(values), self.state_size), dtype=np.float32)
+        states[:] = self.states.initial_state(self._specs)
+        taken, steps = self.sources(source.members), found.steps
+        carry(taken, source, found.states, steps, self.states, states)
+        if len(self.members) == 1 and taken[0] is not None:
+            steps = steps_of(source, found.states, steps, taken[0])
+        states.flags.writeable = False
+        return replace(found, states=states, steps=steps, changed=range(len(values)))
+
+
+def _columns(
+    values: Sequence[bytes], dtype: np.dtype[np.void], version: int, layout: bytes, between: bytes
+) -> Snapshots | None:
+    """The records as columns, if all are good and of this form, and have nothing but a state."""
+    if not all(len(value) == dtype.itemsize for value in values):
+        return None
+    records = np.frombuffer(b"".join(values), dtype=dtype)
+    states = records["state"].astype(np.float32)  # a copy, since the records are not aligned
+    states.flags.writeable = False
+    ours = (records["version"] == version) & (records["layout"] == np.frombuffer(layout, "u1")).all(1)
+    if between:
+        ours &= (records["between"] == np.frombuffer(between, "u1")).all(1)
+    if not ours.all() or not set(map(zlib.crc32, values)) <= {CRC_OF_WHOLE} or not np.isfinite(states).all():
+        return None
+    offsets, last_ts, steps, seen_ms = (records[name].astype(np.int64) for name in _TIMES)
+    return Snapshots(offsets, last_ts, steps, seen_ms, states)
+
+
+def _members(header: RecordHeader) -> tuple[Member, ...]:
+    """Whose states a record has."""
+    return header.members or (Member(UNKNOWN, header.layout, header.state_size),)

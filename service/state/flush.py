@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from tidecast.service.broker.port import Headers, OutgoingBatch
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.store import SeriesStore
 
+T = TypeVar("T")
 _LOOK_AHEAD = 1 / 8  # of the dirty states: the share that is sorted at a time
 _AT_ONCE = 5_000  # states encoded together: each takes its memory four times during that
 _WORTH_BYTES, _WORTH_SECONDS = 64 << 10, 1.0  # from this size or age on, states are worth writing on their own
@@ -68,8 +70,9 @@ class RollingFlush:
     def _states(self, slots: NDArray[np.int64]) -> OutgoingBatch:
         store, n = self._store, len(slots)
         values = self._codec.encode(
-            store.offsets[slots], store.last_ts[slots], store.steps[slots], store.seen_ms[slots], store.states[slots]
-        )
+            store.offsets[slots], store.last_ts[slots], store.steps[slots], store.seen_ms[slots], store.states[slots],
+            _of_rows(store.ahead, slots), _of_rows(store.waiting, slots),
+        )  # fmt: skip
         store.dirty_since[slots] = -1
         return OutgoingBatch(
             topic=self._topic,
@@ -142,3 +145,8 @@ class RollingFlush:
             found.append(slots[mine[np.argsort(since[mine])]])
             places.append(np.arange(1, n + 1) / n)
         return np.concatenate(found)[np.argsort(np.concatenate(places), kind="stable")]
+
+
+def _of_rows(found: Mapping[int, T], slots: NDArray[np.int64]) -> dict[int, T]:
+    """What is known by slot, by row instead."""
+    return {row: found[slot] for row, slot in enumerate(slots.tolist()) if slot in found} if found else {}

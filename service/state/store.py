@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from tidecast.service.model.spec import StateSlice
 from tidecast.service.state.codec import Snapshots
 from tidecast.service.state.key_index import KeyIndex
+from tidecast.service.state.record import AheadClock
+from tidecast.service.state.waiting import Waiting
 from tidecast.service.timestamps import NEVER
 
 _FREE: Any = object()  # the "key" of a free slot; not equal to any key of a record
@@ -50,11 +52,14 @@ class SeriesStore:
         self.states = _reserved(max_series, capacity, len(initial_state))
         self.last_ts = np.full(capacity, NEVER, dtype=np.int64)  # [capacity] ms, of the newest reading applied
         self.steps = np.zeros(capacity, dtype=np.int64)  # [capacity] since the initial state, imputed ones too
-        self.offsets = np.full(capacity, -1, dtype=np.int64)  # [capacity] of the last reading applied
+        self.offsets = np.full(capacity, -1, dtype=np.int64)  # [capacity] of the last reading, or part, applied
         self.partitions = np.full(capacity, -1, dtype=np.int32)  # [capacity] -1 = the slot is free
         self.seen_ms = np.zeros(capacity, dtype=np.int64)  # [capacity] record time of the last reading, applied or not
         # [capacity] offset of the first reading that no flushed state includes, -1 = the changelog is up to date
         self.dirty_since = np.full(capacity, -1, dtype=np.int64)
+        self.ahead: dict[int, AheadClock] = {}  # slot -> of a series whose newest reading was ahead of its record
+        self.waiting: dict[int, Waiting] = {}  # slot -> of a series of which parts of readings wait for others
+        self.dropped_parts = 0  # that waited while their series was removed, since somebody last counted them
         self.pending_tombstones: list[tuple[bytes, int]] = []  # (key, partition) of series removed since the last flush
         self.seen = np.zeros(capacity, dtype=np.int64)  # [capacity] higher = seen later
         self._next_seen = 0  # higher than all of these
@@ -176,6 +181,12 @@ class SeriesStore:
         self.last_ts[slots], self.steps[slots] = snapshots.last_ts[rows], snapshots.steps[rows]
         self.offsets[slots], self.seen_ms[slots] = snapshots.offsets[rows], snapshots.seen_ms[rows]
         self.partitions[slots], self.dirty_since[slots] = partition, -1
+        if self.ahead or self.waiting:
+            for slot in slots.tolist():
+                self.ahead.pop(slot, None)
+                self.waiting.pop(slot, None)
+        self.ahead |= {int(slots[row - first]): clock for row, clock in snapshots.ahead.items() if row >= first}
+        self.waiting |= {int(slots[row - first]): parts for row, parts in snapshots.waiting.items() if row >= first}
 
     def key_of(self, slot: int) -> bytes:
         """The key of an occupied slot."""
@@ -192,8 +203,17 @@ class SeriesStore:
         if slot is None:
             return False
         self.pending_tombstones.append((key, int(self.partitions[slot])))
+        if slot in self.waiting:
+            self.dropped_parts += self.waiting[slot].parts
         self._drop(key)
         return True
+
+    def drop_waiting(self, partition: int) -> int:
+        """Forget the parts that wait in this partition; returns how many there were."""
+        slots = [slot for slot in self.waiting if self.partitions[slot] == partition]
+        dropped = sum(self.waiting.pop(slot).parts for slot in slots)
+        self.dropped_parts += dropped
+        return dropped
 
     def discard(self, key: bytes) -> None:
         """Remove a series of which the changelog has a tombstone already."""
@@ -206,6 +226,8 @@ class SeriesStore:
             self._index.remove(slot)
         self.partitions[slot] = -1
         self.dirty_since[slot] = -1
+        self.ahead.pop(slot, None)
+        self.waiting.pop(slot, None)
         self._keys[slot] = _FREE
         self._free.append(slot)
 
@@ -232,6 +254,11 @@ class SeriesStore:
             self.remove(self._keys[slot])
         return len(slots)
 
+    def state_of(self, key: bytes) -> NDArray[np.float32] | None:
+        """A copy of the state [state] of one series; None where it is unknown."""
+        slot = self._slots.get(key)
+        return None if slot is None else self.states[slot].copy()
+
     def snapshot(self, key: bytes) -> dict[str, object] | None:
         """What is known of one series, its state by the model's names; None where it is unknown."""
         slot = self._slots.get(key)
@@ -247,6 +274,8 @@ class SeriesStore:
             "steps": int(self.steps[slot]),
             "state": named_slices(state, self.slices),
         }
+        if slot in self.waiting:
+            found["waiting"] = [{"ts": group.ts, "values": dict(group.values)} for group in self.waiting[slot].groups]
         # The writing thread may have given the slot to another series during the copy.
         return found if self._slots.get(key) == slot else None
 

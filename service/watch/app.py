@@ -22,6 +22,7 @@ from tidecast.service.watch.store import Store
 from tidecast.service.watch.updates import Choice, Subscription, full_content
 
 MAX_STREAMS = 32  # viewers at once
+FULL_TURN_S = 10.0  # beyond the limit, a new viewer takes the place of the oldest, once that has been there for so long
 MAX_FOUND = 100
 MAX_NAME = 1024  # characters
 POLL_S = 0.1  # how often a viewer's updates are looked for
@@ -50,7 +51,7 @@ class Page:
     ) -> None:
         self._store, self._status, self._about = store, status, about
         self._files = assets.load()
-        self.streams = 0
+        self._streams: dict[object, float] = {}  # -> when each began, the oldest first
         self.closing = threading.Event()  # set = all streams end
         routes = [
             Route("/", self._index),
@@ -63,6 +64,11 @@ class Page:
         ]
         guard = Middleware(Guard, password=password, hosts=hosts)
         self.app = Starlette(routes=routes, middleware=[guard, Middleware(GZipMiddleware, minimum_size=1024)])
+
+    @property
+    def streams(self) -> int:
+        """How many viewers are connected."""
+        return len(self._streams)
 
     async def _index(self, request: Request) -> Response:
         return self._file("index.html")
@@ -96,20 +102,31 @@ class Page:
 
     async def _stream(self, request: Request) -> Response:
         choice = _choice(request)
-        if self.streams >= MAX_STREAMS:
-            return PlainTextResponse(f"{MAX_STREAMS} viewers are connected already\n", 503, {"Retry-After": "10"})
-        if request.method == "HEAD":
+        if request.method == "HEAD":  # takes nobody's place
             return Response(headers={"Content-Type": "text/event-stream"})
+        if not self._has_room():
+            return PlainTextResponse(f"{MAX_STREAMS} viewers are connected already\n", 503, {"Retry-After": "10"})
         # An event stream is not compressed: each event must be sent at once.
         headers = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._events(choice), headers=headers)
 
+    def _has_room(self) -> bool:
+        """Whether one more viewer may connect. A page that reads connects again by itself; others stay away."""
+        if len(self._streams) < MAX_STREAMS:
+            return True
+        oldest = next(iter(self._streams.items()), None)
+        if oldest is None or time.monotonic() - oldest[1] < FULL_TURN_S:
+            return False
+        del self._streams[oldest[0]]  # it ends at its next turn
+        return True
+
     async def _events(self, choice: Choice | None) -> AsyncIterator[bytes]:
         subscription = Subscription(self._store, choice) if choice is not None else None
         sent_status = 0.0
-        self.streams += 1
+        this = object()
+        self._streams[this] = time.monotonic()
         try:
-            while not self.closing.is_set():
+            while this in self._streams and not self.closing.is_set():
                 if subscription is not None and (event := subscription.next_event()) is not None:
                     yield _event(*event)
                 if time.monotonic() - sent_status >= STATUS_S:
@@ -117,7 +134,7 @@ class Page:
                     yield _event("status", self._status())
                 await asyncio.sleep(POLL_S)
         finally:
-            self.streams -= 1
+            self._streams.pop(this, None)
 
 
 def _choice(request: Request) -> Choice | None:

@@ -9,8 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from tidecast.service.pipeline.dead_letters import RecordRejected, check_key
+from tidecast.service.input.mapping import MappedBatch
+from tidecast.service.input.rejected import RecordRejected, check_key
 from tidecast.service.timestamps import MAX_TS_MS, MIN_TS_MS, parse_time
 
 MAX_FIELDS = 64  # of one reading; more are not shown
@@ -117,6 +119,18 @@ def decode_measurement(value: bytes) -> Measurement | None:
     except (*_DECODE_ERRORS, AttributeError):
         return None
     return Measurement(ts, _interned(names), values)
+
+
+def mapped_measurements(mapped: MappedBatch) -> list[Measurement | None]:
+    """[rows] what an [input] table makes of records of the input topic; None for what is refused."""
+    readings, found = mapped.readings, []
+    refused = {*readings.rejected, *readings.tombstones}
+    for row, (ts, values) in enumerate(zip(readings.ts.tolist(), readings.x, strict=True)):
+        there = np.flatnonzero(~np.isnan(values))[:MAX_FIELDS]
+        names = _interned(tuple(mapped.features[column] for column in there.tolist()))
+        one = Measurement(ts, names, array("d", values[there].tolist()))
+        found.append(None if row in refused else one)
+    return found
 
 
 def decode_forecast(value: bytes) -> tuple[Forecast, str] | None:

@@ -10,7 +10,14 @@ from typing import Any
 
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.errors import ConnectionRejected, TidecastError
-from tidecast.service.watch.messages import answered_reading, decode_forecast, decode_measurement, series_name
+from tidecast.service.input.mapping import InputMapper
+from tidecast.service.watch.messages import (
+    answered_reading,
+    decode_forecast,
+    decode_measurement,
+    mapped_measurements,
+    series_name,
+)
 from tidecast.service.watch.store import Store
 from tidecast.service.watch.stream_stats import StreamStats
 
@@ -29,11 +36,20 @@ class Reader:
     Args:
         connect: makes a broker; called again after each failure.
         newest: records of each partition to start with. A lag of ten times as many makes it skip ahead to them.
+        mapper: of `--input`; None = the readings are tidecast's own JSON.
     """
 
     def __init__(
-        self, connect: Callable[[], Broker], input_topic: str, output_topic: str, store: Store, *, newest: int
+        self,
+        connect: Callable[[], Broker],
+        input_topic: str,
+        output_topic: str,
+        store: Store,
+        *,
+        newest: int,
+        mapper: InputMapper | None = None,
     ) -> None:
+        self._mapper = mapper
         self._connect, self._topics, self._store, self._newest = connect, (input_topic, output_topic), store, newest
         self._stats, self._lock = StreamStats(), threading.Lock()
         self._stop = threading.Event()
@@ -128,13 +144,19 @@ class Reader:
 
     def _add_readings(self, batch: Batch) -> None:
         now = time.monotonic()
-        columns = zip(batch.partitions, batch.offsets, batch.timestamps, batch.keys, batch.values, strict=True)
-        for partition, offset, record_ms, key, value in columns:
+        if self._mapper is None:
+            measured = [None if value is None else decode_measurement(value) for value in batch.values]
+            forgets = {row for row, value in enumerate(batch.values) if value is None}
+        else:
+            self._mapper.prepare(batch)
+            mapped = self._mapper.map(batch)
+            batch, measured, forgets = mapped.batch, mapped_measurements(mapped), {*mapped.readings.tombstones}
+        columns = zip(batch.partitions, batch.offsets, batch.timestamps, batch.keys, measured, strict=True)
+        for row, (partition, offset, record_ms, key, reading) in enumerate(columns):
             name = series_name(key)
-            if name is not None and value is None:
+            if name is not None and row in forgets:
                 self._store.forget(name)
                 continue
-            reading = decode_measurement(value) if value is not None else None
             awaited = name is not None and reading is not None and self._store.add_reading(name, reading, now)
             self._refused += reading is None or name is None
             with self._lock:

@@ -1,4 +1,4 @@
-"""Closes connections whose request does not arrive in time."""
+"""Closes connections whose request does not arrive in time, or whose answer is not read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_S = 10.0  # for a complete request, from when the connection is ready for it
+UNREAD_S = 10.0  # how long a client may leave unread what no longer fits into the buffers
 
 
 class TimeoutProtocol(H11Protocol):
     """uvicorn's connection with a time limit; by itself, uvicorn waits for ever for a first or incomplete request."""
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time limit of the first request."""
@@ -28,7 +30,20 @@ class TimeoutProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the time limit."""
         self._restart_timer(again=False)
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the time limit of a client that does not read."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop it."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
 
     def _restart_timer(self, *, again: bool = True) -> None:
         if self._timer is not None:

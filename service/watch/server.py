@@ -15,6 +15,8 @@ from tidecast import __version__
 from tidecast.service.broker.connect import connect_from_settings
 from tidecast.service.config.rules import is_loopback
 from tidecast.service.config.settings import Settings
+from tidecast.service.input.config import read_input
+from tidecast.service.input.mapping import InputMapper
 from tidecast.service.observability.http import listen_error, url_of
 from tidecast.service.stop_flag import StopFlag
 from tidecast.service.watch.app import Page
@@ -35,7 +37,7 @@ def run(config: Settings) -> int:
 
     Raises:
         TidecastError: the port is taken, or may not be used; or Kafka rejects the connection.
-        UsageError: the host is not an address of this machine, or the list of servers is not valid.
+        UsageError: the host is not an address of this machine, or the list of servers or --input is not valid.
     """
     stopped, code = StopFlag(), 0
 
@@ -56,6 +58,7 @@ def run(config: Settings) -> int:
         config.output_topic,
         store,
         newest=config.watch_start_records,
+        mapper=InputMapper(read_input(config.input), None) if config.input else None,
     )
     page = Page(
         store,

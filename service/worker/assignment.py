@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from typing import cast
 
 from tidecast.service.broker.port import Batch, Broker, Consumer, Membership
-from tidecast.service.broker.topics import made_again_advice
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, BrokerUnavailable
+from tidecast.service.errors import BrokerError, BrokerUnavailable, Rejected
 from tidecast.service.observability.liveness import Liveness
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.worker.committer import Committer
+from tidecast.service.worker.in_time_order import InTimeOrder
 from tidecast.service.worker.partition import Partition
+from tidecast.service.worker.positions import CommittedPositions
 from tidecast.service.worker.restore import Restore, Restored
-from tidecast.service.worker.restore_checks import check_retained
-from tidecast.service.worker.served_models import ServedModels
+from tidecast.service.worker.restore_checks import check_end, check_retained
+from tidecast.service.worker.router import Work
 
 log = logging.getLogger("tidecast.worker")
 
@@ -31,7 +33,8 @@ class PartitionAssignment:
         settings: what is in force.
         broker: connected.
         partitions: empty; only this object adds and deletes records.
-        models: whose states are restored and deleted.
+        work: forgets what is revoked.
+        restore: says where new partitions continue.
         committer: commits before partitions go.
         metrics: to feed.
         liveness: of the loop.
@@ -45,19 +48,20 @@ class PartitionAssignment:
         settings: Settings,
         broker: Broker,
         partitions: dict[int, Partition],
-        models: ServedModels,
+        work: Work,
+        restore: Restore | CommittedPositions,
         committer: Committer,
         metrics: Metrics,
         liveness: Liveness,
         clock: Callable[[], float],
     ) -> None:
         self._settings, self._broker, self._partitions = settings, broker, partitions
-        self._models, self._committer = models, committer
+        self._work, self._restore, self._committer = work, restore, committer
         self._metrics, self._liveness, self._clock = metrics, liveness, clock
-        self._restore = Restore(broker, settings, partitions, models, clock)
         self._gauges_at = clock()
         self._verify_at = 0.0
         self._short: set[int] = set()  # partitions whose log seemed to end before what was read
+        self._ends: dict[int, int] = {}  # of the partitions, as Kafka was last asked
         self._lag: dict[int, int] = {}  # from the committed offset to the end of the log, as last known
         self._joined = self._leaving = False
 
@@ -87,6 +91,8 @@ class PartitionAssignment:
         s = self._settings
         instance = None if s.instance == "auto" else s.instance
         self.consumer = self._broker.consumer(group=s.group, membership=Membership(instance, s.session_timeout_seconds))
+        if s.routes:
+            self.consumer = cast(Consumer, InTimeOrder(self.consumer, self._clock))
 
     def join(self) -> None:
         """Subscribe. After an BrokerUnavailable the consumer is a new one: the old one would wait in vain.
@@ -120,10 +126,11 @@ class PartitionAssignment:
         self._liveness.note_turn()
         if not self._leaving:
             self._committer.commit_last(self.consumer, partitions - self.restoring)
-        self._models.revoke(partitions)
+        self._work.revoke(partitions)
         for partition in partitions & self._partitions.keys():
             del self._partitions[partition]
-        self._committer.note({})  # perhaps nothing is left to commit
+        if not self._leaving:  # what is not committed then, is not counted
+            self._committer.note({})  # perhaps nothing is left to commit
         self._note_restore()
         self.update_gauges(now=True)
         if not self._leaving:
@@ -140,7 +147,7 @@ class PartitionAssignment:
     def _begin(self, partitions: Collection[int]) -> None:
         """Forget all that is known of these partitions; what is in Kafka counts."""
         if partitions:
-            self._models.revoke(partitions)
+            self._work.revoke(partitions)
             self._partitions.update({number: Partition() for number in partitions})
             self.consumer.pause(partitions)
             self._note_restore()
@@ -179,11 +186,12 @@ class PartitionAssignment:
                 for number, found in restored.items():
                     self._start_reading(number, found)
             except BrokerUnavailable as error:
-                log.warning("Kafka does not answer, beginning the restore again", extra={"reason": error.what})
+                self._restore.failures.add(error)
                 self._begin(restored.keys())
                 return
         self._note_restore()
         if restored:
+            self._restore.failures.end()
             self.consumer.resume(set(restored))
             self._metrics.restore_seconds.set(max(found.seconds for found in restored.values()))
 
@@ -191,7 +199,7 @@ class PartitionAssignment:
         partition = self._partitions[number]
         if restored.committed is not None and restored.replay_from is not None:
             self._committer.restored(partition, restored.replay_from, restored.committed)
-            self._models.replay(number, restored.committed)
+            self._work.replay(number, restored.committed)
             start = restored.replay_from
         elif self._settings.start == "latest":
             # The end becomes the group's offset, also after a crash.
@@ -223,11 +231,15 @@ class PartitionAssignment:
             expected = self._partitions[number].next_offset if number in self._partitions else None
             if expected is not None and firsts.get(number, end) > expected:
                 skipped[number] = expected
-        for number, first in (self.consumer.beginning_offsets(set(skipped)) if skipped else {}).items():
+        try:
+            begins = self.consumer.beginning_offsets(set(skipped)) if skipped else {}
+        except Rejected:  # a broker that has just started may not even know the topic; `TopicWatch` looks at that
+            begins = {}
+        for number, first in begins.items():
             if first > skipped[number]:
                 self._check_lost(number, skipped[number], first)
         for number, end in batch.next_offsets.items():
-            if number in self._partitions:
+            if number in self._partitions and number not in skipped.keys() - begins.keys():  # these with the next batch
                 partition = self._partitions[number]  # never back, as a client in a topic that was made again
                 partition.next_offset = max(end, partition.next_offset or 0)
 
@@ -251,7 +263,7 @@ class PartitionAssignment:
         except BrokerError:  # one that has just started may not even know the topic; `TopicWatch` looks at that
             self._verify_at = self._clock() + _AGAIN_SECONDS  # not at each turn of the loop
             return True
-        self._verify_at = self._clock() + _VERIFY_SECONDS
+        self._verify_at, self._ends = self._clock() + _VERIFY_SECONDS, ends
         for number, partition in partitions.items():
             self._check_end(number, ends[number])
             entry = found[number]
@@ -272,12 +284,7 @@ class PartitionAssignment:
             self._short.add(number)
             self._verify_at = self._clock() + _AGAIN_SECONDS
         else:
-            topic = self._settings.input_topic
-            raise BrokerError(
-                f"{topic}-{number} ends at offset {end}, but this worker has read up to {position}: the topic was made "
-                "again, or its records were lost",
-                do=made_again_advice(self._settings),
-            )
+            check_end(self._settings, number, position, end)
 
     def _check_lost(self, number: int, expected: int, first: int) -> None:
         log.warning(
@@ -301,14 +308,16 @@ class PartitionAssignment:
         self._metrics.partitions.update(
             self._settings.input_topic,
             {p: self._lag.get(p, 0) for p in assigned},
-            self._models.series_counts(assigned),
-            self._models.series_counts(assigned, unwritten=True),
+            self._work.series_counts(assigned),
+            self._work.series_counts(assigned, unwritten=True),
         )
 
     def _note_lag(self) -> None:
         """Readings that are not committed yet; during a restore they are those from before it."""
-        for number, unread in self.consumer.lag().items():
-            partition = self._partitions.get(number)
-            if partition is not None and not partition.restoring and partition.next_offset is not None:
+        unread = self.consumer.lag()  # as of the last fetch: of what is paused, Kafka's own answer is newer
+        for number, partition in self._partitions.items():
+            position = partition.next_offset
+            if not partition.restoring and position is not None and number in unread.keys() | self._ends.keys():
                 done = partition.read_from if partition.committed is None else partition.committed
-                self._lag[number] = max(unread + partition.next_offset - done, 0)
+                end = max(unread.get(number, 0) + position, self._ends.get(number, 0))
+                self._lag[number] = max(end - done, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -13,14 +13,14 @@ from tidecast.service.broker.topics import largest_record
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, Fenced, InstanceFenced, MemberEvicted
 from tidecast.service.observability.metrics import Metrics
+from tidecast.service.pipeline.batch import BatchResult, ScoredBatch
 from tidecast.service.pipeline.dead_letters import cut_to_fit
-from tidecast.service.pipeline.pipeline import BatchResult
 from tidecast.service.worker.delivery import Delivery, delivery_as_set, flush_within
 from tidecast.service.worker.emitted_batches import EmittedBatches
 from tidecast.service.worker.fence_limit import FenceLimit
 from tidecast.service.worker.partition import Partition, Partitions
 from tidecast.service.worker.retries import Retries
-from tidecast.service.worker.served_models import ServedModels
+from tidecast.service.worker.router import Work
 
 log = logging.getLogger("tidecast.worker")
 
@@ -36,22 +36,24 @@ class Committer:
     Args:
         settings: what is in force.
         partitions: those assigned.
-        models: whose states are due.
+        work: whose states are due.
         metrics: to count transactions.
         clock: seconds, monotonic.
         allow_wait: a context in which the worker may wait for Kafka for so many seconds.
+        on_scored: see `EmittedBatches`.
     """
 
     def __init__(
         self,
         settings: Settings,
         partitions: Partitions,
-        models: ServedModels,
+        work: Work,
         metrics: Metrics,
         clock: Callable[[], float],
         allow_wait: AllowWait,
+        on_scored: Callable[[Sequence[ScoredBatch]], None] = lambda batches: None,
     ) -> None:
-        self._settings, self._partitions, self._models, self._metrics = settings, partitions, models, metrics
+        self._settings, self._partitions, self._work, self._metrics = settings, partitions, work, metrics
         self._clock, self._allow_wait = clock, allow_wait
         self._delivery: Delivery
         self._interval = settings.commit_interval_ms / 1_000
@@ -65,7 +67,7 @@ class Committer:
             "the last readings were not committed, trying again", "readings are committed again",
             settings.broker_timeout_seconds, clock, first_wait_s=0.0,
         )  # fmt: skip
-        self._emitted = EmittedBatches(metrics)
+        self._emitted = EmittedBatches(metrics, clock, on_scored)
         self._fence_limit = FenceLimit(settings.instance, clock)
         self._idle_flush_at = clock()
 
@@ -219,7 +221,7 @@ class Committer:
             self._withdraw_in_flight()
             wait = True
         delivery, offsets = self._delivery, self.pending
-        with_states = bool(everything_of) or not delivery.stores_separately or self._models.worthwhile()
+        with_states = bool(everything_of) or not delivery.stores_separately or self._work.worthwhile()
         wait = wait or (delivery.blocks_emit and not overlapped) or (with_states and delivery.stores_separately)
         self._due = self._clock() + self._interval
         with self._allow_wait(2 * self._timeout_s):
@@ -250,34 +252,34 @@ class Committer:
 
     def _with_metadata(self, offsets: Mapping[int, int]) -> dict[int, tuple[int, str]]:
         """`partition -> (offset, metadata)`."""
-        return {p: (found.offset, found.text) for p, found in self._models.offsets_to_commit(offsets).items()}
+        return {p: (found.offset, found.text) for p, found in self._work.offsets_to_commit(offsets).items()}
 
     def _write_states(self, everything_of: Collection[int]) -> None:
         if self._states_tainted:
             return
-        for states in self._models.due(everything_of, {n for n, p in self._partitions.items() if p.replaying}):
+        for states in self._work.due(everything_of, {n for n, p in self._partitions.items() if p.replaying}):
             self._delivery.store(states)
             self._metrics.changelog_records.inc(len(states))
 
     def commit_last(self, consumer: Consumer, partitions: Collection[int]) -> bool:
         """Commit what is pending with all states of these partitions, before they go; True = nothing is left to do."""
-        if self._anything_pending() or self._in_flight or (self._models.anything_due() and not self._states_tainted):
+        if self._anything_pending() or self._in_flight or (self._work.anything_due() and not self._states_tainted):
             return self.commit_all(consumer, partitions)
         return True
 
-    def commit_all(self, consumer: Consumer, partitions: Collection[int]) -> bool:
-        """Commit these partitions with all their states, changed or not; True = Kafka has it."""
+    def commit_all(self, consumer: Consumer, partitions: Collection[int], *, states: bool = True) -> bool:
+        """Commit these partitions, changed or not, with all their `states` or those due; True = Kafka has it."""
         self.poll_in_flight(consumer)  # what was refused is committed again, now
         self._withdraw_in_flight()
         self._repeat(partitions)
-        return not self._anything_pending() or self.commit(consumer, everything_of=partitions)
+        return not self._anything_pending() or self.commit(consumer, everything_of=partitions if states else ())
 
     def flush_idle(self, consumer: Consumer) -> None:
         """Write states due while nothing arrives, so that a restart has nothing to replay."""
         now = self._clock()
         self.poll_in_flight(consumer)
         waited = now - self._idle_flush_at >= _IDLE_FLUSH_SECONDS
-        if not waited or self._anything_pending() or self._in_flight or not self._models.anything_due():
+        if not waited or self._anything_pending() or self._in_flight or not self._work.anything_due():
             return
         self._idle_flush_at = now
         self._repeat(self._partitions)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tidecast.service.errors import DeadLetterFlood
+from tidecast.service.input.rejected import DeadLetterReason
 from tidecast.service.pipeline.batch import BatchResult
-from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
 log = logging.getLogger("tidecast.worker")
 

@@ -34,7 +34,7 @@ from typing import Protocol
 
 from tidecast.service.broker.port import Broker, Consumer, OutgoingBatch, Producer
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerError, BrokerUnavailable
+from tidecast.service.errors import BrokerError, BrokerUnavailable, NoCoordinator
 from tidecast.service.observability.liveness import SAY_SECONDS
 
 log = logging.getLogger("tidecast.worker")
@@ -51,17 +51,14 @@ def delivery_as_set(settings: Settings, broker: Broker) -> Delivery:
     s = settings
     if s.delivery != "exactly-once":
         return AtLeastOnce(broker, s.broker_timeout_seconds)
-    name = f"{s.group}-{uuid.uuid4().hex[:12] if s.instance == 'auto' else s.instance}"
+    instance = uuid.uuid4().hex[:12] if s.instance == "auto" else s.instance
+    name = f"{s.group}{':' if s.routes else '-'}{instance}"  # another than that of any worker of `serve`
     make = partial(broker.producer, transactional_id=name)
     try:
         return ExactlyOnce(make, s.input_topic, s.broker_timeout_seconds)
     except BrokerUnavailable as error:
         broker.describe(s.input_topic)  # raises where Kafka answers nothing at all
-        raise BrokerUnavailable(
-            f"Kafka at {s.bootstrap_servers} answers, but has no transaction coordinator",
-            do="A cluster with fewer than three brokers needs transaction.state.log.replication.factor=1 and "
-            "transaction.state.log.min.isr=1. Or use --delivery at-least-once, which needs no transactions.",
-        ) from error
+        raise NoCoordinator(s.bootstrap_servers) from error
 
 
 class Delivery(Protocol):

@@ -14,16 +14,20 @@ recent input (`service.worker.restore`). A crash after 2 leaves the newer one's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 from tidecast.service.broker.port import Batch, Broker, Consumer
 from tidecast.service.config.settings import Settings
-from tidecast.service.errors import BrokerUnavailable
+from tidecast.service.errors import BrokerUnavailable, InputUnavailable
 from tidecast.service.model.session import Model
 from tidecast.service.model.spec import ModelSpec
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.worker.committer import AllowWait, Committer
 from tidecast.service.worker.partition import Partition, Partitions
+from tidecast.service.worker.promotion import Promotion, PromotionPolicy
+from tidecast.service.worker.retries import Retries
+from tidecast.service.worker.router import Router, Work
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.swap")
@@ -46,9 +50,10 @@ class ModelSwap:
         models: gets the newer model.
         committer: commits each hand-over.
         metrics: to feed.
-        newer_model: called while no swap is active; a model that it returns takes over.
+        newer_models: called while no swap is active; the model that it returns, with its shadows, takes over.
         clock: seconds, monotonic.
         allow_wait: a context in which the worker may wait for Kafka for so many seconds.
+        policy: which model of a group is to be the champion.
     """
 
     def __init__(
@@ -59,32 +64,44 @@ class ModelSwap:
         models: ServedModels,
         committer: Committer,
         metrics: Metrics,
-        newer_model: Callable[[], Model | None],
+        newer_models: Callable[[], Sequence[Model] | None],
         clock: Callable[[], float],
         allow_wait: AllowWait,
+        policy: PromotionPolicy,
     ) -> None:
         self._broker, self._settings, self._partitions, self._models = broker, settings, partitions, models
-        self._committer, self._metrics, self._newer_model = committer, metrics, newer_model
+        self._committer, self._metrics, self._newer_models = committer, metrics, newer_models
         self._clock, self._allow_wait = clock, allow_wait
         self._reader: Consumer | None = None
         self._began = 0.0
+        self._promotion = Promotion(models, partitions, committer, metrics, policy)
+        self._schemas = Retries(
+            "the new model's replay waits for the schema registry", "the new model's replay continues", math.inf, clock
+        )
+        metrics.max_series.set(models.current.store.max_series)
 
     @property
     def active(self) -> bool:
         """True while a newer model takes over."""
         return self._models.next is not None
 
+    @property
+    def busy(self) -> bool:
+        """True while it has more to do than to wait for a schema registry."""
+        return self.active and not self._schemas.seconds_to_wait
+
     def advance(self, consumer: Consumer) -> None:
-        """Begin a swap if there is a newer model; of one that is active do a little: hand over at most one partition.
+        """Promote a model, or begin a swap, if that is wanted; of a swap do a little: hand over at most one partition.
 
         Raises:
             BrokerError: Kafka does not answer.
         """
         if not self.active:
-            model = self._newer_model()
-            if model is None:
+            self._promotion.advance(consumer)
+            models = self._newer_models()
+            if models is None:
                 return
-            self._begin(model)
+            self._begin(models)
         left = self._left()
         with self._allow_wait(self._settings.broker_timeout_seconds):
             try:
@@ -105,8 +122,8 @@ class ModelSwap:
             self._reader.close()
             self._reader = None
 
-    def _begin(self, model: Model) -> None:
-        older, newer = self._models.current, self._models.add_next(model)
+    def _begin(self, models: Sequence[Model]) -> None:
+        older, newer = self._models.current, self._models.add_next(models)
         self._began = self._clock()
         log.info(
             "a new model is to take over",
@@ -116,7 +133,8 @@ class ModelSwap:
     def _end(self) -> None:
         self.close()
         self._models.drop_current()
-        self._metrics.serve(self._models.current.spec)
+        self._promotion.show_roles()
+        self._metrics.max_series.set(self._models.current.store.max_series)
         self._metrics.model_swaps.labels("done").inc()
         log.info(
             "the new model has taken over",
@@ -141,7 +159,7 @@ class ModelSwap:
             return min(untouched)
         if candidates.keys() != self._replaying().keys():
             self._assign(answered)
-        if self._reader is not None:
+        if self._reader is not None and not self._schemas.seconds_to_wait:
             # More than the older one takes in a turn of the loop, or the newer one would never catch up under load.
             self._replay(self._reader, self._reader.poll(0.0, 2 * self._settings.max_poll_records), answered)
         return min((n for n, at in self._replaying().items() if at >= answered[n]), default=None)
@@ -178,10 +196,48 @@ class ModelSwap:
             if partition in replaying and replaying[partition] <= offset < answered[partition]
         ]
         if rows:
-            with self._models.lock:
-                self._models.newest.pipeline.process(batch.take(rows))
+            to_replay = batch.take(rows)
+            try:
+                self._models.newest.pipeline.prepare(to_replay)
+            except InputUnavailable as error:
+                self._schemas.add(error)
+                for number in batch.next_offsets.keys() & replaying.keys():
+                    reader.seek(number, replaying[number])
+                return
+            self._schemas.end()
+            self._models.process_next(to_replay)
         for number, position in batch.next_offsets.items():
             if number in replaying:
                 self._partitions[number].swap_offset = min(position, answered[number])
                 if position > answered[number]:  # the hand-over may fail
                     reader.seek(number, answered[number])
+
+
+class NoSwap:
+    """In the place of `ModelSwap`, in a worker without models."""
+
+    active = busy = False
+
+    def advance(self, consumer: Consumer) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def swap_for(
+    work: Work,
+    broker: Broker,
+    settings: Settings,
+    partitions: Partitions,
+    committer: Committer,
+    metrics: Metrics,
+    newer_models: Callable[[], Sequence[Model] | None],
+    clock: Callable[[], float],
+    allow_wait: AllowWait,
+    policy: PromotionPolicy,
+) -> ModelSwap | NoSwap:
+    """What changes the models of a worker; see `ModelSwap`."""
+    if isinstance(work, Router):
+        return NoSwap()
+    return ModelSwap(broker, settings, partitions, work, committer, metrics, newer_models, clock, allow_wait, policy)

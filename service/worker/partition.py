@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidecast.service.errors import ChangelogError
+from tidecast.service.state.codec import Codec
 from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.worker.served_model import ServedModel
 
@@ -14,6 +16,7 @@ class RestoreProgress:
     """How far a partition's changelog is read."""
 
     served: ServedModel
+    codec: Codec  # reads the states
     position: int
     end: int
     committed: Committed | None
@@ -22,6 +25,9 @@ class RestoreProgress:
     records: int = 0  # that were read; one series may have several
     useless: set[bytes] = field(default_factory=set)  # series whose state has another layout
     started: float = 0.0
+    input_end: int | None = None  # the offset after the last reading, when the restore began
+    # series -> (offset in the changelog, what is wrong), of intact states that this worker cannot use
+    strange: dict[bytes, tuple[int, ChangelogError]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +45,9 @@ class Partition:
     restore: RestoreProgress | None = None  # None = Kafka was not asked yet, or the changelog is read
     # ServedModels
     model: ServedModel | None = None  # answers it; None = not chosen yet
+    champion: int = 0  # which member of its group
+    origin: str | None = None  # see `Committed.origin`
+    decision: int = -1  # number of the one that made it the champion
     changelog_written: bool = False  # the changelog has states of it
     # ModelSwap
     swap_offset: int | None = None  # the next model has replayed it up to here; None = it does not replay it

@@ -21,20 +21,20 @@ from typing import cast
 import numpy as np
 
 from tidecast.service.broker.port import Batch, Broker, Consumer
+from tidecast.service.broker.topics import reset_command
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, BrokerUnavailable, ChangelogError
-from tidecast.service.state.codec import Codec, layout_of
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.worker.model_swap import warmup_readings
 from tidecast.service.worker.partition import Partitions, RestoreProgress
 from tidecast.service.worker.restore_checks import check_fits, check_retained, check_written, needs_rebuild
+from tidecast.service.worker.restored_states import put_states
 from tidecast.service.worker.retries import Retries
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.restore")
 
-_AT_ONCE = 1_000  # series decoded and put into the store together, so that it takes little memory
 _BATCH = 20_000  # records of one step: the more, the less each costs; with 264 numbers in a state, 20 MB
 
 
@@ -74,6 +74,10 @@ class Restore:
         self._asking = Retries(
             "Kafka does not say what is committed, asking again", "Kafka says what is committed",
             settings.broker_timeout_seconds, clock, first_wait_s=0.0,
+        )  # fmt: skip
+        self.failures = Retries(
+            "a restore could not be ended, beginning it again", "the restore has ended",
+            settings.broker_timeout_seconds, clock,
         )  # fmt: skip
         self._fetched: set[int] = set()  # partitions of the changelog that the reader fetches
         self._reader: Consumer | None = None
@@ -117,7 +121,7 @@ class Restore:
             outdated = {number for number, r in done.items() if self._outdated(number, r, consumer)}
             restored = {n: self._finish(n, r, consumer) for n, r in done.items() if n not in outdated}
         except BrokerUnavailable as error:
-            log.warning("Kafka does not answer, beginning the restore again", extra={"reason": error.what})
+            self.failures.add(error)
             outdated, restored = set(done), {}
         if outdated:
             self._models.revoke(outdated)
@@ -131,7 +135,8 @@ class Restore:
         Only looked at where states and offset do not fit, since then this is the likely reason.
         """
         offset = progress.committed.offset if progress.committed is not None else 0
-        if _newest(partition, progress) < offset:
+        refused = (error.offset for _, error in progress.strange.values() if error.offset is not None)
+        if max(_newest(partition, progress), *refused, -1) < offset:
             return False
         known = consumer.committed({partition})[partition]
         return known is not None and known[0] != offset
@@ -139,7 +144,7 @@ class Restore:
     @property
     def waiting(self) -> bool:
         """True while there is nothing to do but to wait until Kafka is asked again."""
-        return self._asking.seconds_to_wait > 0
+        return max(self._asking.seconds_to_wait, self.failures.seconds_to_wait) > 0
 
     def close(self) -> None:
         """Release the connections."""
@@ -157,33 +162,48 @@ class Restore:
         if self.waiting:
             return False
         try:
-            committed, starts, ends = self._committed_and_changelog(consumer, waiting)
+            committed, starts, ends, inputs = self._committed_and_ends(consumer, waiting)
         except BrokerError as error:
             self._asking.add(error)
             return False
-        self._asking.end()
         for number in waiting:
-            known, end = committed[number], ends[number]
+            known, end, input_end = committed[number], ends[number], inputs[number]
             found = Committed.parse(*known) if known is not None else None
             served = self._models.choose(number, found)
             check_written(self._settings, number, found, end)
             rebuild = needs_rebuild(self._settings, number, found, served)
             self._partitions[number].restore = RestoreProgress(
-                served, starts[number], end, found, rebuild, started=self._clock()
+                served,
+                served.codec_for(found),
+                starts[number],
+                end,
+                found,
+                rebuild,
+                started=self._clock(),
+                input_end=input_end if found is None else max(input_end, found.offset),
             )
-        self._assign()
+        try:
+            self._assign()
+        except BrokerUnavailable as error:
+            for number in waiting:
+                self._partitions[number].restore = None
+            self._asking.add(error)
+            return False
+        self._asking.end()
         return True
 
-    def _committed_and_changelog(
+    def _committed_and_ends(
         self, consumer: Consumer, waiting: set[int]
-    ) -> tuple[dict[int, tuple[int, str] | None], dict[int, int], dict[int, int]]:
-        """What is committed, and where the changelog begins and ends, by partition."""
+    ) -> tuple[dict[int, tuple[int, str] | None], dict[int, int], dict[int, int], dict[int, int]]:
+        """What is committed, where the changelog begins and ends, and where the input ends, by partition."""
         committed = consumer.committed(waiting)
         if self._ends is None:
             self._reader = self._reader or self._broker.consumer()
             self._ends = self._broker.consumer(isolation="read_uncommitted")
         self._ends.assign(self._settings.changelog_topic, dict.fromkeys(waiting, 0))
-        return committed, self._ends.beginning_offsets(waiting), self._ends.end_offsets(waiting)
+        starts, ends = self._ends.beginning_offsets(waiting), self._ends.end_offsets(waiting)
+        self._ends.assign(self._settings.input_topic, dict.fromkeys(waiting, 0))
+        return committed, starts, ends, self._ends.end_offsets(waiting)
 
     def _assign(self) -> None:
         reading = self._reading
@@ -199,7 +219,7 @@ class Restore:
 
     def _apply(self, batch: Batch, reading: Mapping[int, RestoreProgress]) -> None:
         """Put into the store of each series only the last record, in the order in which these were written."""
-        self._check_owners(batch)
+        strangers = self._check_owners(batch)
         partitions = np.array(batch.partitions, dtype=np.int32)
         for number, progress in reading.items():
             mine = (partitions == number).tolist()
@@ -210,31 +230,71 @@ class Restore:
                 for key in keys:  # the place of a series is that of its last record
                     last[key] = last.pop(key)
             last.pop(None, None)
-            damaged = _put(number, progress, cast(dict[bytes, bytes | None], last))
-            self.damaged += len(damaged)
-            for key, what in damaged.items():
+            foreign = {k for p, k, h in zip(batch.partitions, batch.keys, batch.headers, strict=True)
+                       if p == number and tuple(h) in strangers} if strangers else set()  # fmt: skip
+            refused = put_states(number, progress, cast(dict[bytes, bytes | None], last), foreign)
+            for key, error in refused.items():
                 at = max(o for o, p, k in zip(batch.offsets, batch.partitions, batch.keys, strict=True)
                          if p == number and k == key)  # fmt: skip
-                log.warning(
-                    "the state of a series is set aside, and the series starts again",
-                    extra={
-                        "record": f"{batch.topic}-{number}-{at}",
-                        "key": key.decode("utf-8", "backslashreplace"),
-                        "reason": what,
-                    },
-                )
+                if error.intact:  # at the end it is known whether most states are like that
+                    progress.strange[key] = at, error
+                else:
+                    self._set_aside(number, key, at, error)
             progress.position = batch.next_offsets.get(number, progress.position)
 
-    def _check_owners(self, batch: Batch) -> None:
-        """Raises ChangelogError if a record belongs to another group."""
+    def _set_aside(self, partition: int, key: bytes, offset: int, error: ChangelogError) -> None:
+        self.damaged += 1
+        log.warning(
+            "the state of a series is set aside, and the series starts again",
+            extra={
+                "record": f"{self._settings.changelog_topic}-{partition}-{offset}",
+                "key": key.decode("utf-8", "backslashreplace"),
+                "reason": str(error) if error.do is None else error.what,
+            },
+        )
+
+    def _check_owners(self, batch: Batch) -> set[tuple[tuple[str, bytes], ...]]:
+        """The headers, among those of the batch, that no group can have written.
+
+        Raises:
+            ChangelogError: a record belongs to another group.
+        """
+        strangers = set()
         for kind in set(map(tuple, batch.headers)):
             owner = dict(kind).get(GROUP_HEADER, self._group)
-            if owner != self._group:
-                name = owner.decode("utf-8", "backslashreplace")
-                raise ChangelogError(
-                    f"{self._settings.changelog_topic} holds states of the group {name!r}",
-                    do=f"Give the group {self._settings.group!r} a --changelog-topic of its own.",
-                )
+            if owner == self._group:
+                continue
+            try:
+                name = owner.decode()
+            except UnicodeDecodeError:
+                strangers.add(kind)
+                continue
+            raise ChangelogError(
+                f"{self._settings.changelog_topic} holds states of the group {name!r}",
+                do=f"Give the group {self._settings.group!r} a --changelog-topic of its own.",
+            )
+        return strangers
+
+    def _judge_strange(self, partition: int, progress: RestoreProgress) -> None:
+        """Set aside intact states that cannot be used, if they are the smaller part.
+
+        Raises:
+            BrokerError: they are of readings that the input does not have: it is another input.
+            ChangelogError: they are of another model or version: this worker must not delete them.
+        """
+        strange = progress.strange
+        if len(strange) > progress.series:
+            newest = max((-1 if error.offset is None else error.offset for _, error in strange.values()), default=-1)
+            check_fits(self._settings, partition, progress.committed, progress.series + len(strange), newest)
+            offset, error = next(iter(strange.values()))
+            raise ChangelogError(
+                f"{self._settings.changelog_topic}-{partition}, offset {offset}: {error.what}",
+                do=error.do or f"To begin anew: {reset_command(self._settings)}",
+                layout=error.layout,
+            )
+        for key, (offset, error) in strange.items():
+            self._set_aside(partition, key, offset, error)
+        progress.useless |= strange.keys()
 
     def _finish(self, partition: int, progress: RestoreProgress, consumer: Consumer) -> Restored:
         """The changelog is read.
@@ -243,6 +303,7 @@ class Restore:
             BrokerError: it does not fit what is committed.
         """
         committed = progress.committed
+        self._judge_strange(partition, progress)
         check_fits(self._settings, partition, committed, progress.series, _newest(partition, progress))
         start = None if committed is None else self._replay_from(partition, progress, committed, consumer)
         self._models.restored(partition, progress.end > 0)
@@ -262,7 +323,8 @@ class Restore:
         """
         start = committed.offset if committed.snapshot is None else committed.snapshot
         if progress.rebuild:
-            back = warmup_readings(self._settings, progress.served.spec, len(progress.useless))
+            slowest = max(progress.served.group.specs, key=lambda spec: spec.warmup_steps)
+            back = warmup_readings(self._settings, slowest, len(progress.useless))
             start = committed.offset - back
             log.warning(
                 "the states have another layout: the new model replays recent input",
@@ -272,43 +334,6 @@ class Restore:
         if not progress.rebuild:
             check_retained(self._settings, partition, first, start, committed.offset)
         return max(first, start)
-
-
-def _put(partition: int, progress: RestoreProgress, records: Mapping[bytes, bytes | None]) -> dict[bytes, str]:
-    """Put states, and tombstones (None), of one partition into its model's store; those that are damaged, and why."""
-    store, codec = progress.served.store, progress.served.codec
-    before = len(store)
-    states = {key: value for key, value in records.items() if value is not None}
-    damaged: dict[bytes, str] = {}
-    if progress.rebuild:
-        others = set(states)
-    else:
-        foreign = {key for key, value in states.items() if layout_of(value) != codec.layout}
-        damaged = _damaged({key: states[key] for key in foreign}, codec)  # perhaps in the very bytes of the layout
-        # Where the committed states have this layout, any other was left behind by an earlier model.
-        others = foreign if progress.committed is not None and progress.committed.layout == codec.layout else set()
-    for key, value in records.items():
-        if value is None or key in others:
-            store.discard(key)
-    ours = [(key, value) for key, value in states.items() if key not in others and key not in damaged]
-    for some in (ours[at : at + _AT_ONCE] for at in range(0, len(ours), _AT_ONCE)):
-        try:
-            snapshots = codec.decode_many([value for _, value in some])
-        except ChangelogError:
-            damaged |= _damaged(dict(some), codec)
-            some = [(key, value) for key, value in some if key not in damaged]
-            snapshots = codec.decode_many([value for _, value in some])
-        store.restore([key for key, _ in some], partition, snapshots)
-    for key in damaged:
-        store.discard(key)
-    progress.useless = progress.useless - records.keys() | others | damaged.keys()
-    progress.series += len(store) - before
-    return damaged
-
-
-def _damaged(states: Mapping[bytes, bytes], codec: Codec) -> dict[bytes, str]:
-    """`key -> what is wrong` of the states that nobody can have written like that."""
-    return {key: what for key, value in states.items() if (what := codec.damage(value)) is not None}
 
 
 def _newest(partition: int, progress: RestoreProgress) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from tidecast.service.broker.topics import reset_command
+import logging
+
+from tidecast.service.broker.topics import made_again_advice, reset_command
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, ChangelogError
 from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.worker.served_model import ServedModel
+
+log = logging.getLogger("tidecast.restore")
 
 
 def check_written(settings: Settings, partition: int, committed: Committed | None, end: int) -> None:
@@ -28,10 +32,20 @@ def check_written(settings: Settings, partition: int, committed: Committed | Non
 def needs_rebuild(settings: Settings, partition: int, committed: Committed | None, served: ServedModel) -> bool:
     """True where the states are of another layout than the model's, which must make its own from recent input.
 
+    Not where the states of other models that are served are among them: those are kept, and this one begins cold.
+
     Raises:
         ChangelogError: a model with another name made them.
     """
-    if committed is None or committed.layout is None or committed.layout == served.codec.layout:
+    made = served.made(committed)
+    layout = served.codec.members[served.group.asked if made is None else made].layout
+    if committed is None or committed.layout is None or committed.layout == layout:
+        return False
+    if {member.hash for member in served.codec.members}.intersection(committed.members):
+        log.warning(
+            "the model begins at its initial state: there are only states of other models, which are kept",
+            extra={"partition": partition, "model": served.spec.id, "made_by": committed.model},
+        )
         return False
     name = (committed.model or "").rpartition("@")[0]
     if name != served.spec.name:
@@ -92,3 +106,17 @@ def check_retained(settings: Settings, partition: int, first: int, start: int, c
         f"deleted {first - start} of them",
         do="Raise the topic's retention. To continue without them: --accept-gap",
     )
+
+
+def check_end(settings: Settings, partition: int, position: int, end: int) -> None:
+    """See that the input has not become shorter. `position`: up to where it was read; `end`: its end offset.
+
+    Raises:
+        BrokerError: it has.
+    """
+    if end < position:
+        raise BrokerError(
+            f"{settings.input_topic}-{partition} ends at offset {end}, but was read up to {position}: the topic was "
+            "made again, or its records were lost",
+            do=made_again_advice(settings),
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from tidecast.service.errors import BrokerError, Rejected
+from tidecast.service.errors import Rejected, TidecastError
 
 log = logging.getLogger("tidecast.worker")
 
@@ -46,11 +46,11 @@ class Retries:
         """Until the next attempt."""
         return max(self._next_at - self._clock(), 0.0)
 
-    def add(self, error: BrokerError) -> None:
+    def add(self, error: TidecastError) -> None:
         """Note a failure.
 
         Raises:
-            BrokerError: the error itself, once `timeout_s` has passed; of a refusal, after 10 s.
+            TidecastError: the error itself, once `timeout_s` has passed; of a refusal, after 10 s.
         """
         self._forget_if_idle()
         now = self._clock()

@@ -1,26 +1,35 @@
 """The model in service and, during a swap, the next one: which of them answers which partition.
 
 Each partition belongs to one of them at any time; a swap hands the partitions over one by one
-(`tidecast.service.worker.model_swap`).
+(`tidecast.service.worker.model_swap`). Where a model has shadows, each partition has a champion among all of them,
+which answers; `promote` makes another one the champion, at no cost: the states are there.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidecast.service.broker.port import Batch, OutgoingBatch
 from tidecast.service.config.settings import Settings
+from tidecast.service.errors import ModelError
+from tidecast.service.input.config import read_input
 from tidecast.service.model.session import Model
+from tidecast.service.model.spec import ModelSpec
 from tidecast.service.pipeline.pipeline import BatchResult
 from tidecast.service.state.offset_metadata import Committed
-from tidecast.service.state.store import SeriesStore
+from tidecast.service.worker.hand_over import move_series, states_are_kept
 from tidecast.service.worker.partition import Partitions
 from tidecast.service.worker.served_model import ServedModel
+
+log = logging.getLogger("tidecast.worker")
+
+Role = Literal["champion", "shadow"]
 
 
 class ServedModels:
@@ -31,13 +40,29 @@ class ServedModels:
         model: the first one.
         partitions: those assigned.
         clock: seconds, monotonic.
+        shadows: of this model, and of those that follow it.
+
+    Raises:
+        TidecastError: the [input] table cannot be used, or the models cannot run over the same readings.
     """
 
-    def __init__(self, settings: Settings, model: Model, partitions: Partitions, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        partitions: Partitions,
+        clock: Callable[[], float],
+        shadows: Sequence[Model] = (),
+    ) -> None:
         self._settings, self._partitions, self._clock = settings, partitions, clock
         self.lock = threading.Lock()  # held while a store changes, or one of its states is copied
-        self.current = ServedModel(settings, model, clock)
+        self._input = read_input(settings.input) if settings.input else None
+        self.current = ServedModel(settings, [model, *shadows], clock, self._input)
         self.next: ServedModel | None = None
+        self._decided: tuple[str | None, int] = (
+            None,
+            -1,
+        )  # id of the model that was promoted last, number of the decision
 
     @property
     def newest(self) -> ServedModel:
@@ -55,13 +80,34 @@ class ServedModels:
         return (known.model if known is not None else None) or self.newest
 
     def choose(self, partition: int, committed: Committed | None) -> ServedModel:
-        """Choose who answers a new partition: the model that made its states if it is in service, else the newest."""
-        made_by = committed.model if committed is not None else None
-        chosen = next((served for served in self._all() if served.spec.id == made_by), self.newest)
-        self._partitions[partition].model = chosen
+        """Choose who answers a new partition: what was promoted, else the model that has answered it, else the newest.
+
+        The states are those of the models that have made them, if these are in service.
+        """
+        made = [served for served in self._all() if served.made(committed) is not None]
+        known = [served for served in made if committed is not None and served.hashes == committed.members]
+        chosen = next(iter((*known, *made)), self.newest)
+        record, answers = self._partitions[partition], chosen.made(committed)
+        if committed is not None and committed.decision is not None:
+            record.decision = committed.decision
+        decided = chosen.group.index(self._decided[0])
+        if decided is not None and self._decided[1] > record.decision:
+            answers, record.decision = decided, self._decided[1]
+        if answers is None and committed is not None and committed.members:
+            log.warning(
+                "the model that has answered a partition is not served any more",
+                extra={"partition": partition, "was": committed.model, "model": chosen.spec.id},
+            )
+        record.model, record.champion = chosen, chosen.group.asked if answers is None else answers
+        record.origin = committed.maker if committed is not None else None
         return chosen
 
     # The path of a reading -----------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> None:
+        """Fetch what is needed to decode the batch, whichever model answers it; raises as `Pipeline.prepare`."""
+        for served in self._all():
+            served.pipeline.prepare(batch)
 
     def process(self, batch: Batch) -> list[BatchResult]:
         """What each model makes of its partitions' records.
@@ -70,11 +116,30 @@ class ServedModels:
             ModelError: as `Pipeline.process`.
         """
         with self.lock:
-            if self.next is None:
+            if self.next is None and self.current.group.alone:  # nearly always
                 return [self.current.pipeline.process(batch)]
-            owners = [self.owner(partition) for partition in batch.partitions]
-            parts = [(s, [row for row, owner in enumerate(owners) if owner is s]) for s in self._all()]
-            return [served.pipeline.process(batch.take(rows)) for served, rows in parts if rows]
+            answering = {number: self._answering(number) for number in set(batch.partitions)}
+            return [served.pipeline.process(part, champion) for (served, champion), part in _split(batch, answering)]
+
+    def _answering(self, partition: int) -> tuple[ServedModel, int]:
+        """The model of the partition, and its champion."""
+        served, known = self.owner(partition), self._partitions.get(partition)
+        return served, served.group.asked if known is None or known.model is None else known.champion
+
+    def process_next(self, batch: Batch) -> None:
+        """Let the next model learn from records that the current one has answered."""
+        with self.lock:
+            assert self.next is not None
+            learning = {number: (self.next, self._heir(number)) for number in set(batch.partitions)}
+            for (served, champion), part in _split(batch, learning):
+                served.pipeline.process(part, champion)
+
+    def _heir(self, partition: int) -> int:
+        """The champion of a partition once the next model has it."""
+        assert self.next is not None
+        served, champion = self._answering(partition)
+        heir = self.next.group.index(served.group.specs[champion].id)
+        return self.next.group.asked if heir is None else heir
 
     def replay(self, partition: int, until: int) -> None:
         """Its states were restored; readings before `until` were answered by an earlier process."""
@@ -116,49 +181,106 @@ class ServedModels:
         for served in self._all():
             mine = {p: offset for p, offset in offsets.items() if self.owner(p) is served}
             for p, snapshot in served.rolling.snapshot_offsets(mine).items():
-                written = self._partitions[p].changelog_written
-                found[p] = Committed(mine[p], snapshot, written, served.codec.layout, served.spec.id)
+                written, champion = self._partitions[p].changelog_written, self._answering(p)[1]
+                layout, spec = served.codec.members[champion].layout, served.group.specs[champion]
+                origin, decision = self._partitions[p].origin, self._partitions[p].decision
+                decided = decision if decision >= 0 else None
+                found[p] = Committed(mine[p], snapshot, written, layout, spec.id, served.hashes, origin, decided)
         return found
 
     def restored(self, partition: int, written: bool) -> None:
         """Its changelog is read; `written` = it was not empty."""
         self._partitions[partition].changelog_written = written
+        with self.lock:
+            self._adopt(self.owner(partition), partition)
+
+    @staticmethod
+    def _adopt(served: ServedModel, partition: int) -> None:
+        if dropped := served.pipeline.adopt(partition):
+            log.warning(
+                "parts of readings that waited to be joined are dropped: this model, or the [input] table, has no use "
+                "for them",
+                extra={"partition": partition, "parts": dropped},
+            )
+
+    # Champions ------------------------------------------------------------------------------------------------
+
+    def members(self) -> list[tuple[str, Role]]:
+        """Id and role of each model that runs."""
+        return [(spec.id, role) for spec, role in self.roles()]
+
+    def roles(self) -> list[tuple[ModelSpec, Role]]:
+        """Each model that runs, and its role: it is a champion where it answers some partition."""
+        answering = {(served, champion) for served, champion in map(self._answering, self._partitions)}
+        decided = self.newest.group.index(self._decided[0])
+        answering = answering or {(self.newest, self.newest.group.asked if decided is None else decided)}
+        champions = {served.group.specs[champion].id for served, champion in answering}
+        specs = {spec.id: spec for served in self._all() for spec in served.group.specs}
+        return [(spec, "champion" if each in champions else "shadow") for each, spec in specs.items()]
+
+    def promote(self, model_id: str, number: int) -> dict[int, str]:
+        """From the next batch on this model answers, also partitions that are assigned later.
+
+        Not where a decision with this `number` or a higher one is in force: another worker has heard of it before.
+
+        Returns:
+            partition -> id of the champion until now, where it was another.
+
+        Raises:
+            ModelError: no such model runs here.
+        """
+        if self.newest.group.index(model_id) is None:
+            raise ModelError(
+                f"the model {model_id} does not run here, so it cannot answer",
+                got=", ".join(spec.id for spec in self.newest.group.specs),
+                do="Give its directory as --shadow to each worker of the group",
+            )
+        self._decided, changed = (model_id, number), {}
+        for nth, partition in self._partitions.items():
+            served, champion = self._answering(nth)
+            member = served.group.index(model_id)
+            if partition.model is None or member is None or partition.decision >= number:
+                if partition.decision > number and member != champion:
+                    newer = {"partition": nth, "number": partition.decision, "older": number}
+                    log.warning("a newer decision is in force, so an older one changes nothing", extra=newer)
+                continue
+            partition.decision = number
+            if member != champion:
+                changed[nth], partition.champion = served.group.specs[champion].id, member
+        return changed
 
     # A swap --------------------------------------------------------------------------------------------------
 
-    def add_next(self, model: Model) -> ServedModel:
-        """From now on `model` is the newest. The partitions assigned so far stay with the current one for now."""
+    def add_next(self, models: Sequence[Model]) -> ServedModel:
+        """From now on a model with its shadows is the newest. Partitions assigned so far stay with the current one."""
         for partition in self._partitions.values():
-            partition.model = partition.model or self.current
-        self.next = ServedModel(self._settings, model, self._clock)
+            if partition.model is None:
+                partition.model, partition.champion = self.current, self.current.group.asked
+        self.next = ServedModel(self._settings, models, self._clock, self._input)
         return self.next
 
     @property
     def layout_is_kept(self) -> bool:
         """True where states mean the same to both models."""
-        return self.current.codec.layout == self.newest.codec.layout
+        return states_are_kept(self.current, self.newest)
 
     def hand_over(self, partition: int) -> None:
         """From the next reading on, the next model answers the partition; its states go into the next commit.
 
         Where both share one layout, the states are moved. Otherwise the next model has made its own, and the changelog
-        gets a tombstone for each series that it has not met.
+        gets a tombstone for each series that it has not met. The states of shadows are moved.
         """
         older, newer = self.current, self.next
         assert newer is not None and self.owner(partition) is older
         with self.lock:
-            if self.layout_is_kept:
-                move(older.store, newer.store, partition)
-            unmet = (
-                []
-                if self.layout_is_kept
-                else [k for k in older.store.keys_of_partition(partition) if k not in newer.store]
-            )
+            heir = self._heir(partition)
+            move_series(older, newer, partition)
             newer.store.pending_tombstones += [(key, p) for key, p in older.store.pending_tombstones if p == partition]
-            newer.store.pending_tombstones += [(key, partition) for key in unmet]
+            newer.store.dropped_parts, older.store.dropped_parts = older.store.dropped_parts, 0
             newer.pipeline.take_over(partition, older.pipeline)
+            self._adopt(newer, partition)
             older.pipeline.revoke({partition})
-        self._partitions[partition].model = newer
+        self._partitions[partition].model, self._partitions[partition].champion = newer, heir
 
     def drop_current(self) -> None:
         """All partitions are handed over: the next model is the current one."""
@@ -173,10 +295,17 @@ class ServedModels:
         with self.lock:
             for served in self._all():
                 found = served.store.snapshot(key.encode())
-                if found is not None and self.owner(found["partition"]) is served:  # type: ignore[arg-type]
-                    found["warm"] = found["steps"] >= served.spec.warmup_steps  # type: ignore[operator]
-                    found["model"] = served.spec.id
-                    return found
+                if found is None or (answering := self._answering(found["partition"]))[0] is not served:  # type: ignore[arg-type]
+                    continue
+                spec = served.group.specs[answering[1]]
+                if served.group.alone:
+                    found["warm"] = found["steps"] >= spec.warmup_steps  # type: ignore[operator]
+                else:
+                    del found["state"], found["steps"]
+                    found["models"] = served.describe(key.encode(), answering[1])
+                    found["warm"] = found["models"][spec.id]["warm"]  # type: ignore[index]
+                found["model"] = spec.id
+                return found
         return None
 
     def series_counts(self, partitions: Collection[int], *, unwritten: bool = False) -> dict[int, int]:
@@ -191,10 +320,12 @@ class ServedModels:
         return {p: int(counts[p]) for p in partitions}
 
 
-def move(source: SeriesStore, target: SeriesStore, partition: int) -> None:
-    """Give the partition's series to another store of the same layout, in the order in which they were last seen."""
-    keys = source.keys_of_partition(partition)
-    here = np.array([source.find(key) for key in keys], dtype=np.int64)
-    there = np.array([target.add(key, partition) for key in keys], dtype=np.int64)
-    for name in ("states", "last_ts", "steps", "offsets", "seen_ms", "dirty_since"):
-        getattr(target, name)[there] = getattr(source, name)[here]
+def _split(
+    batch: Batch, answering: Mapping[int, tuple[ServedModel, int]]
+) -> Iterable[tuple[tuple[ServedModel, int], Batch]]:
+    """The parts of a batch that each answers, by partition; nearly always it is one."""
+    who = list(dict.fromkeys(answering.values()))
+    if len(who) == 1:
+        return [(who[0], batch)]
+    rows = [[row for row, p in enumerate(batch.partitions) if answering[p] == each] for each in who]
+    return [(each, batch.take(own)) for each, own in zip(who, rows, strict=True)]

@@ -1,14 +1,19 @@
-"""Topics that change while a worker runs: what a start checks is checked again, in a thread of its own."""
+"""Topics that change while a worker runs: what a start checks is checked again, in a thread of its own.
+
+The same thread looks after the group: `service.worker.group_watch`.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from tidecast.service.broker.port import Broker, TopicInfo
 from tidecast.service.broker.topics import check_topics, made_again_advice
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, BrokerUnavailable
+from tidecast.service.worker.group_watch import GroupWatch
 
 log = logging.getLogger("tidecast.worker")
 
@@ -17,16 +22,24 @@ _AGAIN_SECONDS = 2.0  # until a finding is looked at again
 
 
 class TopicWatch:
-    """Looks at the worker's topics every 10 s.
+    """Looks at the worker's topics every 10 s, and at its group.
 
     Args:
         broker: its admin calls are used, in a thread of this object's.
         settings: which topics there are.
+        count_unowned: as for `GroupWatch`.
         seconds: between two looks.
     """
 
-    def __init__(self, broker: Broker, settings: Settings, seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        settings: Settings,
+        count_unowned: Callable[[int], object] = lambda count: None,
+        seconds: float = LOOK_SECONDS,
+    ) -> None:
         self._broker, self._settings, self._seconds = broker, settings, seconds
+        self._group = GroupWatch(broker, settings.group, settings.input_topic, count_unowned)
         self._known: dict[str, TopicInfo] = {}
         self._finding: BrokerError | None = None
         self._stopped = threading.Event()
@@ -52,6 +65,8 @@ class TopicWatch:
     def _run(self) -> None:
         suspicion: str | None = None
         while not self._stopped.wait(self._seconds if suspicion is None else min(self._seconds, _AGAIN_SECONDS)):
+            if suspicion is None:
+                self._group.look()
             finding = self.look()
             # Seen twice: while brokers come and go, one of them may not know a topic yet.
             if finding is not None and finding.what == suspicion:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -27,9 +27,13 @@ from tidecast.service.stop_flag import StopFlag
 from tidecast.service.worker.assignment import POLL_SECONDS, PartitionAssignment
 from tidecast.service.worker.committer import Committer
 from tidecast.service.worker.dead_letter_limit import DeadLetterLimit
-from tidecast.service.worker.model_swap import ModelSwap
+from tidecast.service.worker.input_wait import InputWait
+from tidecast.service.worker.model_swap import swap_for
 from tidecast.service.worker.partition import Partition
+from tidecast.service.worker.positions import restore_for
+from tidecast.service.worker.promotion import NOBODY, PromotionPolicy
 from tidecast.service.worker.retries import Retries
+from tidecast.service.worker.router import Router, Work
 from tidecast.service.worker.served_models import ServedModels
 from tidecast.service.worker.topic_watch import TopicWatch
 
@@ -41,10 +45,11 @@ class Worker:
 
     Args:
         settings: what is in force.
-        model: loaded and checked.
+        model: loaded and checked; or a router, for a worker that passes readings on.
+        shadows: models that step over the same readings; `policy`: which of all is to answer.
         broker: connected.
-        metrics: to feed; made for this model.
-        newer_model: called at each turn of the loop; a model that it returns takes over while readings are answered.
+        metrics: to feed; made for this model, or for none.
+        newer_models: called at each turn of the loop; a model and its shadows, which take over.
         between_batches: called at each turn, between two batches.
         tracing: notified of batches and commits.
         clock: seconds, monotonic; for intervals and time limits.
@@ -54,37 +59,36 @@ class Worker:
     def __init__(
         self,
         settings: Settings,
-        model: Model,
+        model: Model | Router,
         broker: Broker,
         metrics: Metrics,
-        newer_model: Callable[[], Model | None] = lambda: None,
+        newer_models: Callable[[], Sequence[Model] | None] = lambda: None,
         between_batches: Callable[[], None] = lambda: None,
         tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        shadows: Sequence[Model] = (),
+        policy: PromotionPolicy = NOBODY,
     ) -> None:
         self._settings, self._broker, self._metrics = settings, broker, metrics
         self._between_batches, self._clock, self._wall = between_batches, clock, wall
         self._tracing = Tracing() if tracing is None else tracing
-        self._dead_letter_limit = DeadLetterLimit(
-            settings.dead_letter_limit, settings.dead_letter_window_seconds, clock
-        )
-        self._stopping = StopFlag()
+        most, seconds = settings.dead_letter_limit, settings.dead_letter_window_seconds
+        self._dead_letter_limit = DeadLetterLimit(most, seconds, clock)
+        self._stopping, self._prepared = StopFlag(), False
         self._liveness = liveness = Liveness(clock, metrics.note_answer)
-        metrics.max_series.set(settings.max_series)
         self._partitions: dict[int, Partition] = {}
-        self._models = ServedModels(settings, model, self._partitions, clock)
-        self._committer = Committer(settings, self._partitions, self._models, metrics, clock, liveness.allow)
-        self._assignment = PartitionAssignment(
-            settings, broker, self._partitions, self._models, self._committer, metrics, liveness, clock
-        )
-        self._swap = ModelSwap(
-            broker, settings, self._partitions, self._models, self._committer, metrics, newer_model, clock,
-            liveness.allow,
-        )  # fmt: skip
-        self._topics = TopicWatch(broker, settings)
+        work = model if isinstance(model, Router) else ServedModels(settings, model, self._partitions, clock, shadows)
+        self._work: Work = work
+        restore = restore_for(work, broker, settings, self._partitions, clock)
+        self._committer = Committer(settings, self._partitions, work, metrics, clock, liveness.allow, policy.committed)
+        self._assignment = PartitionAssignment(settings, broker, self._partitions, work, restore, self._committer,
+                                               metrics, liveness, clock)  # fmt: skip
+        self._swap = swap_for(work, broker, settings, self._partitions, self._committer, metrics, newer_models,
+                              clock, liveness.allow, policy)  # fmt: skip
+        self._input = InputWait(work, self._partitions, metrics, clock, liveness.allow)
+        self._topics = TopicWatch(broker, settings, metrics.unowned_partitions.inc)
         self._polls = Retries("Kafka does not answer, polling again", "Kafka answers again", math.inf, clock)
-        self._prepared = False
 
     # The loop ------------------------------------------------------------------------------------------------
 
@@ -133,7 +137,8 @@ class Worker:
 
         Each turn of the loop, in this order:
           1. poll: what has arrived in the assigned partitions. Rebalances happen inside.
-          2. process: readings become forecasts and dead letters, and states change. Pure; no I/O.
+          2. process: readings become forecasts and dead letters, and states change. Pure; no I/O. Where a schema
+             registry does not answer, they are put back instead; see `service.worker.input_wait`.
           3. emit: forecasts, then dead letters, are handed to the producer in the order of their readings.
           4. commit, once `commit_interval_ms` has passed or nothing more arrives: what was emitted, the states due
              and the offsets of the readings; see `service.worker.delivery`. With a backlog, a commit that is due is
@@ -146,7 +151,7 @@ class Worker:
 
         Raises:
             BrokerError: the topics do not fit, or Kafka was away for longer than `broker_timeout_seconds`.
-            DeadLetterFlood: too many dead letters within the window; they are written and committed.
+            DeadLetterFlood: too many dead letters within the window; it says whether they are written.
             TidecastError: a bug of tidecast; nothing of the batch that caused it is emitted or committed.
         """
         self.prepare()
@@ -155,16 +160,19 @@ class Worker:
             while not self._stopping.is_set():
                 self._turn()
             log.info("stopping", extra={"to_commit": sorted(self._committer.pending)})
-            self._finish()
+            ended = self._finish()
         except Rejected:
             with suppress(BrokerUnavailable):
                 check_topics(self._broker, self._settings)  # raises what a start says of topics that are gone
             raise
         except BrokerError:
             raise  # waiting for Kafka once more would not help
-        except DeadLetterFlood:
-            with suppress(BrokerError):  # the reason to stop is the one to show
+        except DeadLetterFlood as flood:
+            try:
                 self._finish()
+            except BrokerError as error:
+                do = f"The last of them could not be written to their topic: {error}"
+                raise DeadLetterFlood(flood.what, do=do) from error
             raise
         except Exception:
             self._committer.taint_states()
@@ -178,7 +186,7 @@ class Worker:
             self._swap.close()
             self._committer.close()
             self._topics.stop()
-        log.info("stopped: all that was read is answered and committed")
+        log.info("stopped: %s", ended)
         return 0
 
     def _turn(self) -> None:
@@ -186,6 +194,7 @@ class Worker:
         # Broken: a revocation inside of the poll could not commit, or commits fail again and again.
         if assignment.start_over_if_broken() or not assignment.verify_positions():
             return assignment.update_gauges()
+        batch = self._input.admit(batch, self._consumer)
         self._retry(partial(assignment.check_unbroken, batch))
         if batch.offsets:
             self._answer(batch)
@@ -235,6 +244,7 @@ class Worker:
                 self._polls.add(error)
                 self._stopping.wait(self._polls.seconds_to_wait)
                 batch = Batch(self._settings.input_topic)
+        self._metrics.unread_batches.inc(len(batch.unread))
         if batch.offsets:
             self._liveness.note_answer()
             self._committer.note_arrival()
@@ -243,12 +253,11 @@ class Worker:
     def _process(self, batch: Batch) -> list[BatchResult]:
         """2. Nothing is skipped: an error in the pipeline stops the worker, with the offsets to look at."""
         try:
-            return self._models.process(batch)
+            return self._work.process(batch)
         except Exception as bug:
-            where = ", ".join(f"{batch.topic}-{p} offsets {first}..{last}" for p, first, last in _ranges(batch))
-            log.critical("processing failed", exc_info=True, extra={"where": where})
+            log.critical("processing failed", exc_info=True, extra={"where": batch.where()})
             raise TidecastError(
-                f"processing failed in {where}: {type(bug).__name__}: {bug}",
+                f"processing failed in {batch.where()}: {type(bug).__name__}: {bug}",
                 do="None of it is committed, and a restart reads it again. This is a bug of tidecast: please report it "
                 "with the traceback above.",
             ) from bug
@@ -279,8 +288,8 @@ class Worker:
     def _ask(self) -> None:
         self._broker.partitions(self._settings.input_topic)
 
-    def _finish(self) -> None:
-        """The last commit, within `shutdown_timeout_seconds` when stopping.
+    def _finish(self) -> str:
+        """The last commit, within `shutdown_timeout_seconds` when stopping; what became of what was read.
 
         Raises:
             BrokerError: it failed.
@@ -290,14 +299,12 @@ class Worker:
         if not self._committer.commit_last(self._consumer, self._partitions.keys()):
             if self._committer.evicted and self._stopping.is_set():
                 # Several workers stop at once, and the group rebalances meanwhile. Not a failure.
-                log.warning(
-                    "the group has rebalanced: the next owner of the partitions answers the last readings again"
-                )
-                return
+                return "the group has rebalanced, and the next owner of the partitions answers the last readings again"
             raise BrokerError(
                 "the offsets of the last readings could not be committed",
                 do="Nothing is lost: the next owner of their partitions answers them again.",
             )
+        return "all that was read is answered and committed"
 
     # Counting ------------------------------------------------------------------------------------------------
 
@@ -314,12 +321,12 @@ class Worker:
     @property
     def busy(self) -> bool:
         """True where there is more to do than to wait for readings."""
-        return self._swap.active or (bool(self._assignment.restoring) and not self._assignment.waiting)
+        return self._swap.busy or (bool(self._assignment.restoring) and not self._assignment.waiting)
 
     @property
     def unwritten_series(self) -> int:
         """How many series have a state that is newer than the changelog's. For the loop's thread."""
-        return sum(self._models.series_counts(self._partitions, unwritten=True).values())
+        return sum(self._work.series_counts(self._partitions, unwritten=True).values())
 
     def not_live(self) -> str | None:
         """Why the process should be restarted, None if it is healthy."""
@@ -333,15 +340,11 @@ class Worker:
             return {"partitions": "the group has not assigned any yet"}
         if (reason := self._committer.failures.reason) is not None:
             return {"commits": f"the last attempt failed: {reason}"}
+        if (reason := self._input.reason) is not None:
+            return {"input": reason}
         left = len(self._assignment.restoring)
         return {"states": f"{left} partitions are being restored"} if left else {}
 
     def series(self, key: str) -> dict[str, Any] | None:
         """What is remembered of one series, by the names that the model gives the parts of its state."""
-        return self._models.series(key)
-
-
-def _ranges(batch: Batch) -> list[tuple[int, int, int]]:
-    """(partition, first offset, last offset) of what a batch holds."""
-    first, last = batch.first_offsets(), dict(zip(batch.partitions, batch.offsets, strict=True))
-    return [(p, first[p], last[p]) for p in sorted(first)]
+        return self._work.series(key)

@@ -53,7 +53,7 @@ class Chain:
 
     def steps(self, reading: int) -> int:
         """How many steps the state has after this reading."""
-        return reading + 1 - self.start.begun
+        return reading + 1 - max(self.start.begun, *(at for at in (0, *self.start.one.restarts) if at <= reading))
 
     def state(self, reading: int) -> Float32:
         """[state], after this reading."""
@@ -75,10 +75,9 @@ def advance(model: Model, readings: Readings, starts: Sequence[Start]) -> list[C
     state = np.array([s.state for s in starts], np.float32)[order]
     for k in range(int(sizes.max(initial=0))):
         m = int(np.searchsorted(-length, -k))  # so many are longer than k
-        rows = target[:m] + k
-        y[rows], state, score[rows] = model.step(
-            readings.x[source[:m] + k], readings.ts[source[:m] + k], np.ascontiguousarray(state[:m])
-        )
+        rows, at = target[:m] + k, source[:m] + k
+        state = np.where(readings.fresh[at, np.newaxis], model.initial_state, state[:m])
+        y[rows], state, score[rows] = model.step(readings.x[at], readings.ts[at], state)
         states[rows] = state
     parts = [slice(a, b) for a, b in pairwise(begin)]
     return [Chain(start, y[at], score[at], states[at]) for start, at in zip(starts, parts, strict=True)]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 from tidecast.service.broker.port import Broker, OutgoingBatch, Producer
 from tidecast.service.errors import BrokerError
@@ -31,8 +32,11 @@ _BAD = (
 )
 
 
-def feed(spec: ModelSpec, series: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of records, without end: each series steps in its turn, in an order shuffled each time."""
+def feed(spec: ModelSpec, series: int, seed: int, bad: int = BAD) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of records, without end: each series steps in its turn, in an order shuffled each time.
+
+    One in `bad` is no reading.
+    """
     rng = random.Random(seed)
     names = [f"series-{i}" for i in range(series)]
     step = dict.fromkeys(names, 0)
@@ -52,17 +56,18 @@ def feed(spec: ModelSpec, series: int, seed: int) -> Iterator[tuple[bytes, bytes
                 yield reading(name, at)  # with other values: whoever takes it for a reading is found out
             if at and rng.randrange(LATE) == 0:
                 yield reading(name, rng.randrange(at))
-            if rng.randrange(BAD) == 0:
+            if rng.randrange(bad) == 0:
                 yield name.encode(), rng.choice(_BAD)
 
 
 class Feeder(threading.Thread):
     """Produces a feed at a rate until `finish`. What a broker's death leaves in doubt is sent again.
 
-    `sent` counts records; `failure` holds what ended it early.
+    `records` are keys and values, and may have the time of the record, in ms, and its partition as well. `sent` counts
+    them; `failure` holds what ended it early.
     """
 
-    def __init__(self, broker: Broker, topic: str, records: Iterator[tuple[bytes, bytes]], rate: float) -> None:
+    def __init__(self, broker: Broker, topic: str, records: Iterator[Any], rate: float) -> None:
         super().__init__(name="feeder", daemon=True)
         self._broker, self._topic, self._records, self._rate = broker, topic, records, rate
         self._done = threading.Event()
@@ -79,9 +84,10 @@ class Feeder(threading.Thread):
         producer, doubtful, began = self._broker.producer(), OutgoingBatch(self._topic), time.monotonic()
         while not self._done.wait(0.05):
             batch = OutgoingBatch(self._topic)
-            for key, value in islice(self._records, int((time.monotonic() - began) * self._rate) - self.sent):
-                batch.append(key, value)
-                doubtful.append(key, value)
+            for key, value, *more in islice(self._records, int((time.monotonic() - began) * self._rate) - self.sent):
+                stamp, partition = (*more, None, None)[:2]
+                for out in (batch, doubtful):
+                    out.append(key, value, timestamp=stamp, partition=partition)
             self.sent += len(batch)
             try:
                 producer.produce(batch)

@@ -6,13 +6,15 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.worker_process import WorkerProcess
 
 STOP_SECONDS = 60.0
+AGAIN_SECONDS = 3.0  # until a worker that refused is started again
 _SHARE = re.compile(r"partitions (?:assigned|revoked).* all=(\S*)")
 
 
@@ -32,6 +34,12 @@ class Worker(WorkerProcess):
         return {int(p) for p in found[-1].strip('"').split(",") if p} if found else None
 
 
+class Router(Worker):
+    """The same of `tidecast route`."""
+
+    program = ("-m", "tidecast", "route")
+
+
 @dataclass(slots=True)
 class Fleet:
     """All workers of one group.
@@ -40,6 +48,9 @@ class Fleet:
         folder: for the logs.
         flags: what every worker gets.
         ended: what a worker did that it should not: how it ended by itself, with its last words.
+        excuse: a worker whose last line has this, and exit code 1, ended rightly, and is only counted; None = nobody.
+        refused: how many workers ended like that.
+        kind: of the processes.
     """
 
     folder: Path
@@ -49,13 +60,16 @@ class Fleet:
     due: dict[int, float] = field(default_factory=dict)  # slot -> when to start
     ended: list[str] = field(default_factory=list)
     started: int = 0
+    excuse: re.Pattern[str] | None = None
+    refused: int = 0
+    kind: type[Worker] = Worker
 
     def start(self, slot: int) -> Worker:
         """A new process in this slot; with a name of its slot's own."""
         self.due.pop(slot, None)
         self.started += 1
         log = self.folder / f"worker-{slot}-{self.started:03}.log"
-        self.workers[slot] = Worker(slot, log, self.flags)
+        self.workers[slot] = self.kind(slot, log, self.flags)
         return self.workers[slot]
 
     @property
@@ -114,6 +128,9 @@ class Fleet:
             if rival is not None:  # it was the one to go
                 rival.doomed = False
                 self.workers[slot] = rival
+            elif code == 1 and self.excuse is not None and self.excuse.search(worker.last_words(1)):
+                self.refused += 1
+                self.due[slot] = now + AGAIN_SECONDS
             else:
                 self._note(worker, f"ended by itself with exit code {code}")
                 self.due[slot] = now + 1.0
@@ -127,6 +144,15 @@ class Fleet:
         both = rival is not None and not rival.frozen and rival.process.poll() is None and rival.share and worker.share
         worker.rivals_since = (worker.rivals_since or now) if both else None
         return now - worker.rivals_since if worker.rivals_since is not None else 0.0
+
+    @contextmanager
+    def excused(self, sentence: str) -> Iterator[None]:
+        """Meanwhile, workers may end with this regular expression in their last line."""
+        self.excuse = re.compile(sentence)
+        try:
+            yield
+        finally:
+            self.excuse = None
 
     def settle(self, partitions: int, seconds: float = 90.0) -> None:
         """Wait until the partitions are shared out among all workers.

@@ -53,7 +53,7 @@ class HandOvers:
         self, models: Sequence[Model], readings: Readings, answers: Mapping[Place, Answer], near: Nearness
     ) -> None:
         self.kinds: Counter[str] = Counter()
-        self._models, self._readings, self._answers, self._near = models, readings, answers, near
+        self._models, self.readings, self._answers, self._near = models, readings, answers, near
         self._layouts = [layout_hash(model.spec) for model in models]
         # (partition, model) -> offset from which it was rebuilt: series of one partition are rebuilt together, mostly,
         # so where one began, the next one is tried first. Only a matter of speed.
@@ -124,13 +124,23 @@ class HandOvers:
         else:  # nothing of the series was written yet
             yield self._start(change, shown, shown, self._models[change.model].initial_state)
 
-    def rebuilt(self, change: Change) -> Iterator[Start]:
-        """From the initial state, over the least number of readings that will do, and over more."""
+    def restarted(self, change: Change) -> Start | None:
+        """The start of a series whose state was set aside: from the initial state, at a reading that was replayed or
+        at the next one. None where no such start has all its forecasts right."""
+        tried = self._tried([change], lambda c: islice(self.rebuilt(c, 0), LOOK_BACK))
+        for _, starts, hits in tried:
+            if len(starts) and hits.max() == 1:
+                return dataclasses.replace(starts[int(hits.argmax())], last=change.last)
+        return None
+
+    def rebuilt(self, change: Change, silent: int | None = None) -> Iterator[Start]:
+        """From the initial state, over so many readings, or those that make it warm, and over more."""
         model = self._models[change.model]
+        silent = model.spec.warmup_steps if silent is None else silent
         late = {}  # first reading -> starts: a replay that begins at a late reading takes it for the series' first
         for at, (offset, _, _) in enumerate(change.one.passed):
             late.setdefault(bisect_left(change.one.offsets, offset), []).append(at)
-        for first in range(max(0, change.shown - model.spec.warmup_steps), -1, -1):
+        for first in range(max(0, change.shown - silent), -1, -1):
             yield self._start(change, first, first, model.initial_state)
             for at in late.get(first, ()):
                 if (found := self._after_late(change.one, model, at, first)) is not None:
@@ -183,7 +193,7 @@ class HandOvers:
         of: dict[int, list[Start]] = defaultdict(list)
         for change, starts in batch:
             of[change.model] += starts
-        chains = {m: iter(advance(self._models[m], self._readings, starts)) for m, starts in of.items()}
+        chains = {m: iter(advance(self._models[m], self.readings, starts)) for m, starts in of.items()}
         for change, starts in batch:
             yield change, starts, self._hits(change, list(islice(chains[change.model], len(starts))))
 

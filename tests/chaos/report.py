@@ -16,7 +16,10 @@ class Report:
     forecasts: int = 0
     dead_letters: int = 0
     states: int = 0
+    gone: int = 0  # answers that went with a topic that was deleted
+    restarts: int = 0  # of series whose state was damaged
     hand_overs: Counter[str] = field(default_factory=Counter)  # of series from one model to another, by kind
+    champions: int = 0  # how often a partition had another one
     serving: dict[int, str] = field(default_factory=dict)  # partition -> id of the model of its last forecast
     found: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -35,6 +38,10 @@ class Report:
         lines[0] += f", {self.states} states" if self.states else ""
         if handed := {kind: n for kind, n in self.hand_overs.items() if n}:
             lines.append("series handed over: " + ", ".join(f"{n} {kind}" for kind, n in handed.items()))
+        if self.champions:
+            lines.append(f"champions of partitions changed: {self.champions}")
+        if self.gone or self.restarts:
+            lines.append(f"gone with a deleted topic: {self.gone}, begun again after a damaged state: {self.restarts}")
         for kind, count in self.found.items():
             lines += [f"{kind}: {count}, first:", *(f"    {example}" for example in self.examples[kind])]
         return "\n".join(lines if self.found else [*lines, "nothing lost, doubled, mixed or different"])

@@ -8,22 +8,29 @@ The misfortunes are the same for a seed; when exactly they meet the worker is no
 from __future__ import annotations
 
 import random
+import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from tests.chaos.administration import AUTHORIZER, Administration
+from tests.chaos.around import AROUND
 from tests.chaos.feed import Feeder, feed
 from tests.chaos.fleet import Fleet
 from tests.chaos.lookout import Lookout
+from tests.chaos.readings import Readings, Record
 from tests.chaos.report import Report
 from tests.chaos.scenario import Outcome, Scenario
-from tests.chaos.topics import Names
-from tests.chaos.verifier import verify
+from tests.chaos.topics import Lost, Names
+from tests.chaos.verifier import Wounds, verify
 from tests.support.kafka import own_kafka
 from tests.support.models import publish
 from tidecast.service.broker.connect import connect
 from tidecast.service.broker.port import Broker
 from tidecast.service.model.session import Model
+from tidecast.service.model.spec import ModelSpec
 
 SESSION_SECONDS = 6.0  # after it the group takes a member for dead
 SWAP_SECONDS = 60.0  # after the storm, for the last model to answer everywhere
@@ -46,11 +53,15 @@ class Storm:
         self.scenario, self.folder = scenario, folder
         self.models = [Model.load(path) for path in models]
         self.rng = random.Random(scenario.seed + 1)
-        self.kafka = own_kafka(folder / "kafka")
+        self.kafka = own_kafka(folder / "kafka", properties=AUTHORIZER)
         exactly_once = scenario.delivery == "exactly-once"
         self.names = Names("readings", "forecasts", "dead-letters", "states" if exactly_once else None)
         self.group = "storm"
         self.outcome = Outcome(scenario.seed)
+        self.feeders: list[Feeder] = []
+        self.jumping: list[bytes] = []  # keys of series whose clock jumps
+        self.lost: dict[str, Lost] = {}
+        self.damaged: set[tuple[bytes | None, bytes | None]] = set()
         self._model_paths, self._served = models, folder / "served"
         self._log = (folder / "storm.log").open("a", buffering=1)
         self._publish(0)
@@ -64,29 +75,37 @@ class Storm:
         began = time.monotonic()
         self.kafka.start()
         self.broker = connect(self.kafka.bootstrap_servers, timeout_s=30)
+        self.administration = Administration(self.kafka.bootstrap_servers)
         self.lookout = Lookout(self.broker, self.names, self.group, self.scenario.partitions)
         self._make_topics(self.broker)
         self.fleet = Fleet(self.folder, self._flags())
+        self.fleets = [self.fleet]
         try:
-            for slot in range(self.scenario.workers):
-                self.fleet.start(slot)
-            self.fleet.settle(self.scenario.partitions)
+            self._start()
             self._blow()
             self._drain()
-            self._say("stopping the workers")
-            for slot in list(self.fleet.workers):
-                self.fleet.stop(slot)
-            self._say("judging")
+            self.say("stopping the workers")
+            for fleet in self.fleets:
+                for slot in list(fleet.workers):
+                    fleet.stop(slot)
+            self.say("judging")
             self.outcome.report = self._verdict()
         finally:
-            self.fleet.kill_all()
+            for fleet in self.fleets:
+                fleet.kill_all()
             self.broker.close()
             self.kafka.stop()
-            self.outcome.ended = self.fleet.ended
+            self.outcome.ended = [each for fleet in self.fleets for each in fleet.ended]
+            self.outcome.refused = sum(fleet.refused for fleet in self.fleets)
             self.outcome.seconds = time.monotonic() - began
-            self._say(f"{self.outcome.row()}\n{self.outcome.report}\n" + "\n".join(self.fleet.ended))
+            self.say(f"{self.outcome.row()}\n{self.outcome.report}\n" + "\n".join(self.outcome.ended))
             self._log.close()
         return self.outcome
+
+    def _start(self) -> None:
+        for slot in range(self.scenario.workers):
+            self.fleet.start(slot)
+        self.fleet.settle(self.scenario.partitions)
 
     def _make_topics(self, broker: Broker) -> None:
         count = self.scenario.partitions
@@ -107,7 +126,7 @@ class Storm:
             f"--max-poll-records={self.scenario.max_poll_records}",
             f"--model={self._served}",
             "--http-port=0",
-            "--dead-letter-limit=0",
+            f"--dead-letter-limit={self.scenario.rate / 4 if self.scenario.floods else 0:.0f}",
             "--changelog-topic=states",
             "--changelog-seconds=3",
             f"--session-timeout-seconds={SESSION_SECONDS}",
@@ -118,26 +137,44 @@ class Storm:
     def _blow(self) -> None:
         """The readings, and the misfortunes while they flow."""
         s = self.scenario
-        feeder = Feeder(self.broker, self.names.readings, feed(self.models[0].spec, s.series, s.seed), s.rate)
-        feeder.start()
-        self._rest(s.calm)
+        self._feed()
+        self.rest(s.calm)
         for pause, kind in s.misfortunes():
-            self._rest(pause)
+            self.rest(pause)
             moved = self.lookout.moved()
-            if getattr(self, f"_{kind}")():
+            self._aim()
+            if AROUND[kind](self) if kind in AROUND else getattr(self, f"_{kind}")():
                 self.outcome.met[kind] += 1
                 self.outcome.moving += moved
-        while self.fleet.zombies or self.fleet.due:
-            self._rest(0.2)
-        self._rest(s.calm)
+        while any(fleet.zombies or fleet.due for fleet in self.fleets):
+            self.rest(0.2)
+        self.rest(s.calm)
         self._await_last_model()
-        feeder.finish()
-        self._say(f"{feeder.sent:,} records are in")
+        for feeder in self.feeders:
+            feeder.finish()
+        self.say(f"{sum(feeder.sent for feeder in self.feeders):,} records are in")
 
-    def _rest(self, seconds: float) -> None:
+    def _feed(self) -> None:
+        s = self.scenario
+        self.feed_too(feed(self.models[0].spec, s.series, s.seed), s.rate)
+
+    def _aim(self) -> None:
+        """Choose whom the next misfortune hits, where there are several fleets."""
+
+    def feed_too(self, records: Iterator[Any], rate: float) -> bool:
+        """Send these as well, from now on; True."""
+        return self._feed_into(self.names.readings, records, rate)
+
+    def _feed_into(self, topic: str, records: Iterator[Any], rate: float) -> bool:
+        self.feeders.append(Feeder(self.broker, topic, records, rate))
+        self.feeders[-1].start()
+        return True
+
+    def rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self.fleet.tend()
+            for fleet in self.fleets:
+                fleet.tend()
             time.sleep(0.05)
 
     # The misfortunes; each says whether it could come about ---------------------------------------------------
@@ -150,7 +187,7 @@ class Storm:
         again_in = self.rng.choice((0.0, 0.0, 1.5))
         if (slot := self._victim()) is None:
             return False
-        self._say(f"kill -9 in slot {slot}, the next in {again_in} s")
+        self.say(f"kill -9 in slot {slot}, the next in {again_in} s")
         self.fleet.kill(slot, again_in)
         return True
 
@@ -158,7 +195,7 @@ class Storm:
         seconds = SESSION_SECONDS + self.rng.uniform(2, 4)
         if (slot := self._victim()) is None:
             return False
-        self._say(f"SIGSTOP in slot {slot} for {seconds:.0f} s" + ", replaced at once" * replace)
+        self.say(f"SIGSTOP in slot {slot} for {seconds:.0f} s" + ", replaced at once" * replace)
         self.fleet.freeze(slot, seconds, replace=replace)
         return True
 
@@ -166,25 +203,25 @@ class Storm:
         return self._freeze(replace=True)
 
     def _broker(self) -> bool:
-        self._say("kill -9 of the broker")
+        self.say("kill -9 of the broker")
         self.kafka.kill()
-        self._rest(self.rng.uniform(0.5, 3))
+        self.rest(self.rng.uniform(0.5, 3))
         self.kafka.start()
-        self._say("the broker is back")
+        self.say("the broker is back")
         return True
 
     def _roll(self) -> bool:
         for slot in sorted(self.fleet.running):
             if slot in self.fleet.running:
-                self._say(f"rolling restart: SIGTERM in slot {slot}")
+                self.say(f"rolling restart: SIGTERM in slot {slot}")
                 self.fleet.stop(slot)
                 self.fleet.start(slot)
-                self._rest(3)
+                self.rest(3)
         return True
 
     def _add(self) -> bool:
         slot = max([*self.fleet.workers, *self.fleet.due]) + 1
-        self._say(f"a worker more, in slot {slot}")
+        self.say(f"a worker more, in slot {slot}")
         self.fleet.start(slot)
         return True
 
@@ -192,13 +229,13 @@ class Storm:
         extra = [slot for slot in self.fleet.running if slot >= self.scenario.workers]
         if not extra:
             return False
-        self._say(f"a worker less: SIGTERM in slot {extra[-1]}")
+        self.say(f"a worker less: SIGTERM in slot {extra[-1]}")
         self.fleet.stop(extra[-1])
         return True
 
     def _swap(self) -> bool:
         self._publish(self._published + 1)
-        self._say(f"published {self.models[self._published].spec.id}")
+        self.say(f"published {self.models[self._published].spec.id}")
         self._kill()  # before it has looked: its successor finds states that another model left; the others hand over
         return True
 
@@ -213,11 +250,11 @@ class Storm:
         deadline = time.monotonic() + SWAP_SECONDS
         last = self.models[self._published].spec.id
         while self._published and time.monotonic() < deadline:
-            self._rest(0.5)
+            self.rest(0.5)
             if (serving := self.lookout.serving()) == dict.fromkeys(range(self.scenario.partitions), last):
-                return self._say(f"{last} answers everywhere")
+                return self.say(f"{last} answers everywhere")
         if self._published:
-            self._say(f"{last} does not answer everywhere: {serving}")
+            self.say(f"{last} does not answer everywhere: {serving}")
 
     def _drain(self) -> None:
         """Wait until the group has committed all there is.
@@ -225,29 +262,49 @@ class Storm:
         Raises:
             TimeoutError: nothing has moved for a long time.
         """
-        ends = self.lookout.ends()
+        self.drain(self.lookout)
+
+    def drain(self, lookout: Lookout) -> None:
+        ends = lookout.ends()
         at, since = {}, time.monotonic()
         while at != ends:
-            self._rest(0.5)
-            now = self.lookout.committed()
+            self.rest(0.5)
+            now = lookout.committed()
             if now != at:
                 at, since = now, time.monotonic()
             elif time.monotonic() - since > STUCK_SECONDS:
-                words = "\n".join(f"{w.name}:\n{w.last_words()}" for w in self.fleet.workers.values())
+                everybody = [worker for fleet in self.fleets for worker in fleet.workers.values()]
+                words = "\n".join(f"{w.name}:\n{w.last_words()}" for w in everybody)
                 raise TimeoutError(f"nothing moves any more: committed {at}, ends {ends}\n{words}")
-        self._say("all is committed")
+        self.say("all is committed")
 
     def _verdict(self) -> Report:
         exact = all(m.spec.name == "counting" for m in self.models)  # whole numbers: there is nothing to round
         tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {}
         published = self.models[: self._published + 1]
-        report = verify(self.broker, published, self.names, **tolerance)
+        told = self._set_aside()
+        wounds = Wounds(self.lost, self.damaged, told)
+        report = verify(self.broker, published, self.names, wounds=wounds, read=self._read, **tolerance)
+        for key in told.keys() - {key for key, _ in self.damaged}:
+            report.add("states set aside that nobody damaged", repr(key))
         for partition, model in sorted(report.serving.items()):
             if model != published[-1].spec.id:
                 report.add("partitions left to an older model", f"{partition}: answered by {model} at the end")
         return report
 
-    def _say(self, what: str) -> None:
+    _read: Callable[[ModelSpec, Sequence[Record]], Readings] = Readings  # how records become readings
+
+    def _set_aside(self) -> Counter[bytes]:
+        """How many states of each series the workers have set aside, as their logs say."""
+        found = {
+            re.findall(r"record=(\S+) key=(\S+)", line)[0]
+            for log in self.folder.glob("worker-*.log")
+            for line in log.read_text(errors="replace").splitlines()
+            if "the state of a series is set aside" in line
+        }
+        return Counter(key.encode() for _, key in found)
+
+    def say(self, what: str) -> None:
         self._log.write(f"{time.strftime('%H:%M:%S')} {what}\n")
 
 

@@ -31,8 +31,8 @@ def test_kills_freezes_restarts_and_new_models_lose_duplicate_or_mix_no_forecast
     check(blow(tmp_path, storm), blows=10, handed_over=50)
 
 
-def test_kills_and_a_restart_of_kafka_lose_or_duplicate_no_forecast_with_kafka_python(tmp_path):
-    storm = Scenario(client="kafka-python", kills=3, brokers=1, swaps=1, **SHORT)
+def test_kills_evictions_and_a_restart_of_kafka_lose_or_duplicate_no_forecast_with_kafka_python(tmp_path):
+    storm = Scenario(client="kafka-python", kills=3, brokers=1, swaps=1, evicts=2, **SHORT)
     check(blow(tmp_path, storm), blows=5, handed_over=25)
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.chaos.feed import feed
+from tests.chaos.feed import START_MS, feed
 from tests.chaos.linear import LinearRun
 from tests.chaos.readings import Fate, Readings
 from tests.chaos.topics import Names, read_all
@@ -75,6 +75,28 @@ def judged(answered, model, **options):
     write(answered.broker, NAMES.dead_letters, answered.letters)
     options = {"rtol": 0, "atol": 0} | options
     return verify(answered.broker, [model], NAMES, **options)
+
+
+@pytest.mark.parametrize("needed", [5, 4, 0])
+def test_a_worker_that_takes_up_a_series_too_early_or_never_after_its_clock_was_ahead_is_found(model, needed):
+    broker = MemoryBroker()
+    for name in (NAMES.readings, NAMES.forecasts, NAMES.dead_letters):
+        broker.create_topic(name, 1)
+    records, step = OutgoingBatch(NAMES.readings), model.spec.step_ms
+    for at in (*range(10), 10 + 1_439, *range(11, 40), *range(20, 30), *range(40, 50)):
+        now = {1_449: 10}.get(at, 39 if len(records) > 39 and at < 30 else at) * step + START_MS
+        value = json.dumps({"ts": START_MS + at * step, "value": at % 7, "wind": 1}).encode()
+        records.append(b"a", value, timestamp=now)
+    broker.producer().produce(records)
+    policy = Policy(late_recovery_readings=needed)
+    pipeline = Pipeline(model, policy, output_topic=NAMES.forecasts, dead_letter_topic=NAMES.dead_letters)
+    consumer = broker.consumer()
+    consumer.assign(NAMES.readings, {0: -2})
+    while len(batch := consumer.poll(0, 7)):
+        broker.producer().produce(pipeline.process(batch).forecasts)
+    report = verify(broker, [model], NAMES, rtol=0, atol=0)
+    assert report.forecasts == {5: 46, 4: 47, 0: 11}[needed]
+    assert report.ok == (needed == 5), report
 
 
 def two_of_one_series(forecasts, apart=3):

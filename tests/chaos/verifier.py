@@ -7,17 +7,36 @@ linear run's; one dead letter for each bad record; and states in the changelog t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tests.chaos.answers import Answer, Nearness, first_difference, read_answer
-from tests.chaos.linear import LinearRun
+from tests.chaos.linear import LinearRun, Run
 from tests.chaos.readings import Fate, Place, Readings, Record
 from tests.chaos.report import Report
 from tests.chaos.states import judge_states
-from tests.chaos.topics import Names, read_all
+from tests.chaos.topics import KEPT_ALL, Lost, Names, read_all
 from tidecast.service.broker.port import Broker
 from tidecast.service.model.session import Model
+from tidecast.service.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Wounds:
+    """What was done to the topics on purpose, and what must come of it.
+
+    Attributes:
+        lost: topic -> what of it is known, where it was deleted and made again.
+        damaged: (key, value) of records that were written to the changelog, damaged.
+        set_aside: key -> how often the workers have said that its state was set aside.
+    """
+
+    lost: Mapping[str, Lost] = field(default_factory=dict)
+    damaged: Collection[tuple[bytes | None, bytes | None]] = ()
+    set_aside: Mapping[bytes, int] = field(default_factory=dict)
+
+
+UNHURT = Wounds()
 
 
 def verify(
@@ -26,6 +45,9 @@ def verify(
     names: Names,
     *,
     flushed: Mapping[int, int] | None = None,
+    wounds: Wounds = UNHURT,
+    read: Callable[[ModelSpec, Sequence[Record]], Readings] = Readings,
+    run_of: Callable[[Sequence[Model], Readings, Mapping[Place, Answer]], Run] | None = None,
     rtol: float = 1e-4,
     atol: float = 1e-5,
 ) -> Report:
@@ -37,6 +59,9 @@ def verify(
         names: of the topics.
         flushed: partition -> snapshot offset, every reading before it must be inside a state of the changelog;
             None = all readings, as after a clean stop.
+        wounds: what was done to the topics on purpose.
+        read: how records become readings.
+        run_of: what each forecast should be, where that is not one model after another; then states are not looked at.
         rtol: allowed difference of a number, relative to it; 0 (with `atol`) = equal as float32.
         atol: the same, relative to the forecast's largest number: near 0 there is no useful relative error.
 
@@ -47,21 +72,28 @@ def verify(
         raise ValueError("all models must have the same features and the same step")
     near = Nearness(rtol, atol)
     records = read_all(broker, names.readings)
-    readings = Readings(models[0].spec, records)
-    forecasts = [
-        _Forecast(r, _source(names.readings, r), read_answer(r, models)) for r in read_all(broker, names.forecasts)
-    ]
+    readings = read(models[0].spec, records)
+    lost = {name: wounds.lost.get(name, KEPT_ALL) for name in (names.forecasts, names.dead_letters)}
+    kept = {name: [*one.kept, *read_all(broker, name)] for name, one in lost.items()}
+    forecasts = [_forecast(r, names.readings, readings, models) for r in kept[names.forecasts]]
     answers: dict[Place, Answer] = {}
     for f in forecasts:
         if f.place in readings.found and isinstance(f.answer, Answer):
             answers.setdefault(f.place, f.answer)
-    run = LinearRun(models, readings, answers, near)
+    linear = None if run_of is not None else LinearRun(models, readings, answers, near, wounds.set_aside)
+    run = linear if run_of is None else run_of(models, readings, answers)
+    assert run is not None
     report = Report(readings=len(records), forecasts=len(forecasts), hand_overs=run.hand_overs)
     judge = _Judge(models, names.readings, readings, run, report, near)
-    judge.forecasts(forecasts)
-    judge.dead_letters(read_all(broker, names.dead_letters))
-    if names.changelog is not None:
-        judge_states(read_all(broker, names.changelog), models, readings, run, report, near, flushed)
+    judge.forecasts(forecasts, lost[names.forecasts])
+    judge.dead_letters(kept[names.dead_letters], lost[names.dead_letters])
+    for key, times in wounds.set_aside.items():
+        report.restarts += run.restarts[key]
+        if run.restarts[key] < times:
+            report.add("set aside without a restart", f"{key!r}: {times} times, and {run.restarts[key]} restarts")
+    if names.changelog is not None and linear is not None:
+        states = [r for r in read_all(broker, names.changelog) if (r.key, r.value) not in wounds.damaged]
+        judge_states(states, models, readings, linear, report, near, flushed)
     return report
 
 
@@ -70,6 +102,13 @@ class _Forecast:
     record: Record
     place: Place | None  # of its reading, as it says
     answer: Answer | str  # or why it is none
+
+
+def _forecast(record: Record, topic: str, readings: Readings, models: Sequence[Model]) -> _Forecast:
+    source, answer = _source(topic, record), read_answer(record, models)
+    if source is not None and isinstance(answer, Answer):
+        source = readings.place(source, answer.plain["ts"])
+    return _Forecast(record, source, answer)
 
 
 def _source(topic: str, record: Record) -> Place | None:
@@ -83,11 +122,11 @@ class _Judge:
     models: Sequence[Model]
     topic: str
     readings: Readings
-    run: LinearRun
+    run: Run
     report: Report
     near: Nearness
 
-    def forecasts(self, forecasts: Sequence[_Forecast]) -> None:
+    def forecasts(self, forecasts: Sequence[_Forecast], lost: Lost) -> None:
         """Exactly one for each valid reading, in order, on its key and partition, with the right numbers."""
         seen: set[Place] = set()
         newest: dict[bytes | None, int] = {}
@@ -110,6 +149,9 @@ class _Judge:
             elif fault := f.answer if isinstance(f.answer, str) else self._fault(f.answer, place):
                 self.report.add("wrong", f"{what}: {fault}")
         for place in sorted(self.readings.found.keys() - seen):
+            if lost.may_lack(place):
+                self.report.gone += 1
+                continue
             self.report.add("missing", f"{place} of {self.readings.keys[place]!r}")
 
     def _fault(self, answer: Answer, place: Place) -> str | None:
@@ -127,7 +169,7 @@ class _Judge:
         differs = differs or first_difference("score", got.score, score, lambda: near.same_score(got.score, score, y))
         return differs and f"step {steps} of {spec.id}, since reading {chain.start.first}: {differs}"
 
-    def dead_letters(self, records: list[Record]) -> None:
+    def dead_letters(self, records: list[Record], lost: Lost) -> None:
         """Exactly one for each bad record; late readings and duplicates have none, unless asked for."""
         self.report.dead_letters = len(records)
         seen: set[Place] = set()
@@ -142,5 +184,7 @@ class _Judge:
                 self.report.add("dead letters doubled", f"{place} of {record.key!r}")
             seen.add(place)
         for place, fate in self.readings.fates.items():
-            if fate is Fate.DEAD and place not in seen:
+            if fate is Fate.DEAD and place not in seen and lost.may_lack(place):
+                self.report.gone += 1
+            elif fate is Fate.DEAD and place not in seen:
                 self.report.add("dead letters missing", f"{place} of {self.readings.keys[place]!r}")

@@ -53,7 +53,7 @@ def walk(compose: Compose, env: dict[str, str], pages: list[str]) -> None:
         with urllib.request.urlopen(page, timeout=10) as answer:
             say(f"{page} answers with {answer.status}, {len(answer.read()):,} bytes")
     (Path(folder := tempfile.mkdtemp()) / "model.onnx").write_bytes(
-        compose.read("worker", "/models/weather/model.onnx")
+        compose.read("worker", "/models/starter/model.onnx")
     )
 
     def shares() -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 from tidecast.service.broker.port import DYNAMIC, Batch, Membership, OutgoingBatch
 from tidecast.service.errors import BrokerError, InstanceFenced
 
-PATIENCE_S = 20.0  # a limit, not an expectation
+PATIENCE_S = 60.0  # a limit, not an expectation
 
 
 def fill(port, topic, count, *, partition=None, start=0):

@@ -11,9 +11,9 @@ import yaml
 
 from tests.support.models import counting_model
 from tests.support.prometheus import names_of, program
+from tidecast.service.input.rejected import DeadLetterReason
 from tidecast.service.model.session import Model
 from tidecast.service.observability.metrics import Metrics
-from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

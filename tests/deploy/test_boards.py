@@ -13,9 +13,9 @@ import yaml
 
 from tests.support.models import counting_model
 from tests.support.prometheus import names_of
+from tidecast.service.input.rejected import DeadLetterReason
 from tidecast.service.model.session import Model
 from tidecast.service.observability.metrics import Metrics
-from tidecast.service.pipeline.dead_letters import DeadLetterReason
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}

@@ -52,6 +52,9 @@ def test_every_name_of_the_training_config_is_on_its_page():
     for section in msgspec.structs.fields(Config):
         if section.name == "name":
             continue
+        if section.name == "input":  # the topic's own table
+            assert "`[input]`" in page("docs/training.md")
+            continue
         for field in msgspec.structs.fields(section.type):
             assert f"`{section.name}.{field.name}`" in page("docs/training.md")
 

@@ -19,6 +19,7 @@ from tests.support.checkout import copy_tree
 from tests.support.printed import printed, spans
 from tests.support.weather import paste
 from tidecast.service.broker.embedded import jars
+from tidecast.service.model.session import Model
 
 # The README's ports may be in use here: its commands get a network of their own, with nothing in it but loopback.
 OWN_NETWORK = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
@@ -81,8 +82,15 @@ kill %1 && wait %1"""
     assert "tidecast_forecasts_total 26115" in served
     assert '"hidden_0"' in served
     assert "JFK" in states and "hidden_0" in states
-    kept = [json.loads(line) for line in (folder / "build/states.jsonl").read_text().splitlines()]
-    assert {each["series"] for each in kept} == {"EWR", "JFK", "LGA"}
+    *kept, last = [json.loads(line) for line in (folder / "build/states.jsonl").read_text().splitlines()]
+    assert {each["series"] for each in kept} == {"EWR", "JFK", "LGA"} and last == {"states": 3}
+
+
+def test_the_readmes_starter_is_a_model_that_a_worker_accepts(folder):
+    done = paste(printed("starter"), folder)
+    assert done.returncode == 0, done.stderr
+    spec = Model.load(folder / "build/starter").spec
+    assert (spec.targets, spec.horizon, len(spec.features)) == (["temp"], 24, 7)
 
 
 @pytest.mark.timeout(600)
@@ -96,7 +104,10 @@ def test_make_demo_with_seconds_as_the_readme_says_is_shorter(folder, tmp_path):
     (tree / ".venv").symlink_to(sys.prefix)
     done = paste(f"cd {tree}; {shorter}", folder)
     assert done.returncode == 0, done.stderr
-    assert "live: 10h of weather readings per second, for 20 s." in done.stderr
+    assert "live: 4d of weather readings per second, for 20 s." in done.stderr
+    assert "the trained model runs next to the starter" in done.stderr
+    for name in ("starter", "weather"):  # each has its figures, on the same readings
+        assert re.search(rf"^ +{name}: mean absolute error \d+\.\d\d °F 1h ahead, ", done.stdout, re.MULTILINE), name
     made, read = re.search(r"^([\d,]+) forecasts for ([\d,]+) readings", done.stdout, re.MULTILINE).groups()
     assert made == read  # none is still on its way when it ends
     assert "next, a data file of your own: .venv/bin/tidecast inspect FILE.csv" in done.stderr

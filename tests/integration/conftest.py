@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.counted import Counted
 from tests.support.models import counting_model
+from tests.support.registry import running as running_registry
 from tests.support.serving import CLIENT, Topics
 from tidecast.service.broker.connect import CLIENTS, connect
 
@@ -60,6 +61,13 @@ def topics(broker, client):
 def model(tmp_path_factory):
     """The counting model's directory."""
     return counting_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    """The URL of the Confluent API of a real schema registry, which tests share: they make subjects of their own."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A real Kafka that asks who is there: TLS with SASL on one port, TLS with certificates of both sides on another."""
 
-import socket
 from types import SimpleNamespace
 
 import trustme
@@ -20,6 +19,7 @@ from kafka.admin import (
 )
 
 from tests.support.kafka import own_kafka
+from tidecast.service.broker.embedded.server import free_port
 from tidecast.service.broker.security import Security
 from tidecast.service.config.secrets import Secret
 
@@ -27,12 +27,6 @@ LIMITED = "bob"  # may do what he is allowed, with the same password
 CHANGING = "carol"  # made by the test that changes the password
 USER, PASSWORD = "alice", "s3cret-\"pass'word\\of-alice"
 KEY_PASSWORD = "k3y-pass-of-the-certificate"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def write_key_and_chain(path, issued, *, password=None, key_only=False):
@@ -110,11 +104,11 @@ class SecuredKafka:
         admin.alter_user_scram_credentials([UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_512, password)])
         admin.close()
 
-    def take_away(self, topic):
-        """LIMITED may do nothing with the topic any more."""
+    def take_away(self, topic, operation="ANY"):
+        """LIMITED may not do this with the topic any more, or nothing at all."""
         admin = KafkaAdminClient(bootstrap_servers=self.open)
         pattern = ResourcePatternFilter(ResourceType.TOPIC, topic, ACLResourcePatternType.LITERAL)
-        admin.delete_acls([ACLFilter(f"User:{LIMITED}", "*", ACLOperation.ANY, ACLPermissionType.ANY, pattern)])
+        admin.delete_acls([ACLFilter(f"User:{LIMITED}", "*", ACLOperation[operation], ACLPermissionType.ANY, pattern)])
         admin.close()
 
     def allow(self, rights):

@@ -62,6 +62,32 @@ def test_a_member_that_the_group_has_thrown_out_joins_again_and_gets_its_share(k
     close(members)
 
 
+def test_a_member_that_was_evicted_and_one_that_is_new_both_get_a_share_and_no_partition_is_without_an_owner(
+    kafka, broker, topic
+):
+    """An evicted member of kafka-python claimed what it had lost. It was to give one of these up to the new member, had
+    nothing to give up, and nobody asked for the rebalance that would have followed."""
+    name = topic(partitions=5)
+    members = [Member(kafka, name, name) for _ in range(2)]
+    poll_until([m.consumer for m in members], lambda: sorted(len(m.assigned) for m in members) == [2, 3])
+    out = max(members, key=lambda m: len(m.assigned))  # from which the new member gets its share
+    member_id = out.consumer._kafka._coordinator.group_metadata().member_id
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    admin.remove_group_members(name, [MemberToRemove(member_id=member_id)])
+    new = Member(kafka, name, name)
+
+    def both_wait():
+        found = admin.describe_groups([name])[name]
+        return found["group_state"] == "PreparingRebalance" and len(found["members"]) == 3
+
+    poll_until([out.consumer, new.consumer], both_wait)  # for the third, so that all three join together
+    members.append(new)
+    poll_until([m.consumer for m in members], lambda: sorted(len(m.assigned) for m in members) == [1, 2, 2])
+    assert set().union(*(m.assigned for m in members)) == set(range(5))
+    admin.close()
+    close(members)
+
+
 @pytest.mark.parametrize("another", [True, False])
 def test_a_named_member_that_did_not_poll_for_too_long_does_not_take_its_name_back_from_another(kafka, topic, another):
     """As after a stop of the process for minutes; kafka-python forgets then who it was."""

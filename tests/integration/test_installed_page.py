@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.checkout import copy_tree
 from tests.support.printed import printed
-from tests.support.serving import PATIENCE, free_port
+from tests.support.serving import PATIENCE
+from tidecast.service.broker.embedded.server import free_port
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from tests.support.counted import Counted, command_in
 from tests.support.kafka import own_kafka
 from tests.support.serving import PATIENCE, serving
+from tidecast.service import cli
 from tidecast.service.broker.connect import CLIENTS
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 
@@ -112,7 +113,7 @@ def test_of_two_workers_with_one_name_one_ends_with_the_reason_and_every_reading
     t.check()
 
 
-def test_a_kafka_without_a_transaction_coordinator_is_named_and_the_other_delivery_works(model, tmp_path):
+def test_a_kafka_without_a_transaction_coordinator_is_named_and_the_other_delivery_works(model, tmp_path, capsys):
     """A single broker whose transaction log is meant for three, as an image's defaults may be."""
     alone = own_kafka(tmp_path / "kafka", properties={"transaction.state.log.replication.factor": "3"})
     with alone:
@@ -123,4 +124,9 @@ def test_a_kafka_without_a_transaction_coordinator_is_named_and_the_other_delive
             assert f"Kafka at {alone.bootstrap_servers} answers, but has no transaction coordinator" in said
             assert "transaction.state.log.replication.factor=1" in said and "--delivery at-least-once" in said
             t.live(model, "--delivery=at-least-once")
+            assert cli.main(["doctor", *t.flags]) == 1
+            found = capsys.readouterr().out
+            said = said.removeprefix("tidecast: ").partition(" To find out more")[0]
+            assert f"wrong        transactions: {said}" in found
+            assert cli.main(["doctor", *t.flags, "--delivery=at-least-once"]) == 0
             t.broker.close()

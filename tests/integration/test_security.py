@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.secured import CHANGING, KEY_PASSWORD, LIMITED, PASSWORD, SecuredKafka, free_port
+from tests.integration.secured import CHANGING, KEY_PASSWORD, LIMITED, PASSWORD, SecuredKafka
 from tests.support.counted import Counted
 from tests.support.serving import serving
 from tests.support.watching import Watch
 from tests.support.worker_process import tidecast
+from tidecast.service import cli
 from tidecast.service.broker.connect import CLIENTS, connect
+from tidecast.service.broker.embedded.server import free_port
 from tidecast.service.broker.port import OutgoingBatch
+from tidecast.service.doctor.patient import GROUP_RIGHTS, TOPIC_RIGHTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 KINDS = ("SCRAM-SHA-512", "PLAIN", "mTLS")
@@ -200,12 +203,14 @@ def limited(secured, t):
     return [*t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={LIMITED}"]
 
 
-@pytest.mark.parametrize("which", ["readings", "forecasts", "dead"])
-def test_a_right_that_is_taken_away_ends_the_worker_and_is_named(secured, t, model, which):
+@pytest.mark.parametrize(
+    ("which", "what"), [("readings", "ANY"), ("forecasts", "ANY"), ("dead", "ANY"), ("forecasts", "WRITE")]
+)
+def test_a_right_that_is_taken_away_ends_the_worker_and_is_named(secured, t, model, which, what):
     t.feed(3)
     with serving("--model", model, *limited(secured, t), "--broker-timeout-seconds=20") as worker:
         t.read(t.forecasts, t.steps * len(t.series))
-        secured.take_away(getattr(t, which))
+        secured.take_away(getattr(t, which), what)
         t.feed(3)
         t.send([(0, b"s0-0", b"{")])
         code, log = worker.end(signum=None)
@@ -229,14 +234,15 @@ def test_a_worker_needs_no_more_rights_than_the_page_says(secured, t, model):
 def test_a_worker_whose_password_is_changed_ends_and_says_so_once_kafka_asks_again(secured, model):
     """With each client at the same time, since Kafka is started again for it."""
     secured.set_password(CHANGING, PASSWORD)
-    login = [*secured.flags("SCRAM-SHA-512"), f"--kafka-username={CHANGING}", "--broker-timeout-seconds=20"]
+    login = [*secured.flags("SCRAM-SHA-512"), f"--kafka-username={CHANGING}", "--broker-timeout-seconds=40"]
     topics = [Counted(secured.open, 2, 3, client=client) for client in CLIENTS]
     with ExitStack() as running:
         workers = [running.enter_context(serving("--model", model, *each.flags, *login)) for each in topics]
         for worker in workers:
             worker.ready()
+            worker.patience = 150.0  # kafka-python tells why it does not connect after each time limit, not before
         secured.set_password(CHANGING, "an0ther-password")
-        secured.embedded.stop()
+        secured.embedded.kill()  # it is back sooner than after a stop
         secured.embedded.start(print)
         ends = [worker.end(signum=None) for worker in workers]
     for each in topics:
@@ -248,6 +254,77 @@ def test_a_worker_whose_password_is_changed_ends_and_says_so_once_kafka_asks_aga
 def test_a_missing_right_is_named(secured, t, model):
     said = refusal(model, *t.flags, *secured.flags("SCRAM-SHA-512"), f"--kafka-username={LIMITED}")
     assert t.readings in said, said
+
+
+def examined(capsys, *flags):
+    """The lines of `tidecast doctor` that say what is wrong, and all of them."""
+    code = cli.main(["doctor", *flags])
+    out = capsys.readouterr().out
+    no_secret_in(out)
+    lines = [line.partition("  ") for line in out.splitlines()]
+    wrong = [text.strip() for state, _, text in lines if state == "wrong"]
+    assert code == (1 if wrong else 0), out
+    return wrong, out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_doctor_gets_in_with_each_kind_of_login(secured, t, capsys, kind):
+    wrong, out = examined(capsys, *t.flags[1:], *secured.flags(kind))
+    assert wrong == [] and "login: Kafka accepts the connection with TLS" in out
+
+
+def test_the_doctor_says_a_wrong_password_as_a_start_does(secured, t, capsys):
+    wrong_password = f"--kafka-password-file={secured.files.wrong_password}"
+    wrong, out = examined(capsys, *t.flags[1:], *secured.flags("SCRAM-SHA-512"), wrong_password)
+    assert len(wrong) == 1 and "login: " in wrong[0] and "refuses the user 'alice' with SCRAM-SHA-512" in wrong[0]
+    wrong = examined(capsys, *t.flags[1:], f"--bootstrap-servers={secured.sasl}")[0]
+    assert len(wrong) == 1 and "wants TLS: use --security-protocol SSL" in wrong[0]
+    assert "version, rights, transactions" in out and "first correct what is wrong with: login" in out
+
+
+def test_the_doctor_asks_for_no_more_rights_than_a_worker_and_names_each_that_is_missing(secured, t, capsys):
+    flags = [*limited(secured, t), f"--bootstrap-servers={secured.sasl}"]
+    t.feed(1)
+    assert examined(capsys, *flags)[0] == []
+    missing = examined(capsys, *flags, f"--group={t.group[::-1]}")[0]
+    assert len(missing) == 2, missing
+    command = f"kafka-acls.sh --bootstrap-server {secured.sasl} --add --allow-principal User:bob --operation"
+    assert f"lacks READ on the group {t.group[::-1]}" in missing[0] and f"{command} Read --group" in missing[0]
+    assert f"{command} Write --transactional-id {t.group[::-1]} --resource-pattern-type prefixed" in missing[1]
+    secured.take_away(t.forecasts)
+    secured.take_away(t.states)
+    missing = examined(capsys, *flags)[0]
+    assert len(missing) == 2, missing
+    assert f"lacks WRITE on the topic {t.forecasts}" in missing[0]
+    assert f"--operation Read --operation Write --operation DescribeConfigs --topic {t.states}" in missing[1]
+
+
+def test_promote_needs_the_rights_of_the_page_and_names_the_topic_that_it_may_not_write(secured, t):
+    decisions = f"decisions-{t.group}"
+    t.broker.create_topic(decisions, 1)
+    t.broker.create_topic(f"{decisions}-2", 1)
+    reads = [("TOPIC", decisions, "READ"), ("TOPIC", t.readings, "READ"), ("GROUP", t.group, "READ")]
+    secured.allow(reads)
+    flags = [*secured.flags("SCRAM-SHA-512"), f"--kafka-username={LIMITED}", f"--client={t.client}"]
+    where = [*flags, f"--input-topic={t.readings}", f"--group={t.group}", "--broker-timeout-seconds=20"]
+    mine, other = f"--decisions-topic={decisions}", f"--decisions-topic={decisions}-2"
+    model = "m@aaaaaaaaaaaa"
+    assert tidecast("promote", "--list", *where, mine)[0] == 0
+    for words in (["--list", other], [model, other], [model, mine]):
+        code, out, log = tidecast("promote", *where, *words)
+        assert code == 1 and not out and "Traceback" not in log, log
+        assert decisions in log.splitlines()[-1], log
+    secured.allow([("TOPIC", decisions, "WRITE")])
+    assert tidecast("promote", model, *where, mine)[:2] == (0, f"{model} is to answer for {t.group}\n")
+
+
+def test_the_doctor_looks_for_the_rights_of_the_page(t):
+    asked = {(role, right) for role, rights in TOPIC_RIGHTS.items() for right in rights}
+    settings = {t.readings: "input_topic", t.forecasts: "output_topic", t.dead: "dead_letter_topic"}
+    settings[t.states] = "changelog_topic"
+    page = rights_of_the_page(t)
+    assert asked == {(settings[name], right) for kind, name, right in page if kind == "TOPIC"}
+    assert {right for kind, _, right in page if kind == "GROUP"} == set(GROUP_RIGHTS)
 
 
 def test_each_command_connects_with_the_same_flags(secured, t, model, tmp_path):

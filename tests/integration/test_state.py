@@ -4,13 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 from kafka import KafkaProducer
 
 from tests.support.models import counting_spec
 from tests.support.serving import PATIENCE
 from tidecast.service import cli
+from tidecast.service.broker.partitioner import PARTITIONERS
 from tidecast.service.broker.topics import check_compacted
 from tidecast.service.config import loader
+from tidecast.service.state import export_file, placement
+from tidecast.service.state.changelog_admin import SeriesLocation
 from tidecast.service.state.codec import Codec
 
 CODEC = Codec(counting_spec())
@@ -95,3 +99,28 @@ def test_a_group_with_members_is_refused_and_its_offsets_stay(bench, run):
     asking.assign(bench.readings, {0: 0})
     assert asking.committed([0]) == {0: (4, "s=2")}
     asking.close()
+
+
+@pytest.mark.parametrize("partitioner", sorted(PARTITIONERS))
+def test_states_are_imported_into_the_partitions_in_which_a_producer_puts_their_readings(
+    bench, run, tmp_path, partitioner
+):
+    """Without the flag an import is refused, and its sentence has the flag."""
+    names = [f"s{i}" for i in range(40)]
+    file = tmp_path / "states.jsonl"
+    lines = [export_file.to_line(SeriesLocation(0, name.encode()), 3, record(1)) for name in names]
+    file.write_bytes(b"".join([*lines, export_file.last_line(len(lines))]))
+    producer = Producer({"bootstrap.servers": bench.bootstrap_servers, "partitioner": partitioner})
+    for name in names:
+        producer.produce(bench.readings, b"{}", name.encode())
+    producer.flush(PATIENCE)
+    code, _, err = run("import", str(file), "--new-input")
+    assert (code == 0) is (partitioner == "murmur2")
+    if code:
+        assert f"Give --partitioner {partitioner}: it puts all but 0" in err, err
+        assert run("import", str(file), "--new-input", "--partitioner", partitioner)[0] == 0
+    read_in = placement.partitions_read(bench.broker, loader.load({"input_topic": bench.readings}, {}))
+    assert {line["series"]: line["partition"] for line in run("list", "--json")[1]} == {
+        key.decode(): partition for key, partition in read_in.items()
+    }
+    assert len(read_in) == 40 and set(read_in.values()) == {0, 1}

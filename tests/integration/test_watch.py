@@ -93,6 +93,25 @@ def test_invalid_records_and_tombstones_do_not_stop_the_page(topics):
         assert watch.status()["refused"] == len(rubbish) + 2
 
 
+def test_readings_of_another_shape_are_on_the_page_with_their_forecasts(topics, model, tmp_path):
+    t = topics(1)
+    file = tmp_path / "input.toml"
+    file.write_text('[input]\nexplode = "readings"\nkey = "id"\ntime = "../at"\n')
+    t.send([(0, None, msgspec.json.encode({"at": START_MS + i * STEP_MS, "readings": [
+        {"id": name, "value": float(i), "wind": 1.0} for name in ("a", "b")]})) for i in range(5)])  # fmt: skip
+    t.send([(0, None, b'{"at": 1}')])
+    with watching(t, f"--input={file}") as watch:
+        assert history(watch, "a", readings=5)["readings"][1] == [0, 1, 2, 3, 4]
+        assert watch.json("/api/series")["names"] == ["a", "b"]
+        worker = WorkerProcess(*t.flags, f"--model={model}", f"--input={file}")
+        try:
+            assert history(watch, "b", readings=5, forecasts=5)["targets"] == ["value"]
+            watch.until("all are answered", lambda: watch.status()["waiting"] == 0)
+        finally:
+            worker.end()
+        assert watch.status()["refused"] == 1
+
+
 def test_only_the_newest_records_are_read_at_the_start(topics):
     t = topics(1)
     t.send([(0, b"a", value(i)) for i in range(1000)])

@@ -24,6 +24,7 @@ covariates = ["heat"]
 train_until = "{train_until}"
 validate_until = "{validate_until}"
 [model]
+adapt = "none"
 hidden = 8
 horizon = 3
 lags = ["1d"]

@@ -21,8 +21,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tidecast.service.model.model_file import MODEL_FILE
 from tidecast.service.model.onnx_file import content_hash
-from tidecast.service.model.session import MODEL_FILE
 from tidecast.service.model.spec import METADATA_KEY, Diagnostic, ModelSpec, SelfTest, StateSlice, TrainingData
 
 POISON_STATE = 666.0  # as the first feature: next_state becomes infinite

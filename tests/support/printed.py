@@ -20,7 +20,7 @@ _BLOCK = re.compile(
     r"(?:<!-- (?P<kind>run|not run): (?P<mark>[^\n]+?) -->\n)?^```(?P<language>\S*)\n(?P<text>.*?)^```$", re.M | re.S
 )
 _SPAN = re.compile(r"`([^`]+)`")
-_SEPARATOR = re.compile(r"\s*(?:&&|\|\||[;|&])\s*")
+_SEPARATOR = re.compile(r'\s*(?:&&|\|\||[;|&])\s*(?=(?:[^"]*"[^"]*")*[^"]*$)')  # not inside of quotes
 _KEYWORDS = ("do", "until", "while", "if", "then")  # of the shell, before a command
 
 
@@ -75,9 +75,9 @@ def spans() -> Iterator[tuple[str, str]]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each command of a piece of shell; comments, pipes and keywords are left out."""
+    """The words of each command of a piece of shell; comments, pipes, `> FILE` and keywords are left out."""
     for line in text.replace("\\\n", " ").splitlines():
-        for part in _SEPARATOR.split(re.sub(r"(^|\s)#.*", "", line)):
+        for part in _SEPARATOR.split(re.sub(r"(^|\s)#.*|\s>\s\S+", "", line)):
             words = shlex.split(part)
             while words and words[0] in _KEYWORDS:
                 words = words[1:]

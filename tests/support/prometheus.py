@@ -1,4 +1,4 @@
-"""Finds `prometheus` and `promtool`: on the PATH, or in Debian's package, unpacked into a cache, not installed."""
+"""Finds `prometheus` and `promtool`: on the PATH, or in Debian's package, unpacked into a cache; runs one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from tests.support.one_at_a_time import one_at_a_time
+from tidecast.service.broker.embedded.child_process import start_tied
+from tidecast.service.broker.embedded.server import free_port
 
 PACKAGE = "prometheus"  # Debian's and Ubuntu's; it holds both programs, which need nothing but libc
 
@@ -57,3 +63,23 @@ def names_of(registry: CollectorRegistry) -> set[str]:
     """Of all series of a registry."""
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
     return {family.name + suffix for family in registry.collect() for suffix in suffixes.get(family.type, ("",))}
+
+
+@contextmanager
+def running(config: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """The address of a Prometheus with this configuration; its data is in `folder`."""
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(dict(config)))
+    port = free_port()
+    command = [
+        program("prometheus"),
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    ]
+    process = start_tied(command, folder, "log")  # a test that is cut short leaves none behind
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)

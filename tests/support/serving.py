@@ -1,6 +1,5 @@
 """The topics of one test, and a worker on them."""
 
-import socket
 import time
 import uuid
 from contextlib import contextmanager
@@ -8,14 +7,7 @@ from contextlib import contextmanager
 from tests.support.worker_process import PATIENCE, WorkerProcess
 from tidecast.service.broker.connect import connect
 from tidecast.service.broker.port import OutgoingBatch
-from tidecast.service.broker.topics import CHANGELOG_CONFIG
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
+from tidecast.service.broker.topics import CHANGELOG_CONFIG, DECISIONS_CONFIG
 
 CLIENT = "confluent"  # of the workers in tests that are not about a client
 
@@ -28,13 +20,18 @@ class Topics:
         name = uuid.uuid4().hex[:8]
         kinds = ("readings", "forecasts", "dead", "states")
         self.readings, self.forecasts, self.dead, self.states = (f"{kind}-{name}" for kind in kinds)
-        self.group = f"group-{name}"
+        self.decisions, self.group = f"decisions-{name}", f"group-{name}"
         self.broker = connect(bootstrap_servers, timeout_s=30)
         large = {"max.message.bytes": "8388608"}
         self.broker.create_topic(self.readings, partitions, large)
         self.broker.create_topic(self.forecasts, partitions)
         self.broker.create_topic(self.dead, 1, large)
         self.broker.create_topic(self.states, partitions, CHANGELOG_CONFIG)
+
+    def make_decisions(self):
+        """The topic of the decisions, which only workers with shadows need; its flag."""
+        self.broker.create_topic(self.decisions, 1, DECISIONS_CONFIG)
+        return f"--decisions-topic={self.decisions}"
 
     @property
     def flags(self):

@@ -69,6 +69,31 @@ def streams(draw: st.DrawFn) -> list[Sent]:
     return stream
 
 
+_KINDS = ["true"] * 12 + ["ahead", "old", "old at its time", "again", "swapped", "gone"]
+
+
+def poisoned() -> st.SearchStrategy[list[Sent]]:
+    """Two series that are read in time, now and then far ahead of it, and are sent old readings of again."""
+    return st.lists(st.integers(0, 2**20 - 1), max_size=60).map(_poisoned)  # one number is one reading: that is fast
+
+
+def _poisoned(numbers: list[int]) -> list[Sent]:
+    now, stream = dict.fromkeys((b"a", b"b"), 0), []
+    for number in numbers:
+        number, which = divmod(number, len(_KINDS))
+        number, far = divmod(number, 60)
+        number, pace = divmod(number, 7)
+        kind, key = _KINDS[which], (b"a", b"a", b"a", b"b")[number % 4]
+        now[key] += 0 if kind in ("again", "old") else (1, 1, 1, 1, 1, 2, 30)[pace]
+        at = now[key] + {"ahead": (3, 30, 1_439)[far % 3], "swapped": -1}.get(kind, 0)
+        at -= far if kind.startswith("old") else 0
+        timestamp = START_MS + (at if kind == "old at its time" else now[key]) * STEP_MS + 100 * (number % 20)
+        ts, x = START_MS + at * STEP_MS, (float(number % 3), 1.0)
+        value = None if kind == "gone" else json.dumps({"ts": ts, "value": x[0], "wind": x[1]}).encode()
+        stream.append(Sent(key, value, ts, x, timestamp))
+    return stream
+
+
 def cut(stream: list[Sent], sizes: list[int]) -> list[Batch]:
     batches, offset = [], 0
     sizes = list(sizes)

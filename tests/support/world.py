@@ -9,8 +9,8 @@ from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError
+from tidecast.service.input.rejected import DeadLetterReason
 from tidecast.service.observability.metrics import Metrics
-from tidecast.service.pipeline.dead_letters import DeadLetterReason
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.worker.worker import Worker
@@ -153,7 +153,8 @@ class World:
 
     def __init__(self, model, **settings):
         self.model, self.broker, self.now = model, MemoryBroker(), 1_000.0
-        self.settings = Settings(**{"instance": "one", "max_poll_records": 3, "commit_interval_ms": 20} | settings)
+        usual = {"instance": "one", "max_poll_records": 3, "commit_interval_ms": 20, "max_series": 1_000_000}
+        self.settings = Settings(**usual | settings)
         for topic in TOPICS:
             self.broker.create_topic(topic, 2, CHANGELOG_CONFIG if topic == "tidecast-state" else None)
         self.sent = []  # (partition, key, value)
@@ -179,12 +180,13 @@ class World:
             key, json.dumps({"ts": START_MS + step * STEP_MS, "value": value, "wind": 2.0}).encode(), partition
         )
 
-    def worker(self, observer=None, idle=8, batches=10_000, newer=None, after=0, **options):
+    def worker(self, observer=None, idle=8, batches=10_000, newer=None, joining=(), after=0, **options):
         """A worker that stops once nothing more has arrived for `idle` polls, or after so many batches.
 
-        `newer`: a model that is published after so many batches.
+        `newer`: a model that is published after so many batches, and `joining`: shadows that come with it.
         """
-        models, left = [newer] if newer is not None else [], [idle, batches]
+        shadows = *options.get("shadows", ()), *joining
+        models, left = [[newer, *shadows]] if newer is not None else [], [idle, batches]
 
         def published():
             return models.pop() if models and batches - left[1] >= after else None
@@ -197,10 +199,15 @@ class World:
                 worker.stop()
 
         self.observed = ObservedBroker(self.broker, observer or Observer(), polled)
-        self.metrics = Metrics(self.model.spec, DeadLetterReason, wall=lambda: START_MS / 1_000 + 3_600)
-        worker = Worker(self.settings, self.model, self.observed, self.metrics, newer_model=published,
+        spec = None if self.model is None else self.model.spec
+        self.metrics = Metrics(spec, DeadLetterReason, wall=lambda: START_MS / 1_000 + 3_600)
+        worker = Worker(self.settings, self.work(), self.observed, self.metrics, newer_models=published,
                         clock=lambda: self.now, wall=lambda: self.now, **options)  # fmt: skip
         return worker
+
+    def work(self):
+        """What the worker does; a world of routers has one of these."""
+        return self.model
 
     def live(self, observer=None, **options):
         """One life of a worker, until it ends or is killed."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tidecast.service.errors import UsageError
+from tidecast.service.input.config import parse_input, read_input
 from tidecast.training.config import read_config, write_config
 
 CONTRACT = """
@@ -107,3 +110,79 @@ def test_the_config_of_a_model_directory_trains_it_again(tmp_path):
     assert (model / str(again.data.path)).resolve() == tmp_path / "nyc_taxi.csv"
     assert again.model == config.model
     assert again.fit == config.fit
+
+
+MAPPED = (
+    CONTRACT.replace('time = "timestamp"\n', "").replace('series = "station"\n', "")
+    + """
+[input]
+time = "at"
+time_unit = "s"
+key = "{site}/{machine}"
+fields = { passenger_count = { path = "count", scale = 0.5 } }
+skip_if = { quality = ["bad", 0] }
+[input.schema]
+file = "schemas/readings.avsc"
+[input.join]
+tolerance = "5s"
+"""
+)
+
+
+def test_an_input_table_is_kept_as_it_is_in_the_model_directory_and_serves_from_there(tmp_path):
+    config = _read(tmp_path, MAPPED)
+    (model := tmp_path / "model").mkdir()
+    write_config(config, tmp_path / "nyc_taxi.csv", model)
+    again = read_config(model / "config.toml")
+    for read in (again.input, read_input(model / "config.toml")):
+        assert read is not None and config.input is not None
+        assert Path(read.schema.file).resolve() == Path(config.input.schema.file).resolve()
+        assert msgspec.structs.replace(read, schema=config.input.schema) == config.input
+    written = tomllib.loads((model / "config.toml").read_text())["input"]
+    assert written == {
+        "time": "at",
+        "time_unit": "s",
+        "key": "{site}/{machine}",
+        "fields": {"passenger_count": {"path": "count", "scale": 0.5, "offset": 0.0}},
+        "skip_if": {"quality": ["bad", 0]},
+        "schema": {"file": "../schemas/readings.avsc"},
+        "join": {"tolerance": "5s", "deadline": "0"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (
+            CONTRACT.replace('time = "timestamp"\n', ""),
+            "data.time must be the column of times, or there must be a table",
+        ),
+        (MAPPED.replace("[data]", '[data]\ntime = "t"'), "data.time must be left out where there is a table [input]"),
+        (MAPPED.replace("[data]", '[data]\nseries = "s"'), "data.series must be left out"),
+        (MAPPED.replace('time = "at"', 'tme = "at"'), "[input] has the unknown field `tme`"),
+        (CONTRACT.replace("[data]", 'input = "a.toml"\n[data]'), "Expected `object | null`, got `str`"),
+    ],
+)
+def test_a_config_says_only_once_how_its_file_is_read(tmp_path, text, wrong):
+    with pytest.raises(UsageError) as error:
+        _read(tmp_path, text)
+    assert wrong in str(error.value)
+
+
+def test_another_table_takes_the_place_of_the_configs_own_columns_but_not_of_a_series_for_each_column(tmp_path):
+    table = parse_input({"time": "mine"})
+    (tmp_path / "c.toml").write_text(CONTRACT)
+    config = read_config(tmp_path / "c.toml", instead=table)
+    assert (config.input, config.data.time, config.data.series) == (table, None, None)
+    (tmp_path / "c.toml").write_text(CONTRACT.replace('"station"', '"columns"'))
+    with pytest.raises(UsageError, match="columns"):
+        read_config(tmp_path / "c.toml", instead=table)
+
+
+def test_a_preset_is_written_out_with_what_was_set_otherwise(tmp_path):
+    plain = CONTRACT.replace('time = "timestamp"\n', "").replace('series = "station"\n', "")
+    config = _read(tmp_path, plain + '[input]\npreset = "telegraf"\nkey = "@key"\n')
+    write_config(config, tmp_path / "nyc_taxi.csv", tmp_path)
+    read = read_config(tmp_path / "config.toml").input
+    assert config.input is not None and config.input.time == "timestamp"
+    assert read == msgspec.structs.replace(config.input, preset="")

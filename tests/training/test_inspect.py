@@ -47,7 +47,7 @@ def load(steps, week=8.0):
 
 
 def run(file, capsys, **given):
-    names = ("targets", "time", "series", "write_config", "plots")
+    names = ("targets", "time", "series", "write_config", "plots", "input")
     args = argparse.Namespace(file=str(file), json=given.pop("json", False), **{n: given.get(n) for n in names})
     assert command.run(args) == 0
     return capsys.readouterr().out
@@ -171,12 +171,19 @@ def test_unsorted_rows_and_many_duplicates_are_reported(tmp_path):
     assert found.order.first_duplicate == hours(200)[119]
 
 
-def test_two_columns_that_only_together_are_the_key_are_named(tmp_path):
-    rows = [(t, s, v) for t in hours(100) for s in "ab" for v in "xy"]
+def test_two_columns_that_only_together_are_the_key_become_one_key_and_the_config_reads_the_file(tmp_path):
+    rows = [(t, s, v) for t in hours(200) for s in "ab" for v in "xy"]
     time, site, kind = zip(*rows, strict=True)
-    found = inspect(table(tmp_path / "long.csv", {"time": time, "site": site, "kind": kind, "v": load(400)}))
-    assert found.readings.keys.together == ("site", "kind")
-    assert any("'site' and 'kind' together" in note for note in found.notes)
+    target = tmp_path / "config.toml"
+    found = inspect(
+        table(tmp_path / "load.csv", {"time": time, "site": site, "kind": kind, "v": load(800)}), relative_to=tmp_path
+    )
+    target.write_text(found.proposal.text, encoding="utf-8")
+    config = read_config(target)
+    assert config.input is not None and config.input.key == "{site}/{kind}"
+    dataset = load_dataset(config, tmp_path / "load.csv")
+    assert {s.series for s in dataset.stretches} == {"a/x", "a/y", "b/x", "b/y"}
+    assert (dataset.readings, dataset.duplicates) == (800, 0)
 
 
 def test_irregular_readings_are_proposed_without_step_and_lags_and_a_little_jitter_is_not(tmp_path):
@@ -189,14 +196,16 @@ def test_irregular_readings_are_proposed_without_step_and_lags_and_a_little_jitt
 
 
 @pytest.mark.parametrize(
-    ("unit", "usable"), [(1_000, False), (1, True), (0.001, False)], ids=["seconds", "milliseconds", "microseconds"]
+    ("unit", "named"), [(1_000, "s"), (1, None), (0.001, "us")], ids=["seconds", "milliseconds", "microseconds"]
 )
-def test_epochs_are_distinguished_by_their_size_and_those_that_the_trainer_refuses_are_named(tmp_path, unit, usable):
+def test_epochs_are_distinguished_by_their_size_and_the_config_reads_them(tmp_path, unit, named):
     time = [round((START + i * HOUR) / unit) for i in range(300)]
-    found = inspect(table(tmp_path / "load.csv", {"timestamp": time, "load": load(300)}))
-    assert found.time_column.usable is usable
+    file = table(tmp_path / "load.csv", {"timestamp": time, "load": load(300)})
+    found = inspect(file)
     assert found.readings.ts[0] == START and found.steps.step_ms == HOUR
-    assert any("since 1970. The trainer and the producer refuse" in note for note in found.notes) is not usable
+    config = found.proposal.config
+    assert (config.input.time_unit if config.input else None) == named
+    assert load_dataset(config, file).stretches[0].ts[:2].tolist() == [START, START + HOUR]
 
 
 def test_times_that_lost_their_unit_on_the_way_into_the_file_are_doubted(tmp_path):

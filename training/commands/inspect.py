@@ -8,13 +8,15 @@ from pathlib import Path
 import msgspec
 
 from tidecast.service.errors import UsageError
+from tidecast.service.input.config import read_input
 from tidecast.training.commands import folder
 
 HELP = """\
 look at a data file: what is in it, what is wrong with it, and a training config to start from
 
 Finds the time column, the key of the series, the step, gaps, missing values, duplicates, outliers, level shifts and
-seasons of a CSV (also .gz) or Parquet file, and proposes a config that trains."""
+seasons of a CSV (also .gz) or Parquet file, and proposes a config that trains. Where each row holds one value and the
+name of its feature, the config has an [input] table that joins them into readings."""
 EXAMPLE = """\
 tidecast inspect readings.csv
 tidecast inspect readings.csv --targets load,heat --write-config load.toml --plots plots"""
@@ -28,6 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--series", metavar="COLUMN",
         help="the key column; none = one series; columns = each target column is a series of one shared model [found]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--input", metavar="FILE", help="TOML file whose [input] table says how rows become readings [found where each "
+        "row holds one value of one feature: the long form]",
     )  # fmt: skip
     parser.add_argument(
         "--write-config", metavar="FILE", help="write the proposed config here; never over another file"
@@ -45,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if target is not None and target.exists():
         raise UsageError("--write-config would overwrite a file", got=str(target), do="Name another, or remove it.")
     targets = [name.strip() for name in args.targets.split(",") if name.strip()] if args.targets else None
-    options = InspectOptions(time=args.time, series=args.series, targets=targets)
+    table = read_input(args.input) if args.input else None
+    options = InspectOptions(time=args.time, series=args.series, targets=targets, table=table)
     found = inspect(args.file, options, relative_to=target.parent if target is not None else None)
     if target is not None:
         folder(target.parent)

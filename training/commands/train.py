@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from tidecast.service.errors import UsageError
+from tidecast.service.input.config import read_input
 from tidecast.training.commands import folder
 from tidecast.training.config import Config, check, read_config
 
@@ -20,6 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the training config, a TOML file")
     parser.add_argument("--out", required=True, metavar="DIR", help="the model directory to write")
     parser.add_argument("--data", metavar="FILE", help="CSV or Parquet, instead of the config's data.path")
+    parser.add_argument("--input", metavar="FILE", help="TOML file whose [input] table says how the data file is read, "
+                        "instead of the config's [input], data.time and data.series")  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="instead of fit.seed")
     parser.add_argument("--threads", type=int, metavar="N", help="instead of fit.threads (0 = one for each core)")
     parser.add_argument("--epochs", type=int, metavar="N", help="instead of fit.epochs")
@@ -31,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, check, write, and print the table of the test rows."""
     config_path = Path(args.config)
-    config = read_config(config_path)
+    config = read_config(config_path, instead=read_input(args.input) if args.input else None)
     overrides = {name: getattr(args, name) for name in ("seed", "threads", "epochs") if getattr(args, name) is not None}
     dates = {name: getattr(args, name) for name in ("train_until", "validate_until") if getattr(args, name) is not None}
     config = msgspec.structs.replace(

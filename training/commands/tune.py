@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.out)
     folder(out)
-    dataset = without_test_rows(load_dataset(config, data), config.validate_until_ms)
+    whole = load_dataset(config, data)
+    for sentence in whole.rows:
+        print(f"{data}: {sentence}.", file=sys.stderr)
+    dataset = without_test_rows(whole, config.validate_until_ms)
     wanted = Search(config, dataset, data, out, args.minutes, args.trials)
     study = search(wanted, lambda text: print(text, file=sys.stderr, flush=True))
     best = write_best(study, wanted)

@@ -6,14 +6,15 @@ series again, a second reading for the same time is dropped. So the model is tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecast.service.datafiles.table import Table, file_sha256, read_table
+from tidecast.service.datafiles.table import Table, file_sha256
 from tidecast.service.errors import DataError
+from tidecast.service.input.files import DataFile
 from tidecast.service.timestamps import format_time, missing_steps
 from tidecast.training.config import Config
 from tidecast.training.data.outliers import treat
@@ -34,6 +35,7 @@ class Dataset:
     missing: dict[str, int]  # feature -> missing values
     outliers: dict[str, int]  # feature -> outliers in training rows
     quality: DataQuality  # what else was found, and where
+    rows: list[str] = field(default_factory=list)  # with a table [input]: what became of rows that are not readings
 
 
 def load_dataset(config: Config, path: Path) -> Dataset:
@@ -42,11 +44,12 @@ def load_dataset(config: Config, path: Path) -> Dataset:
     Raises:
         DataError: the file cannot be read, or it has no reading before `train_until`, or none to validate on.
     """
-    table = read_table(path, config.columns)
+    file = DataFile(path, config.columns, config.input)
+    table = file.table()
     series = np.asarray(table.series)
     stretches: list[Stretch] = []
-    duplicates = 0
-    quality = DataQuality()
+    duplicates = file.counts.doubled
+    quality = DataQuality(contradictions=file.counts.contradictions)
     names = list(dict.fromkeys(table.series))
     for name in names:
         mine = np.flatnonzero(series == name)
@@ -74,6 +77,7 @@ def load_dataset(config: Config, path: Path) -> Dataset:
         missing=dict(zip(config.features, counts.tolist(), strict=True)),
         outliers=outliers,
         quality=quality,
+        rows=file.counts.sentences(),
     )
     _need_rows(dataset, config, path)
     return dataset

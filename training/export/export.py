@@ -23,7 +23,7 @@ from tidecast.service.model.session import Model
 from tidecast.service.model.spec import METADATA_KEY, ModelSpec, SelfTest, TrainingData
 from tidecast.training.config import Config
 from tidecast.training.data.dataset import Dataset
-from tidecast.training.export.parity import fold, sequences, torch_step
+from tidecast.training.export.parity import Floats, Stateful, Times, fold, sequences, torch_step
 from tidecast.training.model.forecaster import Forecaster
 
 OPSET = 20
@@ -111,13 +111,13 @@ def describe(
         diagnostics=model.diagnostics,
         training_data=TrainingData(dataset.sha256, int(training.min()), int(training.max()), len(training)),
         metrics=metrics,
-        self_test=_self_test(model, dataset),
+        self_test=self_test(model, *sequences(model, dataset, 1, seed=7)),
         units=config.data.units,
     )
 
 
-def _self_test(model: Forecaster, dataset: Dataset) -> SelfTest:
-    x, ts = sequences(model, dataset, 1, seed=7)
+def self_test(model: Stateful, x: Floats, ts: Times) -> SelfTest:
+    """The last forecast after the first readings of x [1, steps, features], ts [1, steps] ms."""
     x, ts = x[:, :SELF_TEST_STEPS], ts[:, :SELF_TEST_STEPS]
     y = fold(torch_step(model), model.initial_state().numpy(), x, ts)[0, -1]
     rows = [[None if np.isnan(v) else float(v) for v in row] for row in x[0]]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecast.service.datafiles.cells import MISSING
+from tidecast.service.datafiles.cells import MISSING, is_number
 from tidecast.service.datafiles.table import csv_cells, header
 from tidecast.service.errors import DataError
 
@@ -73,7 +73,7 @@ def _check_header(path: Path, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path} has more than one column of the same name", got=twice[0], do="Rename all but one.")
-    if len([name for name in names if _is_number(name)]) > len(names) / 2:
+    if len([name for name in names if is_number(name)]) > len(names) / 2:
         raise DataError(
             f"{path} has no header: its first line is a row of numbers",
             got=",".join(names)[:60],
@@ -165,11 +165,3 @@ def _read_parquet(path: Path) -> list[Column]:
     if not columns:
         raise DataError(f"{path} has no columns")
     return columns
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tidecast.service.errors import DataError
+from tidecast.service.errors import DataError, UsageError
+from tidecast.service.input.config import InputConfig
+from tidecast.service.input.files import FileCounts
 from tidecast.service.timestamps import format_duration, format_time
 from tidecast.training.inspection.columns import Column, read_columns
 from tidecast.training.inspection.findings import (
@@ -26,6 +28,7 @@ from tidecast.training.inspection.findings import (
     sort_readings,
     value_names,
 )
+from tidecast.training.inspection.input_table import Source, by_table, find_table, find_wide_table
 from tidecast.training.inspection.proposal import Proposal, propose, trained_range
 from tidecast.training.inspection.roles import Role, find_keys, find_roles
 from tidecast.training.inspection.seasons import Seasons, find_seasons, on_grid
@@ -43,6 +46,7 @@ class InspectOptions:
     time: str | None = None
     series: str | None = None  # a column, "columns" or "none"
     targets: list[str] | None = None
+    table: InputConfig | None = None  # how rows become readings, instead of time and series
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,16 @@ class Inspection:
     steps: StepSummary
     values: dict[str, Values]
     proposal: Proposal
+    rows: FileCounts  # with a table, what became of the file's rows
     notes: list[str] = field(default_factory=list)  # what to know or do before training, the gravest first
 
     def report(self) -> dict[str, object]:
         """The same without the data, for JSON."""
         return {
             "path": str(self.path),
-            "rows": len(self.time_column.ts),
+            "rows": self.rows.rows or len(self.time_column.ts),
+            "readings": len(self.time_column.ts),
+            "rows_not_used": self.rows.sentences(),
             "columns": self.roles,
             "time": {
                 "column": self.time_column.name,
@@ -98,10 +105,8 @@ def inspect(path: Path | str, options: InspectOptions | None = None, *, relative
         UsageError: a chosen target cannot be forecast.
     """
     path, options = Path(path), options or InspectOptions()
-    columns = read_columns(path)
-    time_column = find_time_column(columns, str(path), options.time)
-    keys = find_keys(columns, time_column, str(path), options.series)
-    roles = find_roles(columns, time_column, keys)
+    source = _source(path, options)
+    columns, time_column, keys, roles = source.columns, source.time_column, source.keys, source.roles
     values_of = [column.numbers for column in columns if column.numbers is not None]
     readings, order = sort_readings(time_column.ts, keys, values_of)
     steps = _steps(path, readings, order)
@@ -126,10 +131,28 @@ def inspect(path: Path | str, options: InspectOptions | None = None, *, relative
         options.targets,
         each_column,
         relative_to=relative_to or Path.cwd(),
+        table=source.table,
     )
-    found_all = Inspection(path, columns, roles, time_column, readings, order, steps, values, proposal)
+    found_all = Inspection(path, columns, roles, time_column, readings, order, steps, values, proposal, source.counts)
     found_all.notes.extend(_notes(found_all, by_name))
     return found_all
+
+
+def _source(path: Path, options: InspectOptions) -> Source:
+    columns = read_columns(path)
+    if options.table is not None:
+        for flag, given in (("--time", options.time), ("--series", options.series)):
+            if given is not None:
+                raise UsageError(f"the table of --input says what {flag} would say", do="Leave one of them out.")
+        return by_table(path, columns, options.table)
+    time_column = find_time_column(columns, str(path), options.time)
+    table = find_table(columns, time_column) if options.series is None else None
+    if table is not None:
+        return by_table(path, columns, table, time_column.form)
+    keys = find_keys(columns, time_column, str(path), options.series)
+    if options.series != "columns" and (table := find_wide_table(columns, time_column, keys)) is not None:
+        return by_table(path, columns, table, time_column.form)
+    return Source(columns, time_column, keys, find_roles(columns, time_column, keys))
 
 
 def _steps(path: Path, readings: SortedReadings, order: Order) -> StepSummary:
@@ -163,6 +186,14 @@ def _without_rows(values: Values) -> dict[str, object]:
 def _notes(of: Inspection, by_name: dict[str, Column]) -> list[str]:
     """Sentences for the user; each says what was found and what follows from it."""
     out = []
+    table = of.proposal.config.input
+    if table is not None and table.long:
+        out.append(
+            f"Each row holds one value: {table.value}, of the feature that {table.name or 'the table'} names. By the "
+            f"table input of the config, {of.rows.rows:,} rows are {count(len(of.time_column.ts), 'reading')}. "
+            "(--series COLUMN takes each row as a reading.)"
+        )
+    out += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in of.rows.sentences()]
     if not of.time_column.usable:
         out.append(
             f"Column {of.time_column.name!r} counts {of.time_column.form.split()[1]} since 1970. The trainer and the "

@@ -11,8 +11,10 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import tomli_w
 
 from tidecast.service.errors import UsageError
+from tidecast.service.input.config import InputConfig, input_table
 from tidecast.service.timestamps import format_duration, format_time, parse_time
 from tidecast.training.config import Config, DataConfig, FitConfig, ModelConfig, check
 from tidecast.training.inspection.columns import Column
@@ -38,7 +40,7 @@ class Proposal:
 
 def propose(
     path: Path, time: str, of: SortedReadings, steps: StepSummary, values: dict[str, Values], targets: list[str] | None,
-    each_column: bool, *, relative_to: Path,
+    each_column: bool, *, relative_to: Path, table: InputConfig | None = None,
 ) -> Proposal:  # fmt: skip
     """The config for this file, its path relative to the directory `relative_to`.
 
@@ -54,9 +56,9 @@ def propose(
     units = {name: str(values[name].unit) for name in [*chosen, *covariates] if values[name].unit}
     data = DataConfig(
         path=os.path.relpath(path.resolve(), relative_to.resolve()),
-        time=time,
+        time=time if table is None else None,
         step=format_duration(step),
-        series="columns" if each_column else of.keys.column,
+        series="columns" if each_column else of.keys.column if table is None else None,
         targets=chosen,
         covariates=covariates,
         train_until=train,
@@ -66,11 +68,13 @@ def propose(
     if any(values[name].outliers for name in chosen) or any(values[name].far for name in covariates):
         data = msgspec.structs.replace(data, outliers="mask")
     name = re.sub(r"[^A-Za-z0-9]+", "-", path.name.split(".")[0]).strip("-").lower() or "series"
-    config = Config(
-        name=name, data=data, model=ModelConfig(horizon=horizon, lags=lags, calendar=calendar), fit=FitConfig()
-    )
+    model = ModelConfig(horizon=horizon, lags=lags, calendar=calendar)
+    config = Config(name=name, data=data, model=model, fit=FitConfig(), input=table)
     check(config)
-    return Proposal(config, _text(config, why, far, steps, of, values), left_out)
+    text = _text(config, why, far, steps, of, values)
+    if table is not None:
+        text += "\n" + tomli_w.dumps({"input": input_table(table, relative_to)})
+    return Proposal(config, text, left_out)
 
 
 def trained_range(column: Column, of: SortedReadings, until: str) -> tuple[float, float]:
@@ -174,7 +178,7 @@ def _text(config: Config, why: str, far: str, steps: StepSummary, of: SortedRead
     )
     rows: list[tuple[str, object, str]] = [
         ("path", data.path, ""),
-        ("time", data.time, ""),
+        *([("time", data.time, "")] if data.time else []),
         ("step", data.step, "irregular: each step is as long as it is" if data.step == "0" else f"median; {exact}"),
     ]
     if data.series:

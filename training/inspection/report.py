@@ -58,7 +58,8 @@ def _overview(found: Inspection) -> Table:
     table = _table(str(found.path), "", "")
     table.show_header = False
     rows, first, last = len(found.time_column.ts), int(found.readings.ts.min()), int(found.readings.ts.max())
-    table.add_row("rows", f"{rows:,} of {len(found.columns)} columns")
+    mapped = f"{found.rows.rows:,}, which the table input makes {count(rows, 'reading')}"
+    table.add_row("rows", mapped if found.rows.rows else f"{rows:,} of {len(found.columns)} columns")
     table.add_row("time", f"{found.time_column.name} ({found.time_column.form})")
     table.add_row("period", f"{format_time(first)} to {format_time(last)}, {_long(last - first)}")
     if keys.column is None:

@@ -63,18 +63,18 @@ def find_keys(columns: list[Column], time_column: TimeColumn, path: str, given: 
         if given not in by_name:
             raise DataError(f"{path} has no column {given!r}", do=f"Its columns are {', '.join(by_name)}.")
         return _keys(by_name[given], path)
-    repeats = _repeats(time_column.ts, alone.codes)
+    repeated = repeats(time_column.ts, alone.codes)
     candidates: list[tuple[int, int, int, Keys]] = []
     for place, column in enumerate(columns):
-        if column.name == time_column.name or not _may_be_key(column):
+        if column.name == time_column.name or not may_be_key(column):
             continue
         keys = _keys(column, None)
         if not 1 <= len(keys.names) <= max(1, rows // 3):
             continue
-        left = _repeats(time_column.ts, keys.codes)
-        named = _words(column.name) & KEY_WORDS
-        splits = repeats > LEAST_REPEATS * rows and left < repeats
-        if splits or (not repeats and named and column.texts is not None and "" not in keys.names):
+        left = repeats(time_column.ts, keys.codes)
+        named = words(column.name) & KEY_WORDS
+        splits = repeated > LEAST_REPEATS * rows and left < repeated
+        if splits or (not repeated and named and column.texts is not None and "" not in keys.names):
             candidates.append((left, 0 if named else 1, len(keys.names) * 1000 + place, keys))
     if not candidates:
         return alone
@@ -82,9 +82,9 @@ def find_keys(columns: list[Column], time_column: TimeColumn, path: str, given: 
     if best[0] > 0.01 * rows:
         for (_, _, _, a), (_, _, _, b) in itertools.combinations(candidates, 2):
             both = a.codes * len(b.names) + b.codes
-            if a.column and b.column and _repeats(time_column.ts, both) < 0.1 * best[0]:
+            if a.column and b.column and repeats(time_column.ts, both) < 0.1 * best[0]:
                 return Keys(best[3].column, best[3].names, best[3].codes, (a.column, b.column))
-        if best[0] > 0.5 * repeats:
+        if best[0] > 0.5 * repeated:
             return alone
     if best[3].column is not None and "" in best[3].names:
         _keys(by_name[best[3].column], path)  # says which row has none
@@ -138,7 +138,7 @@ def _why_not(column: Column, time_column: TimeColumn) -> str:
         return "part of the calendar: the model makes it from the time"
     if whole and len(known) == len(values) and _counts_rows(values):
         return "counts the rows"
-    if known.min() >= 0 and 355 <= known.max() <= 360 and _words(column.name) & {
+    if known.min() >= 0 and 355 <= known.max() <= 360 and words(column.name) & {
         "dir", "direction", "angle", "heading", "bearing", "azimuth", "deg", "degrees",
     }:  # fmt: skip
         return "an angle, where 0 and 360 are the same: its sine and cosine would serve"
@@ -182,14 +182,15 @@ def _copy_of(values: Floats, kept: list[tuple[str, Floats]]) -> str:
     return ""
 
 
-def _may_be_key(column: Column) -> bool:
+def may_be_key(column: Column) -> bool:
+    """Whether its cells can name series."""
     if column.texts is not None:
         return True
     values = column.numbers
     if values is None or np.isnan(values).any() or not (values == np.floor(values)).all():
         return False
     # A whole number is a key only by its name: counts and switches repeat too.
-    return bool(_words(column.name) & KEY_WORDS)
+    return bool(words(column.name) & KEY_WORDS)
 
 
 def _keys(column: Column, path: str | None) -> Keys:
@@ -205,12 +206,13 @@ def _keys(column: Column, path: str | None) -> Keys:
     return Keys(column.name, list(number), np.array([number[text] for text in texts], dtype=np.int64))
 
 
-def _repeats(ts: Int64, codes: Int64) -> int:
+def repeats(ts: Int64, codes: Int64) -> int:
     """Readings with the same time and key as an earlier one."""
     order = np.lexsort((ts, codes))
     return int(((np.diff(ts[order]) == 0) & (np.diff(codes[order]) == 0)).sum())
 
 
-def _words(name: str) -> set[str]:
+def words(name: str) -> set[str]:
+    """The words in a column's name, in lower case."""
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()
     return set(re.split(r"[^a-z]+", spaced)) - {""}

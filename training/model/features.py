@@ -68,7 +68,7 @@ class FeatureBuilder(nn.Module):
         self.leads = sorted({1, *(max(1, round(self.h * f)) for f in (0.25, 0.5, 0.75)), self.h})
 
         self.units = Units(self.d, self.d + self.c, model.transform, local=model.scale == "local")
-        self.calibration = OnlineCalibration(config)
+        self.calibration = OnlineCalibration.of(config)
         experts = 1 + (model.experts or 0)
         self.calendar = Calendar(
             [name for name in ("day", "week", "year") if name in model.calendar],

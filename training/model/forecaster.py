@@ -23,10 +23,14 @@ from torch import Tensor, nn
 from tidecast.service.model.spec import Diagnostic
 from tidecast.training.config import Config
 from tidecast.training.model.features import FeatureBuilder, Memory, StepFeatures, StretchFeatures
-from tidecast.training.model.online_calibration import Observed, QuantileFan
+from tidecast.training.model.online_calibration import NARROWEST_SPAN, Observed, QuantileFan
+from tidecast.training.model.online_mixture import OnlineMixture, columns
+from tidecast.training.model.online_recipe import Recipe
 from tidecast.training.model.recurrent import Head, Recurrent
 from tidecast.training.model.state_layout import Parts, StateLayout
 
+ONLINE = "online_"  # before the names of the online mixture's slices
+DECISIVE = 12  # `simple_power` of the online mixture: a trained path that is better is hardly mixed with others
 SOFTPLUS_FROM = 80.0  # beyond it exp would leave float32
 
 
@@ -47,6 +51,9 @@ class Forecaster(FeatureBuilder):
             Head(model.hidden + width, model.hidden, outputs, model.dropout) for _ in range(self.members_count)
         )
         self.dropout = nn.Dropout(model.dropout)
+        self.online: OnlineMixture | None = None
+        if model.adapt == "online" and self.step_ms > 0:
+            self.online = OnlineMixture(self.step_ms, self.h, Recipe(simple_power=DECISIVE), outside=True)
         self.layout = self._layout()
         self.slices, self.state_size = self.layout.slices, self.layout.size
 
@@ -67,6 +74,9 @@ class Forecaster(FeatureBuilder):
             *self.calibration.layout,
         ]
         queues = ["values", "covariates", *(name for name, _ in rest if name.startswith("pending_"))]
+        if self.online is not None:
+            rest += [(ONLINE + name, (rows, self.d)) for name, rows in self.online.layout]
+            queues += [ONLINE + name for name in self.online.queues]
         return StateLayout(first, rest, queues)
 
     @property
@@ -81,6 +91,10 @@ class Forecaster(FeatureBuilder):
             part = next(s for s in self.slices if s.name == name)
             if size := math.prod(part.shape):
                 state[part.start : part.start + size] = prior.flatten()
+        if self.online is not None:
+            start = next(s.start for s in self.slices if s.name == f"{ONLINE}errors")
+            first = self.online.first_errors().repeat_interleave(self.d)
+            state[start : start + len(first)] = first
         return state
 
     def memory(self, oldest: dict[str, Tensor], kept: dict[str, Tensor]) -> Memory:
@@ -107,12 +121,13 @@ class Forecaster(FeatureBuilder):
             top, following = cell(inputs, oldest[f"hidden_{m}"])
             hidden.append(following)
             fans.append(self.head(head, top, inputs))
-        y, calibrated, score = self.conclude(x, view, memory, after, oldest, kept, self.average(fans))
+        y, calibrated, score = self.conclude(x, ts, view, memory, after, oldest, kept, self.average(fans))
         return y, self.pack(after, hidden, calibrated), score
 
     def conclude(
         self,
         x: Tensor,
+        ts: Tensor,
         view: StepFeatures,
         before: Memory,
         after: Memory,
@@ -124,20 +139,48 @@ class Forecaster(FeatureBuilder):
 
         `fan`: the recurrent path's quantiles, relative to the linear path.
         """
-        due = Observed(x.T[: self.d], view.observed, view.clipped, view.now, view.scale, view.naive, before.age)
-        score, widening, errors = self.calibration(self.units, due, oldest)
+        naive, least = self.units.unscale(view.naive), (NARROWEST_SPAN * self.units.small())[:, None]
+        due = Observed(x.T[: self.d], view.observed, view.clipped, view.now, view.scale, naive, before.age, least)
+        score, widening, errors = self.calibration(due, oldest)
         middle = view.linear + self.calibration.share(errors) * fan.middle
         said = self.calibration.quantile_rows(QuantileFan(middle, self.calibration.stretched(fan.reach, widening)))
         linear, recurrent = view.linear, view.linear + fan.middle
         if view.center is not None and view.scale is not None:
             center, scale = view.center.repeat(self.h, 1), view.scale.repeat(self.h, 1)
             said, linear, recurrent = (part * scale + center for part in (said, linear, recurrent))
+        learned: list[Tensor] = []
+        if self.online is not None:
+            middle = said[self.calibration.center]
+            better, learned = self._learn_on(self.online, x, ts, view.now, oldest, kept, middle)
+            said = said + (better - middle)
         raw = self.units.unscale(said)  # [quantiles, horizon * targets, batch]
         fresh = self.calibration.enqueued(raw, linear, recurrent)
         queues = [part for h, new in zip(self.calibration.scored, fresh, strict=True)
                   for part in (kept.get(f"pending_{h}"), new) if part is not None]  # fmt: skip
         y = self.calibration.by_lead(raw).T.reshape(-1, self.h, self.d, self.q)
-        return y, [widening, errors.flatten(0, 2), *queues], score
+        return y, [widening, errors.flatten(0, 2), *queues, *learned], score
+
+    def _learn_on(
+        self, online: OnlineMixture, x: Tensor, ts: Tensor, now: Tensor, oldest: dict[str, Tensor],
+        kept: dict[str, Tensor], middle: Tensor,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+        """The trained path's `middle` [horizon * targets, batch] scaled, averaged with what the series itself teaches.
+
+        Returns the same shape, and the slices of the online mixture's state [rows * targets, batch].
+        """
+        d, batch = self.d, x.shape[0]
+        there = (~torch.isnan(x.T[:d])).to(x.dtype)
+        names = [ONLINE + name for name, _ in online.layout]
+        said, parts = online(
+            columns(now, d),
+            columns(there, d),
+            ts if d == 1 else ts.repeat(d),
+            *({name.removeprefix(ONLINE): columns(each[name], d) for name in names if name in each}
+              for each in (oldest, kept)),
+            columns(middle, d),
+        )  # fmt: skip
+        better = columns(now, d) + said.ahead
+        return better.reshape(-1, batch), [part.reshape(-1, batch) for part in parts]
 
     def head(self, head: nn.Module, top: Tensor, inputs: Tensor) -> QuantileFan:
         """Quantiles about the linear forecast, in local units, [rows, ...]; top [..., hidden], inputs [..., inputs]."""
@@ -204,7 +247,7 @@ class Forecaster(FeatureBuilder):
             before = self.memory(oldest, kept)
             view, after = self.observe(x[:, t], ts[:, t], before)
             now = QuantileFan(*(part[..., t] for part in fan))
-            y, calibrated, _ = self.conclude(x[:, t], view, before, after, oldest, kept, now)
+            y, calibrated, _ = self.conclude(x[:, t], ts[:, t], view, before, after, oldest, kept, now)
             state = self.pack(after, [oldest[f"hidden_{m}"] for m in range(self.members_count)], calibrated)
             ys.append(y)
         return torch.stack(ys, dim=1)

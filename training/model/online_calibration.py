@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tidecast.service.model.spec import Diagnostic
 from tidecast.training.config import Config
 from tidecast.training.model.expert_mixture import NOTHING, PRIOR_STEPS, WORST, times
-from tidecast.training.model.scaling import Units
 
 EDGE = 0.1  # of an interval's width, over which a hit becomes a miss
 NARROWEST_SPAN = 1e-6  # of an interval, in deviations
@@ -26,7 +25,7 @@ WIDEST_LOG = 1.5  # of logarithms: there an interval is a factor, and twenty tim
 FORGETTING = 0.01  # of the two paths' running errors, a step
 DECISIVENESS = 40.0  # how sharply the better path is preferred
 LINEAR, RECURRENT = 0, 1  # the paths
-QUEUED = 5  # rows of a queue: the median and the interval's ends, raw, and the medians of the two paths, scaled
+QUEUED = 3  # rows of a queue: the median and the interval's ends, raw; then the medians of the two paths, scaled
 
 
 class Observed(NamedTuple):
@@ -37,8 +36,9 @@ class Observed(NamedTuple):
     clipped: Tensor  # [targets, batch] bool
     now: Tensor  # [targets, batch] scaled
     scale: Tensor | None  # [targets, batch] of the local units; None = 1
-    naive: Tensor  # [scored * targets, batch] scaled: the values as many steps before as a lead is long
-    age: Tensor  # [1, batch] steps before this one
+    naive: Tensor  # [scored * targets, batch] raw: the values as many steps before as a lead is long
+    age: Tensor  # [1 or targets, batch] steps before this one
+    least: Tensor  # [targets, 1 or batch] raw: the narrowest an interval counts as
 
 
 class QuantileFan(NamedTuple):
@@ -49,17 +49,23 @@ class QuantileFan(NamedTuple):
 
 
 class OnlineCalibration(nn.Module):
-    """Scores at `scored` leads; its part of the state is `widening`, `path_errors` and a queue for each lead."""
+    """Scores at `scored` leads; its part of the state is `widening`, `path_errors` and a queue for each lead.
+
+    A model with one path (`paths` = 0) has no `path_errors`.
+    """
 
     factors: Tensor  # [horizon, targets, quantiles]
     between: Tensor  # [horizon, scored] weights of the scored leads for each lead
     prior: Tensor  # [scored, 2, targets] the paths' running errors before anything is known
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, targets: list[str], horizon: int, scored: list[int], quantiles: list[float], adaptation: float,
+        widest: float, *, paths: int,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.targets, self.d, self.h = config.targets, len(config.targets), config.model.horizon
-        self.scored, self.adaptation = config.score_horizons, config.model.interval_adaptation
-        self.quantiles, self.q = config.model.quantiles, len(config.model.quantiles)
+        self.targets, self.d, self.h, self.paths = targets, len(targets), horizon, paths
+        self.scored, self.adaptation, self.widest = scored, adaptation, widest
+        self.quantiles, self.q = quantiles, len(quantiles)
         self.center = min(range(self.q), key=lambda i: abs(self.quantiles[i] - 0.5))
         # The quantiles from the centre outwards: below and above in turn, then what is left of the longer side.
         away = range(1, self.q)
@@ -67,16 +73,24 @@ class OnlineCalibration(nn.Module):
         self.order = [self.center, *(k for ring in rings for k in ring)]
         self.rings = [ring for ring in rings if ring]
         self.level = round(self.quantiles[-1] - self.quantiles[0], 6)
-        self.widest = WIDEST_LOG if config.model.transform == "log" else WIDEST
-        self.register_buffer("factors", torch.ones(config.model.horizon, self.d, self.q))
-        self.register_buffer("between", _between(self.scored, config.model.horizon))
-        self.register_buffer("prior", torch.ones(len(self.scored), 2, self.d))
+        self.register_buffer("factors", torch.ones(horizon, self.d, self.q))
+        self.register_buffer("between", _between(self.scored, horizon))
+        self.register_buffer("prior", torch.ones(len(self.scored), paths, self.d))
+
+    @classmethod
+    def of(cls, config: Config) -> OnlineCalibration:
+        """That of a trained model."""
+        widest = WIDEST_LOG if config.model.transform == "log" else WIDEST
+        model = config.model
+        return cls(config.targets, model.horizon, config.score_horizons, model.quantiles, model.interval_adaptation,
+                   widest, paths=2)  # fmt: skip
 
     @property
     def layout(self) -> list[tuple[str, tuple[int, ...]]]:
         """Its slices of the state, in order."""
-        queues = [(f"pending_{h}", (h, QUEUED, self.d)) for h in self.scored]
-        return [("widening", (len(self.scored), self.d)), ("path_errors", (len(self.scored), 2, self.d)), *queues]
+        queues = [(f"pending_{h}", (h, QUEUED + self.paths, self.d)) for h in self.scored]
+        paths = [("path_errors", (len(self.scored), self.paths, self.d))] if self.paths else []
+        return [("widening", (len(self.scored), self.d)), *paths, *queues]
 
     @property
     def diagnostics(self) -> list[Diagnostic]:
@@ -91,8 +105,8 @@ class OnlineCalibration(nn.Module):
                 out.append(Diagnostic(f"surprise_{tail}", "surprise", t, h))
         return out + [Diagnostic(f"clipped_{t}", "clipped", t, 0) for t in self.targets]
 
-    def forward(self, units: Units, due: Observed, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """score [batch, columns]; after this step: widening [rows, batch], path errors [scored, 2, targets, batch].
+    def forward(self, due: Observed, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """score [batch, columns]; after this step: widening [rows, batch], path errors [scored, paths, targets, batch].
 
         `parts`: its own slices of the state, [rows, batch] each; of the queues only the oldest forecasts.
 
@@ -100,17 +114,18 @@ class OnlineCalibration(nn.Module):
         run the widest interval holds what it says, whatever the series does.
         """
         count, d = len(self.scored), self.d
-        queued = torch.cat([parts[f"pending_{h}"] for h in self.scored]).reshape(count, QUEUED, d, -1)
-        middle, lower, upper, paths = queued.split_with_sizes([1, 1, 1, 2], dim=1)  # [scored, ., targets, batch]
-        naive = units.unscale(due.naive).reshape(count, 1, d, -1)
+        queued = torch.cat([parts[f"pending_{h}"] for h in self.scored]).reshape(count, QUEUED + self.paths, d, -1)
+        middle, lower, upper, paths = queued.split_with_sizes(
+            [1, 1, 1, self.paths], dim=1
+        )  # [scored, ., targets, batch]
+        naive = due.naive.reshape(count, 1, d, -1)
         leads = torch.tensor(self.scored, dtype=torch.float32)[:, None, None, None]
         scored = (due.age >= leads) & due.observed  # [scored, 1, targets, batch]
         nothing = torch.full((), float("nan"))
 
         error = torch.abs(due.x - torch.cat([middle, naive], dim=1))
         width, inside = upper - lower, torch.minimum(due.x - lower, upper - due.x)  # how far inside the interval
-        least = (NARROWEST_SPAN * units.small())[:, None]
-        surprise = error[:, :1] / torch.maximum(width * 0.5, least)
+        surprise = error[:, :1] / torch.maximum(width * 0.5, due.least)
         columns = torch.cat([error, (inside >= 0).to(error.dtype), surprise], dim=1)
         columns = torch.where(scored, columns, nothing)
         columns = columns.flatten(0, 2) if d == 1 else columns.transpose(1, 2).flatten(0, 2)
@@ -120,7 +135,7 @@ class OnlineCalibration(nn.Module):
         # Not the yes or no of `inside`: rounding must not decide it one way in torch and the other in onnxruntime.
         widening = parts["widening"]
         if self.adaptation > 0:
-            edge = torch.maximum(width * (EDGE / self.adaptation), least / self.adaptation)
+            edge = torch.maximum(width * (EDGE / self.adaptation), due.least / self.adaptation)
             middling = self.adaptation * (self.level - 0.5)
             move = torch.clamp(
                 middling - inside / edge, min=self.adaptation * (self.level - 1), max=self.adaptation * self.level
@@ -128,6 +143,8 @@ class OnlineCalibration(nn.Module):
             moved = widening + torch.where(scored, move, torch.zeros(())).flatten(0, 2)
             widening = torch.clamp(moved, min=NARROWEST, max=self.widest)
 
+        if not self.paths:
+            return score, widening, paths
         missed = torch.abs(due.now - paths)  # [scored, 2, targets, batch]
         missed = (missed if due.scale is None else missed / due.scale).clamp(max=WORST)
         known = (due.age + (PRIOR_STEPS - leads)).clamp(max=1 / FORGETTING)  # errors so far, and what the prior counts
@@ -142,7 +159,7 @@ class OnlineCalibration(nn.Module):
         """
         linear, recurrent = errors.split_with_sizes([1, 1], dim=1)
         better = (linear - recurrent) / (torch.minimum(linear, recurrent) + NOTHING)
-        return self._interpolated(torch.sigmoid(DECISIVENESS * better).flatten(1))
+        return self.interpolated(torch.sigmoid(DECISIVENESS * better).flatten(1))
 
     def stretched(self, reach: Tensor, widening: Tensor | None = None) -> Tensor:
         """Distances from the median as they are to be, still in order; [quantiles - 1, horizon * targets, batch].
@@ -152,7 +169,7 @@ class OnlineCalibration(nn.Module):
         """
         factor = self.factors.permute(2, 0, 1).flatten(1)[self.order[1:], :, None]
         if widening is not None and self.adaptation > 0:
-            factor = factor * torch.exp(self._interpolated(widening.reshape(len(self.scored), -1)))
+            factor = factor * torch.exp(self.interpolated(widening.reshape(len(self.scored), -1)))
         return self.outwards(factor * reach, torch.maximum)
 
     def outwards(self, rows: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -181,17 +198,17 @@ class OnlineCalibration(nn.Module):
         sign = torch.sign(torch.arange(self.q) - self.center).to(fan.middle.dtype)
         return fan.middle + sign.reshape(-1, *[1] * fan.middle.dim()) * fan.reach.index_select(0, torch.tensor(at))
 
-    def enqueued(self, said: Tensor, linear: Tensor, recurrent: Tensor) -> list[Tensor]:
-        """What joins each queue: [QUEUED * targets, batch] for each scored lead.
+    def enqueued(self, said: Tensor, *paths: Tensor) -> list[Tensor]:
+        """What joins each queue: [(QUEUED + paths) * targets, batch] for each scored lead.
 
-        said [quantiles, horizon * targets, batch] raw; linear and recurrent [horizon * targets, batch] scaled.
+        said [quantiles, horizon * targets, batch] raw; the paths [horizon * targets, batch] scaled.
         """
-        pool = torch.cat([said.flatten(0, 1), linear, recurrent])
-        kinds = (self.center, 0, self.q - 1, self.q, self.q + 1)
+        pool = torch.cat([said.flatten(0, 1), *paths])
+        kinds = (self.center, 0, self.q - 1, *(self.q + path for path in range(self.paths)))
         rows = [[(kind * self.h + h - 1) * self.d + t for kind in kinds for t in range(self.d)] for h in self.scored]
         return [pool.index_select(0, torch.tensor(each)) for each in rows]
 
-    def _interpolated(self, rows: Tensor) -> Tensor:
+    def interpolated(self, rows: Tensor) -> Tensor:
         """[scored, targets * batch], given for the scored leads, for all of them: [horizon * targets, batch]."""
         out = times(self.between, rows)
         return out if self.d == 1 else out.reshape(self.h * self.d, -1)

@@ -47,7 +47,8 @@ class StateLayout:
         Of the first of the two, a queue is its oldest entry alone: it is due.
         """
         rest = [size for _, size in self._rest]
-        *rows, small = state.split_with_sizes([*(size for _, size in self._first), sum(rest)], dim=1)
+        sizes = [*(size for _, size in self._first), sum(rest)]
+        *rows, small = state.split_with_sizes(sizes, dim=1) if len(sizes) > 1 else [state]
         columns = small.T.split_with_sizes(rest)
         empty = dict.fromkeys(self._empty, small[:, :0].T)
         found: list[dict[str, Tensor]] = [{}, {}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def measured(directory: Path, data: Path | None, *, scaled: bool, label: str = M
     model = Model.load(directory)
     if data is None and config.data.path is None:
         raise UsageError("the model's config has no data.path", do="Give the file with --data FILE.")
-    dataset = load_dataset(config, data if data is not None else directory / str(config.data.path))
+    file = data if data is not None else directory / str(config.data.path)
+    dataset = load_dataset(config, file)
+    for sentence in dataset.rows:
+        print(f"{file}: {sentence}.", file=sys.stderr)
     found = tracks(model.step, model.initial_state, config, dataset)
     return Measured(label, config, found, evaluate(found, config, dataset, scaled=scaled))
 

@@ -17,7 +17,8 @@ import msgspec
 
 from tidecast.service.errors import ModelError, UsageError
 from tidecast.service.model.compatibility import check_successor
-from tidecast.service.model.session import MODEL_FILE, Model
+from tidecast.service.model.model_file import MODEL_FILE
+from tidecast.service.model.session import Model
 from tidecast.service.timestamps import format_time
 from tidecast.training.config import Config, read_config, write_config
 from tidecast.training.data.dataset import load_dataset

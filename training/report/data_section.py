@@ -35,6 +35,7 @@ def card_lines(dataset: Dataset, config: Config, limits: NDArray[np.float64]) ->
         *(["", *_table(["found", "how many", "what was done"], found)] if found else []),
         *(["", f"Looked for and not found: {', '.join(absent)}."] if absent else []),
         *_outliers(dataset, config),
+        *(["", f"Of the rows of the file, by [input]: {'; '.join(dataset.rows)}."] if dataset.rows else []),
     ]
 
 

@@ -113,11 +113,11 @@ def unit_of(evaluation: Evaluation, config: Config, target: str) -> str | None:
 
 def write_card(
     directory: Path, spec: ModelSpec, config: Config, dataset: Dataset, history: History, evaluation: Evaluation,
-    parity: list[Parity], limits: NDArray[np.float64],
+    parity: list[Parity], limits: NDArray[np.float64], adapt: str | None = None,
 ) -> None:  # fmt: skip
     """`MODEL_CARD.md`: what the model is, what it was made of, how good it is, and what it is not for.
 
-    `limits` [features, 2] are in raw units: the graph clips what lies outside.
+    `limits` [features, 2] are in raw units: the graph clips what lies outside. `adapt`: how `model.adapt` was decided.
     """
     model, data = config.model, config.data
     step = "irregular" if spec.step_ms == 0 else format_duration(spec.step_ms)
@@ -141,6 +141,7 @@ def write_card(
         f"| trained | {history.seconds:.0f} s, best epoch {', '.join(map(str, history.best_epoch))}, "
         f"seed {config.fit.seed} |",
         "",
+        *([f"{adapt} (`model.adapt`).", ""] if adapt is not None else []),
         *card_lines(dataset, config, limits),
         "",
         "## How good it is",

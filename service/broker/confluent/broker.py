@@ -47,7 +47,7 @@ class ConfluentBroker(Broker):
                 self._client,
                 self.partitions,
                 self._other.member_of_instance,
-                lambda name: self._other.consumer(group=name),
+                lambda name: self._other.consumer(group=name, isolation="read_uncommitted"),
                 group=group,
                 isolation=isolation,
                 membership=membership,
@@ -120,6 +120,14 @@ class ConfluentBroker(Broker):
             names = list(self._connected().list_topics(timeout=self._client.timeout_s).topics)
             found = self._ask("describe_topics", TopicCollection(names)) if names else {}
         return {name: len(topic.partitions) for name, topic in found.items() if not topic.is_internal}
+
+    @override
+    def group_members(self, group: str, topic: str) -> dict[str, frozenset[int]] | None:
+        return self._other.group_members(group, topic)
+
+    @override
+    def evict(self, group: str, member: str) -> None:
+        self._other.evict(group, member)
 
     @override
     def close(self) -> None:

@@ -34,7 +34,8 @@ class ConfluentConsumer(Consumer):
         client: where, and how long to wait.
         count: how many partitions a topic has, None where there is none.
         member_of_instance: the id of the member with an instance id in a group; the third argument is the limit, s.
-        group_reader: a consumer of kafka-python, which reads committed offsets (docs/upstream.md, C1).
+        other: a consumer of kafka-python, with a group or without one, for what librdkafka cannot do (docs/upstream.md,
+            C1, C9).
         group: None = only `assign` may be used.
         isolation: read_committed or read_uncommitted.
         membership: how to be a member of the group.
@@ -45,7 +46,7 @@ class ConfluentConsumer(Consumer):
         client: ConfluentClient,
         count: Callable[[str], int | None],
         member_of_instance: Callable[[str, str, float], str | None],
-        group_reader: Callable[[str], Consumer],
+        other: Callable[[str | None], Consumer],
         *,
         group: str | None,
         isolation: str,
@@ -59,14 +60,14 @@ class ConfluentConsumer(Consumer):
         self._make_member: Callable[[], ConfluentMember]
         self._asked: dict[int, int] = {}  # by `commit_async`
         self._answer: tuple[KafkaError | None, list[TopicPartition]] | None = None
-        self._committed_offsets = CommittedOffsets(lambda: group_reader(group or ""))
+        self._committed_offsets = CommittedOffsets(lambda: other(group or ""))
         with client.errors("connecting to consume"):
             self._options = consumer_options(client, group, isolation, membership) | {
                 "error_cb": self._hear,
                 "on_commit": self._hear_answer,
             }
             self._kafka: Any = Kafka(self._options)
-        self._fetch = FetchPositions(self._client, self._kafka, group is not None)
+        self._fetch = FetchPositions(self._client, self._kafka, group is not None, lambda: other(None))
 
     @property
     def _topic(self) -> str:

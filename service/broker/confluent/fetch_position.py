@@ -14,13 +14,15 @@ from typing import Any
 
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
+from tidecast.service.broker.client import Failure
 from tidecast.service.broker.confluent.client import ConfluentClient
 from tidecast.service.broker.confluent.group import ConfluentMember
 from tidecast.service.broker.confluent.message_batch import MessageBuffer, batch_of, without
-from tidecast.service.broker.port import Batch
+from tidecast.service.broker.port import Batch, Consumer, UnreadBatch
 
 _AGAIN_PAUSE_S = 0.005
 _CONNECT_S = 1.0
+_ASK_S = 1.0
 
 
 class FetchPositions:
@@ -30,10 +32,12 @@ class FetchPositions:
         client: where, and how long to wait.
         kafka: a Consumer of the library; may be replaced, followed by `clear`.
         grouped: whether it has a group.
+        reader: makes a consumer of kafka-python, which finds the end of a batch that cannot be unpacked.
     """
 
-    def __init__(self, client: ConfluentClient, kafka: Any, grouped: bool) -> None:
+    def __init__(self, client: ConfluentClient, kafka: Any, grouped: bool, reader: Callable[[], Consumer]) -> None:
         self.topic = ""
+        self._client, self._reader = client, reader
         self.kafka = kafka
         self.member: ConfluentMember | None = None
         self._buffer = MessageBuffer(client, grouped)
@@ -106,11 +110,41 @@ class FetchPositions:
             if failure is not None:
                 self._buffer.hold(records)
                 raise failure
+            unread = self._pass_unread(records) if self._buffer.unread else []
             # A member continues to wait for records after partitions have reached their ends.
             ends = self._buffer.ends
-            if records or (ends and self.member is None) or time.monotonic() >= deadline:
+            if records or unread or (ends and self.member is None) or time.monotonic() >= deadline:
                 self._buffer.ends = {}
-                return batch_of(self.topic, records, ends, self._positions)
+                batch = batch_of(self.topic, records, ends, self._positions)
+                batch.unread = unread
+                return batch
+
+    def _pass_unread(self, records: list[Any]) -> list[UnreadBatch]:
+        """Continue behind the batches that the library cannot unpack; `records` came with their errors.
+
+        The library does not say where such a batch ends, and reports it again at every fetch: docs/upstream.md, C9.
+        """
+        found: list[UnreadBatch] = []
+        reader = self._reader()
+        try:
+            for partition, offset in self._buffer.unread.items():
+                reader.assign(self.topic, {partition: offset})
+                deadline = time.monotonic() + self._client.timeout_s
+                while not (batch := reader.poll(_ASK_S, 1)).unread:
+                    if len(batch) or time.monotonic() > deadline:
+                        raise self._client.broker_error(
+                            Failure.OTHER, "a batch cannot be unpacked", f"reading {self.topic}-{partition} at {offset}"
+                        )
+                found.append(batch.unread[0])
+        except BaseException:
+            self._buffer.hold(records)
+            raise
+        finally:
+            reader.close()
+        for each in found:
+            self.seek(each.partition, each.last + 1)
+            self._buffer.ends[each.partition] = each.last + 1
+        return found
 
     def _connect(self, deadline: float) -> None:
         """Ask where the topic is: otherwise a library that has just connected may fetch nothing for a second."""

@@ -24,6 +24,7 @@ class MessageBuffer:
         self._client, self._grouped = client, grouped
         self._held: list[Any] = []  # records that arrived together with an error
         self.ends: dict[int, int] = {}  # partition -> its end, if it was reached
+        self.unread: dict[int, int] = {}  # partition -> the offset of a batch that the library cannot unpack
 
     def take(self, kafka: Any, deadline: float, max_records: int) -> tuple[list[Any], BaseException | None]:
         """At most so many records, and what went wrong; waits until `deadline` (monotonic) for something.
@@ -50,6 +51,8 @@ class MessageBuffer:
                 records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 self.ends[message.partition()] = message.offset()
+            elif error.code() == KafkaError._BAD_COMPRESSION:
+                self.unread[message.partition()] = message.offset()
             elif not self._grouped and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
                 pass  # of the coordinator, which the library looks for without need: see `consumer_options`
             elif self._client.classify(error)[0] is not Failure.UNAVAILABLE:  # else the library continues to try
@@ -65,10 +68,11 @@ class MessageBuffer:
         self._held = without(self._held, partitions)
         for partition in partitions:
             self.ends.pop(partition, None)
+            self.unread.pop(partition, None)
 
     def clear(self) -> None:
         """Forget all that was held."""
-        self._held, self.ends = [], {}
+        self._held, self.ends, self.unread = [], {}, {}
 
 
 def without(records: list[Any], partitions: Collection[int]) -> list[Any]:

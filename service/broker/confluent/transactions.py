@@ -40,6 +40,7 @@ class ConfluentTransactionalProducer(ConfluentProducer):
         }
         super().__init__(client, count, **options)
         self._open = False
+        self._topics: set[str] = set()  # that the open transaction writes to
         self._commit_asked = False  # from when Kafka is asked until its answer is known
         try:
             with client.errors(f"taking the transactional id {transactional_id}"):
@@ -54,6 +55,7 @@ class ConfluentTransactionalProducer(ConfluentProducer):
         self._raise_failure()
         if not self._open:
             raise not_open()
+        self._topics.add(outgoing.topic)
         with self._with_cause("producing in a transaction"):
             super().produce(outgoing)
 
@@ -65,6 +67,7 @@ class ConfluentTransactionalProducer(ConfluentProducer):
         with self._with_cause("beginning a transaction"):
             self._kafka.begin_transaction()
         self._open = True
+        self._topics.clear()
 
     @override
     def commit_transaction(
@@ -138,7 +141,19 @@ class ConfluentTransactionalProducer(ConfluentProducer):
                 if self._fatal is None and not inner.fatal():
                     super()._raise_failure()
                 self._raise_failure()
+                if self._open and inner.code() in (KafkaError._STATE, KafkaError.TOPIC_AUTHORIZATION_FAILED):
+                    self._raise_end_of_transaction(client)
             raise
+
+    def _raise_end_of_transaction(self, client: ConfluentClient) -> None:
+        """Raise why Kafka refused the open transaction, such as a missing right: the library says that only to a call
+        that begins one, which it refuses while one is open."""
+        with client.errors(f"writing to {', '.join(sorted(self._topics))} in a transaction"):
+            try:
+                self._kafka.begin_transaction()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:
+                    raise
 
     def _raise_failure(self) -> None:
         if self._fatal is not None:

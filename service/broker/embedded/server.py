@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -98,7 +99,7 @@ class EmbeddedBroker:
                 "-cp",
                 classpath,
             ]
-            server = server_properties(HOST, self._port, _free_port(), self.data_dir / "kafka", self._properties)
+            server = server_properties(HOST, self._port, free_port(), self.data_dir / "kafka", self._properties)
             config = self._write("server.properties", server)
             if not (self.data_dir / "kafka" / "meta.properties").exists():
                 progress(f"making Kafka's data folder {self.data_dir}")
@@ -230,7 +231,7 @@ class EmbeddedBroker:
         with contextlib.suppress(OSError, ValueError):
             if _is_free(port := int(kept.read_text())):
                 return port
-        port = _free_port()
+        port = free_port()
         self._write("port", f"{port}\n")
         return port
 
@@ -294,7 +295,15 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port on which nothing listens, below those that systems give to outgoing connections (Linux from 32768).
+
+    One of those may be taken before Kafka binds it, or while it is down: then it could not start again.
+
+    Raises:
+        BrokerError: a hundred ports in turn are taken.
+    """
+    for _ in range(100):
+        if _is_free(port := 15_000 + secrets.randbelow(15_000)):
+            return port
+    raise BrokerError(f"no free port was found on {HOST}", do="Give one with --port.")

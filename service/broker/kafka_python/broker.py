@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from kafka import KafkaAdminClient, errors
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 from typing_extensions import override
 
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient
@@ -131,6 +131,23 @@ class KafkaPythonBroker(Broker):
         return next((str(m["member_id"]) for m in members if m["group_instance_id"] == instance), None)
 
     @override
+    def group_members(self, group: str, topic: str) -> dict[str, frozenset[int]] | None:
+        doing = f"asking for the members of the group {group}"
+        found = self._client.call(doing, lambda: self._connected().describe_groups([group]))[group]
+        if found["error"] or found["group_state"] != "Stable":
+            return None
+        return {m["member_id"]: _partitions(m, topic) for m in found["members"] if _subscribed(m, topic)}
+
+    @override
+    def evict(self, group: str, member: str) -> None:
+        removed = [MemberToRemove(member_id=member)]
+        doing = f"removing a member from the group {group}"
+        with self._client.errors(doing):
+            for error in self._connected().remove_group_members(group, removed).values():
+                if error not in (errors.NoError, errors.UnknownMemberIdError):
+                    raise error(group)
+
+    @override
     def close(self) -> None:
         with self._lock:
             admin, self._admin = self._admin, None
@@ -169,3 +186,15 @@ class KafkaPythonBroker(Broker):
                 self.probe()
                 self._admin = KafkaAdminClient(**self._client.options())
             return self._admin
+
+
+def _subscribed(member: Mapping[str, Any], topic: str) -> bool:
+    subscription = member["member_metadata"]
+    return isinstance(subscription, Mapping) and topic in subscription["topics"]
+
+
+def _partitions(member: Mapping[str, Any], topic: str) -> frozenset[int]:
+    """What the member is assigned of the topic; nothing where the leader of the group left the member out."""
+    assignment = member["member_assignment"]
+    assigned = assignment["assigned_partitions"] if isinstance(assignment, Mapping) else ()
+    return frozenset(p for each in assigned if each["topic"] == topic for p in each["partitions"])

@@ -12,9 +12,10 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.structs import ConsumerGroupMetadata
 from typing_extensions import override
 
-from tidecast.service.broker.client import no_group, no_partition, without_null
+from tidecast.service.broker.client import log_unread, no_group, no_partition, without_null
 from tidecast.service.broker.kafka_python.client import KafkaPythonClient, poll
 from tidecast.service.broker.kafka_python.group import KafkaPythonMember
+from tidecast.service.broker.kafka_python.unpacking import limit_unpacking
 from tidecast.service.broker.port import Batch, Consumer, Membership, metadata_of
 from tidecast.service.errors import BrokerError, MemberEvicted
 
@@ -65,6 +66,7 @@ class KafkaPythonConsumer(Consumer):
         if group is None:  # it has just connected when it must read, and waits this long for the topic's leaders
             options["retry_backoff_ms"] = _ASK_AGAIN_MS
         self._kafka: Any = client.call("connecting to consume", lambda: KafkaConsumer(**options))
+        self._unread = limit_unpacking(self._kafka)
         if group is not None:
             # OffsetFetch asks for stable offsets only (KIP-447), for readers of all records too: docs/upstream.md, K5.
             self._kafka._coordinator._isolation_level = IsolationLevel.READ_COMMITTED
@@ -131,9 +133,12 @@ class KafkaPythonConsumer(Consumer):
             batch.keys += [record.key for record in records]
             batch.values += [record.value for record in records]
             batch.headers += [without_null(record.headers) if record.headers else () for record in records]
-        # Positions include what is never returned (transaction markers, compacted records). Without records, all
-        # partitions are checked: one of them may have nothing else.
-        for tp in found or self._kafka.assignment():
+        if self._unread:
+            batch.unread, self._unread[:] = [*self._unread], []
+            log_unread(batch)
+        # Positions include what is never returned (transaction markers, compacted records). Without records, or
+        # with a batch that was not read, all partitions are checked: one of them may have nothing else.
+        for tp in found if found and not batch.unread else self._kafka.assignment():
             position = self._kafka.position(tp, timeout_ms=0)
             if position is not None and self._positions.get(tp.partition) != position:
                 self._positions[tp.partition] = batch.next_offsets[tp.partition] = position

@@ -6,7 +6,8 @@ callback to the caller, while the library's event loop (and so the heartbeats) c
 
 That thread also runs a join to its end, over as many polls of the caller as it takes, as the library loses a join that
 ends between two polls (docs/upstream.md, K10). A membership that is lost during a join is reported (K11). A member with
-an instance id keeps its member id, and raises if another process has the instance id (K12).
+an instance id keeps its member id, and raises if another process has the instance id (K12). A member that was evicted
+says that it owns nothing (K16).
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class KafkaPythonMember:
         # The library's polls would join by this, and give up during a join; see `_join`.
         self._coordinator.ensure_active_group = _join_first
         self._reset, self._coordinator.reset_generation = self._coordinator.reset_generation, self._lost
+        self._protocols, self._coordinator.group_protocols = self._coordinator.group_protocols, self._say_what_we_own
         self._replaced: errors.FencedInstanceIdError | None = None
         self._newcomer = 0  # how often a first join was refused because of the instance id
         self._heard = self._coordinator._handle_heartbeat_response
@@ -133,6 +135,12 @@ class KafkaPythonMember:
         """On the library's event loop: this member was evicted, so the next join begins with `on_revoked`."""
         self._reset(*member_id, **named)
         self._coordinator.rejoining = False
+
+    def _say_what_we_own(self) -> Any:
+        """On the library's event loop: what a join sends. The library would claim what it has lost."""
+        for assignor in self._coordinator._assignors.values():
+            assignor.member_assignment = sorted(self._kafka.assignment())
+        return self._protocols()
 
     def check(self) -> None:
         """Raise the FencedInstanceIdError that a heartbeat received, if one did."""

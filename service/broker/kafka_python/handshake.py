@@ -23,7 +23,7 @@ from tidecast.service.broker.kafka_python.client import KafkaPythonClient
 from tidecast.service.broker.kafka_python.rejections import WHICH_FILE, causes, rejection
 from tidecast.service.broker.reachability import why_unreachable
 from tidecast.service.config.settings import flag
-from tidecast.service.errors import BrokerError, BrokerUnavailable, ConnectionRejected
+from tidecast.service.errors import BrokerUnavailable, ConnectionClosed, ConnectionRejected
 
 _TRY_S = 5.0  # for one connection
 _AGAIN_S = 0.25
@@ -55,7 +55,7 @@ def probe(client: KafkaPythonClient) -> None:
 
     Raises:
         ConnectionRejected: it refuses us, or we do not trust it.
-        BrokerError: it closes every connection.
+        ConnectionClosed: it closes every connection.
         BrokerUnavailable: it did not answer in that time, and why.
     """
     deadline = time.monotonic() + client.timeout_s
@@ -142,7 +142,7 @@ def _ended(error: BaseException) -> bool:
     return False
 
 
-def _closed(client: KafkaPythonClient) -> BrokerError:
+def _closed(client: KafkaPythonClient) -> ConnectionClosed:
     security = client.security
     if security.tls:
         what = "it may not speak TLS on this port" + ("" if security.cert_file else ", or want a client certificate")
@@ -150,7 +150,7 @@ def _closed(client: KafkaPythonClient) -> BrokerError:
     else:
         what = "it may want TLS, or no password"
         do = f"Use another {flag('security_protocol')}, or another of its ports."
-    return BrokerError(
+    return ConnectionClosed(
         f"Kafka at {client.bootstrap_servers} closes each connection during the handshake: {what}",
         got=f"the security protocol {security.protocol}",
         do=do,

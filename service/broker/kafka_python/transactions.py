@@ -120,7 +120,7 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
 
     def _raise_failure(self) -> None:
         error = self._transactions.last_error  # None but in its error states
-        if error is not None:
+        if error is not None and (self._failure is None or type(error) is not type(self._failure[1])):
             raise self._client.translate(error, "producing in a transaction") from error
         super()._raise_failure()
 

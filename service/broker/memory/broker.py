@@ -72,5 +72,20 @@ class MemoryBroker(Cluster, Broker):
             return {topic: len(logs) for topic, logs in self.logs.items()}
 
     @override
+    def group_members(self, group: str, topic: str) -> dict[str, frozenset[int]] | None:
+        with self.changed:
+            found = self.groups.get((group, topic))
+            if found is None or not found.members or found.owner != found.target:
+                return None
+            return {
+                str(i): frozenset(p for p, owner in found.owner.items() if owner is member)
+                for i, member in enumerate(found.members)
+            }
+
+    @override
+    def evict(self, group: str, member: str) -> None:
+        """Nothing: a member's next poll takes what is free, so no partition stays without an owner."""
+
+    @override
     def close(self) -> None:
         pass

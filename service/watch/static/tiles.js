@@ -55,7 +55,8 @@ export function showTiles(data, step) {
   const { quality, about } = data;
   const lead = quality ? say.span(quality.ahead, step) : "";
   text("skill", quality?.skill === null || !quality ? "–" : say.percent(quality.skill));
-  text("skill-note", quality?.count ? `less error than persistence, ${lead} ahead` : "not scored yet");
+  const answers = about.model ? `; ${about.model.replace(/@.*/, "")} answers` : "";
+  text("skill-note", (quality?.count ? `less error than persistence, ${lead} ahead` : "not scored yet") + answers);
   text("coverage", quality?.coverage === null || !quality ? "–" : say.percent(quality.coverage));
   text("coverage-note", quality?.count ? `of ${say.count(quality.count)} readings; meant: ${say.percent(about.level)}` : "not scored yet");
   $("skill").closest(".tile").classList.toggle("warn", (quality?.skill ?? 1) < 0);

@@ -99,7 +99,7 @@ def test_a_newcomer_that_is_refused_again_and_again_gives_way():
 def test_where_to_continue_is_kept_while_the_library_refuses_and_nothing_else_of_the_partition_is_given():
     """A storm: resume waited in it for a library that had given up, and a worker hung until its watchdog."""
     library = Library()
-    reading = FetchPositions(CLIENT, library, grouped=True)
+    reading = FetchPositions(CLIENT, library, grouped=True, reader=None)
     reading.topic = "t"
     reading.member = settled(library, None)
     reading.member.owned |= {0}

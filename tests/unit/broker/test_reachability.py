@@ -51,6 +51,8 @@ def closed():
     ("answer", "said"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n", "speaks HTTP, not Kafka"),
+        (b"<!DOCTYPE HTML>", "speaks HTTP, not Kafka"),
+        (b"\x15\x03\x03\0\x02\x02\x50", "wants TLS: use --security-protocol SSL"),
         (b"", "closes the connection: no Kafka, or one that wants TLS"),
         (b"SSH-2.0-OpenSSH_9.6", "does not speak Kafka"),
         (None, "is silent: another program, or a firewall"),

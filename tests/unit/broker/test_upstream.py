@@ -5,8 +5,13 @@ import socket
 import types
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaProducer, TopicPartition
+from kafka.consumer.subscription_state import SubscriptionState
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.base import Generation
+from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.net.transport import KafkaTCPTransport
+from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment
 
 from tidecast.service.broker.kafka_python import handshake
 
@@ -53,3 +58,23 @@ def test_k3_the_transaction_calls_of_kafka_python_still_have_no_time_limit():
     ):
         names = [name for name in inspect.signature(call).parameters if "timeout" in name]
         assert not names, f"{call.__name__} has {names}: use it in transactions.py, and remove K3 of docs/upstream.md"
+
+
+def test_k16_an_evicted_member_of_kafka_python_still_claims_what_it_has_lost():
+    subscription = SubscriptionState()
+    subscription.subscribe(["topic"])
+    subscription.assign_from_subscribed([TopicPartition("topic", 3)])
+    assignor = CooperativeStickyAssignor()
+    assignor.on_assignment(ConsumerProtocolAssignment(1, [("topic", [3])], b""), 7)
+    coordinator = ConsumerCoordinator.__new__(ConsumerCoordinator)
+    coordinator.__dict__.update(
+        _generation=Generation(-1, "", None),
+        _subscription=subscription,
+        _assignors={assignor.name: assignor},
+        config={"group_id": "group", "enable_auto_commit": False},
+    )
+    with pytest.raises(StopIteration):
+        coordinator._on_join_prepare_async(-1, "").send(None)
+    assert not subscription.assigned_partitions()
+    ((_, sent),) = coordinator.group_protocols()
+    assert sent.owned_partitions, "fixed: remove KafkaPythonMember._say_what_we_own and K16 of docs/upstream.md"

@@ -118,12 +118,7 @@ def test_python_m_tidecast_is_the_same_command():
 
 @pytest.fixture
 def stream():
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    out = io.StringIO()
-    yield out
-    root.handlers[:] = before
-    root.setLevel(level)
+    return io.StringIO()
 
 
 def test_a_log_line_holds_its_fields_and_quotes_blanks(stream):
@@ -180,3 +175,12 @@ def test_a_lost_connection_is_one_line_of_the_kafka_client_not_one_for_each_of_i
         "producer.sender",
         "coordinator.base",
     ]
+
+
+def test_a_route_needs_a_source_topic_that_no_other_topic_is_and_a_group_of_its_own(capsys):
+    assert cli.main(["route"]) == 2
+    assert "no source topic is named" in capsys.readouterr().err
+    assert cli.main(["route", "--source-topic", "readings"]) == 2
+    assert "the topics must differ" in capsys.readouterr().err
+    assert cli.main(["route", "--source-topic", "sensors", "--route-group", "tidecast"]) == 2
+    assert "must have a group each" in capsys.readouterr().err

@@ -21,6 +21,8 @@ from tidecast.service.errors import BrokerError, DataError, UsageError
 from tidecast.service.feed import sources
 from tidecast.service.feed.pacing import BATCH, paced, parse_speed
 from tidecast.service.feed.sender import check_topic, send
+from tidecast.service.input.files import DataFile
+from tidecast.service.timestamps import parse_time
 
 HOUR = 3_600_000
 T0 = 1_700_000_400_000
@@ -125,7 +127,7 @@ def test_speeds_are_factors_or_max() -> None:
 
 def test_series_one_after_the_other_in_the_file_come_out_merged_in_time(tmp_path: Path) -> None:
     path = csv(tmp_path / "f.csv", [(key, T0 + i * HOUR, str(i)) for key in "xyz" for i in range(3)])
-    merged = sources.file_table(path, COLUMNS)
+    merged = sources.file_table(DataFile(path, COLUMNS))
     assert merged.series == list("xyzxyzxyz")
     assert np.diff(merged.ts).min() >= 0
 
@@ -151,10 +153,10 @@ def test_merging_never_changes_the_order_inside_a_series_so_a_late_reading_stays
 
 def test_a_part_of_a_file_is_cut_by_time_and_count(tmp_path: Path) -> None:
     path = csv(tmp_path / "f.csv", [("x", T0 + i * HOUR, str(i)) for i in range(10)])
-    part = sources.file_table(path, COLUMNS, start=T0 + 2 * HOUR, until=T0 + 7 * HOUR, limit=3)
+    part = sources.file_table(DataFile(path, COLUMNS), start=T0 + 2 * HOUR, until=T0 + 7 * HOUR, limit=3)
     assert part.x[:, 0].tolist() == [2, 3, 4]
     with pytest.raises(DataError, match="no readings"):
-        sources.file_table(path, COLUMNS, start=T0 + 100 * HOUR)
+        sources.file_table(DataFile(path, COLUMNS), start=T0 + 100 * HOUR)
 
 
 def test_a_loop_continues_one_step_after_its_end() -> None:
@@ -295,7 +297,7 @@ def test_a_missing_topic_is_refused_with_the_command_that_creates_it() -> None:
 def columns(*flags: str) -> Columns:
     parser = Parser("tidecast produce")
     produce.configure(parser)
-    return produce.columns_of(parser.parse(["file", *flags]), "weather.csv.gz")
+    return produce.file_of(parser.parse(["file", *flags]), "weather.csv.gz").columns
 
 
 CONFIG = """name = "w"
@@ -324,6 +326,57 @@ def test_columns_come_from_the_models_config_and_flags_win(tmp_path: Path) -> No
 def test_a_model_with_a_series_for_each_column_keeps_it(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(CONFIG.replace('"key"', '"columns"'))
     assert columns("--model", str(tmp_path)) == Columns("t", ("a", "b"), each_column=True, name="w")
+
+
+LONG = """t,site,metric,v
+2013-01-01,x,temp,1.5
+2013-01-02,x,temp,2.5
+2013-01-01,x,spare,7
+"""
+TABLE = '[input]\ntime = "t"\nkey = "site"\nname = "metric"\nvalue = "v"\nfields = { a = "temp" }\n'
+
+
+@pytest.mark.parametrize("where", ["--input", "--model"])
+def test_a_long_file_is_sent_as_readings_by_a_table_or_by_the_models_own(tmp_path, capsys, where) -> None:
+    (tmp_path / "long.csv").write_text(LONG)
+    (tmp_path / "table.toml").write_text(TABLE)
+    own = CONFIG.replace('time = "t"\n', "").replace('series = "key"\n', "").replace('covariates = ["b"]\n', "")
+    (tmp_path / "config.toml").write_text(own + TABLE)
+    given = tmp_path / "table.toml" if where == "--input" else tmp_path
+    assert main(["produce", "file", str(tmp_path / "long.csv"), where, str(given), "--speed", "max", "--dry-run"]) == 0
+    sent, said = capsys.readouterr()
+    assert [json.loads(line) for line in sent.splitlines()] == [
+        {"key": "x", "value": {"ts": parse_time(day), "a": value}}
+        for day, value in (("2013-01-01", 1.5), ("2013-01-02", 2.5))
+    ]
+    assert "1 row with names that are no features: 'spare' (1)" in said
+
+
+def test_a_table_and_a_flag_that_says_the_same_are_refused_and_a_wide_table_needs_features(tmp_path: Path) -> None:
+    (tmp_path / "table.toml").write_text(TABLE)
+    table = ("--input", str(tmp_path / "table.toml"))
+    for flag in ("--time", "--series"):
+        with pytest.raises(UsageError, match=f"what {flag} would say"):
+            columns(*table, flag, "x")
+    (tmp_path / "table.toml").write_text('[input]\ntime = "t"\n')
+    with pytest.raises(UsageError, match="produce needs --features"):
+        columns(*table)
+    assert columns(*table, "--features", "a,b", "--name", "n") == Columns("", ("a", "b"), name="n")
+
+
+def test_flags_that_say_how_a_file_is_read_win_over_the_models_table(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(CONFIG.replace('time = "t"\n', "").replace('series = "key"\n', "") + TABLE)
+    model = ("--model", str(tmp_path))
+    assert columns(*model, "--time", "when", "--series", "id") == Columns("when", ("a", "b"), series="id", name="w")
+    with pytest.raises(UsageError, match="produce needs --time"):
+        columns(*model, "--series", "id")
+
+
+def test_a_model_of_one_value_takes_it_from_a_table(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(CONFIG.replace('"key"', '"columns"'))
+    (tmp_path / "table.toml").write_text(TABLE)
+    found = columns("--model", str(tmp_path), "--input", str(tmp_path / "table.toml"))
+    assert found == Columns("", ("value",), name="w")
 
 
 def test_without_a_key_column_the_key_is_the_files_name() -> None:

@@ -17,11 +17,19 @@ def memory(monkeypatch):
 def test_create_makes_missing_topics_and_lists_existing_ones(memory, capsys):
     memory.create_topic("forecasts", 6)
     assert cli.main(["topics", "create"]) == 0
-    assert memory.topics() == {"readings": 6, "forecasts": 6, "dead-letters": 6, "tidecast-state": 6}
+    assert memory.topics() == {
+        "readings": 6,
+        "forecasts": 6,
+        "dead-letters": 6,
+        "tidecast-state": 6,
+        "tidecast-decisions": 1,
+    }
+    assert memory.topic_config("tidecast-decisions")["retention.ms"] == "-1"
     assert memory.topic_config("tidecast-state").items() >= CHANGELOG_CONFIG.items()
     check_topics(memory, Settings())
     out = capsys.readouterr().out
-    assert "readings           6 partitions  created\n" in out and "forecasts          6 partitions  exists\n" in out
+    assert "readings               6 partitions  created\n" in out
+    assert "forecasts              6 partitions  exists\n" in out
 
 
 def test_the_list_says_what_each_topic_is_for(memory, capsys):
@@ -30,11 +38,12 @@ def test_the_list_says_what_each_topic_is_for(memory, capsys):
     capsys.readouterr()
     assert cli.main(["topics"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "dead-letters       2 partitions  dead letters",
-        "forecasts          2 partitions  output",
-        "other              1 partitions",
-        "readings           2 partitions  input",
-        "tidecast-state     2 partitions  changelog",
+        "dead-letters           2 partitions  dead letters",
+        "forecasts              2 partitions  output",
+        "other                  1 partitions",
+        "readings               2 partitions  input",
+        "tidecast-decisions     1 partitions  decisions",
+        "tidecast-state         2 partitions  changelog",
     ]
 
 
@@ -73,3 +82,26 @@ def test_a_changelog_whose_states_would_be_deleted_is_refused_by_create(memory, 
 def test_a_number_below_one_is_refused(memory, flag, capsys):
     assert cli.main(["topics", "create", flag, "0"]) == 2
     assert f"{flag} must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_the_topics_of_a_route_get_as_many_partitions_as_its_source(memory, capsys):
+    memory.create_topic("sensors", 6)
+    assert cli.main(["topics", "create", "--source-topic", "sensors"]) == 0
+    assert memory.topics()["readings"] == memory.topics()["tidecast-state"] == 6
+    check_topics(memory, Settings(source_topic="sensors").for_route())
+    capsys.readouterr()
+    assert cli.main(["topics", "--source-topic", "sensors"]) == 0
+    assert "sensors                6 partitions  source\n" in capsys.readouterr().out
+
+
+def test_the_source_and_the_topic_of_readings_may_differ_in_their_partitions(memory):
+    memory.create_topic("sensors", 6)
+    assert cli.main(["topics", "create", "--source-topic", "sensors", "--partitions", "3"]) == 0
+    assert memory.topics()["sensors"] == 6 and memory.topics()["readings"] == 3
+    check_topics(memory, Settings(source_topic="sensors").for_route())
+
+
+def test_a_source_topic_that_is_not_there_is_never_made(memory, capsys):
+    assert cli.main(["topics", "create", "--source-topic", "sensors"]) == 1
+    assert "there is no topic sensors" in capsys.readouterr().err
+    assert memory.topics() == {}

@@ -58,6 +58,8 @@ def test_variables_that_kubernetes_adds_for_a_service_called_tidecast_are_accept
         ("input_topic", "my topic", "must be a topic name"),
         ("output_topic", "..", "must be a topic name"),
         ("max_poll_records", "0", "at least 1"),
+        ("max_series", "many", "TIDECAST_MAX_SERIES must be a whole number of at least 1 or auto, got 'many'"),
+        ("max_series", "0", "at least 1 or auto"),
     ],
 )
 def test_an_invalid_value_is_refused_with_the_flag_or_variable_that_set_it(name, text, says):
@@ -142,3 +144,10 @@ def test_a_commit_interval_that_kafka_would_end_the_transaction_before_is_refuse
 def test_http_listens_only_on_this_machine_by_default():
     settings = load({}, {})
     assert (settings.http_host, settings.watch_host) == ("127.0.0.1", "127.0.0.1")
+
+
+def test_the_flag_of_shadows_may_be_given_several_times_and_the_variable_has_commas():
+    given = loader.flags_of(parse("--shadow", "build/one", "--shadow=build/two,build/three"))
+    assert load(given, {}).shadows == ["build/one", "build/two", "build/three"]
+    assert load({}, {"TIDECAST_SHADOW": "build/one, build/two"}).shadows == ["build/one", "build/two"]
+    assert load({}, {}).shadows == []

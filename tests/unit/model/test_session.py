@@ -140,6 +140,8 @@ def spec_changes() -> dict[str, tuple[dict[str, object], str]]:
 
     return {
         "no name": ({"name": " "}, "name is empty"),
+        "a name of a megabyte": ({"name": "n" * 1_000_000}, "spec's name: at most 500 characters are allowed"),
+        "a feature of a megabyte": ({"features": ["a", "n" * 1_000_000]}, "spec's features: at most 500 characters"),
         "kind": ({"kind": "oracle"}, "kind is unknown"),
         "no features": ({"features": []}, "no features"),
         "features twice": ({"features": ["a", "a"]}, "features are not unique"),

@@ -53,7 +53,9 @@ NAMES = {
     "tidecast_late_readings_total": (),
     "tidecast_gaps_total": ("action",),
     "tidecast_silent_steps_total": (),
+    "tidecast_incomplete_readings_total": (),
     "tidecast_missing_values_total": ("feature",),
+    "tidecast_parts_total": ("outcome",),
     "tidecast_resets_total": ("reason",),
     "tidecast_transactions_total": ("outcome",),
     "tidecast_rebalances_total": (),
@@ -81,8 +83,14 @@ NAMES = {
     "tidecast_unwritten_series": ("partition",),
     "tidecast_changelog_records_total": (),
     "tidecast_start_overs_total": (),
+    "tidecast_clock_recoveries_total": (),
+    "tidecast_unowned_partitions_total": (),
+    "tidecast_unread_batches_total": (),
+    "tidecast_input_waits_total": (),
     "tidecast_stalls_total": (),
     "tidecast_replayed_readings_total": (),
+    "tidecast_input_skipped_total": (),
+    "tidecast_input_unused_values_total": (),
     "tidecast_kafka_answer_timestamp_seconds": (),
     "tidecast_last_commit_timestamp_seconds": (),
     "tidecast_restoring_partitions": (),
@@ -90,7 +98,10 @@ NAMES = {
     "tidecast_restore_remaining_records": (),
     "tidecast_restore_seconds": (),
     "tidecast_model_swaps_total": ("outcome",),
-    "tidecast_model_info": ("contract", "hash", "kind", "name"),
+    "tidecast_promotions_total": ("by",),
+    "tidecast_ignored_decisions_total": ("reason",),
+    "tidecast_promotion_evidence": ("model",),
+    "tidecast_model_info": ("contract", "hash", "kind", "name", "role"),
     "tidecast_build_info": ("version",),
 }
 
@@ -115,6 +126,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 def test_the_names_and_labels_are_those_that_dashboards_were_built_on(metrics):
     metrics.partitions.update("readings", {0: 0}, {0: 0}, {0: 0})
+    metrics.promotion_evidence.labels("tiny@aaaaaaaaaaaa").set(0.0)
     found = {
         s.name: tuple(sorted(s.labels))
         for f in metrics.registry.collect()
@@ -315,3 +327,15 @@ def test_a_model_that_does_not_score_itself_can_be_served_in_large_batches():
     scores = ScoreMetrics(spec)
     scores.add(np.empty((4_000, 0), dtype=np.float32), spec)
     assert not [sample for family in scores.collect() for sample in family.samples]
+
+
+def test_a_worker_that_routes_shows_no_metric_of_models_and_counts_what_it_has_routed():
+    metrics = Metrics(None, ["late"], wall=lambda: 1_000.0)
+    metrics.partitions.update("source", {0: 5}, {}, {})
+    names = {name.partition("{")[0] for name in samples(metrics)}
+    assert names - NAMES.keys() == {"tidecast_routed_readings_total"}
+    assert not names & {"tidecast_forecasts_total", "tidecast_series", "tidecast_model_info", "tidecast_max_series"}
+    alerts = {"readings_total", "replayed_readings_total", "lag_records", "last_commit_timestamp_seconds",
+              "kafka_answer_timestamp_seconds", "transactions_total", "start_overs_total", "stalls_total",
+              "restoring_partitions", "restore_remaining_records", "dead_letters_total"}  # fmt: skip
+    assert {f"tidecast_{name}" for name in alerts} <= names, "alerts that also a router needs have nothing to look at"

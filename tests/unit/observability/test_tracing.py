@@ -13,13 +13,13 @@ from tests.support.models import START_MS, STEP_MS, counting_model
 from tidecast.service.broker.memory.broker import MemoryBroker
 from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
-from tidecast.service.commands.serve import open_tracing
+from tidecast.service.commands.worker_run import open_tracing
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import TidecastError
+from tidecast.service.input.rejected import DeadLetterReason
 from tidecast.service.model.session import Model
 from tidecast.service.observability.metrics import Metrics
 from tidecast.service.observability.tracing import Tracing
-from tidecast.service.pipeline.dead_letters import DeadLetterReason
 from tidecast.service.worker.worker import Worker
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

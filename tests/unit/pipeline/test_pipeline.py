@@ -20,6 +20,7 @@ from tests.support.models import (
 )
 from tidecast.service.broker.port import Batch, Headers
 from tidecast.service.config.settings import Settings
+from tidecast.service.input.config import parse_input
 from tidecast.service.model.session import Model
 from tidecast.service.pipeline.pipeline import BatchResult, Pipeline, Policy
 
@@ -371,6 +372,25 @@ def test_the_store_knows_where_each_series_is(model: Model) -> None:
     assert found["state"]["count"] == [3.0]
 
 
+def test_what_holds_no_reading_is_counted_once_also_where_it_is_read_again_in_a_replay(model: Model) -> None:
+    table = parse_input({"time": "ts", "name": "metric", "value": "v", "skip_if": {"kind": "alarm"}, "join": False})
+
+    def line() -> Pipeline:
+        return Pipeline(model, Policy(), output_topic="f", dead_letter_topic="d", input_config=table)
+
+    def record(step: int, **more: object) -> bytes:
+        return json.dumps({"ts": START_MS + step * STEP_MS, "v": 1.0, "metric": "value", **more}).encode()
+
+    values = [record(step, **more) for step in range(3) for more in ({}, {"metric": "x"}, {"kind": "alarm"})]
+    records = batch([(b"a", value) for value in values])
+    counts = line().process(records).counts
+    assert (counts.skipped, counts.unused_values, counts.unused_names) == (6, 3, ["x"])
+    again = line()
+    again.replay(0, until=4)
+    counts = again.process(records).counts
+    assert (counts.skipped, counts.unused_values, counts.replayed) == (4, 2, 2)
+
+
 def test_an_empty_batch_leads_to_nothing(model: Model) -> None:
     result = pipeline(model, series_ttl_ms=1).process(Batch("readings"))
     assert len(result.forecasts) == len(result.dead_letters) == result.counts.readings == 0
@@ -385,6 +405,7 @@ def test_time_is_measured_for_each_stage_by_the_timer_that_is_given(model: Model
 
 def test_the_policy_follows_the_settings() -> None:
     settings = Settings(
-        max_gap_steps=3, max_series=4, series_ttl_seconds=1.5, max_future_seconds=2.5, dead_letter_late=True, group="g"
-    )
-    assert Policy.from_settings(settings) == Policy(3, 4, 1500, 2500, True, False, "g")
+        max_gap_steps=3, max_series=4, series_ttl_seconds=1.5, max_future_seconds=2.5, late_recovery_readings=6,
+        dead_letter_late=True, group="g",
+    )  # fmt: skip
+    assert Policy.from_settings(settings, state_size=4) == Policy(3, 4, 1500, 2500, 6, dead_letter_late=True, group="g")

@@ -3,87 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import OrderedDict
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.models import POISON_FORECAST, POISON_STATE, START_MS, STEP_MS, CountingReference
-from tests.support.streams import WARMUP, Sent, cut, fates, model, streams
+from tests.support.models import START_MS, STEP_MS
+from tests.support.plain_loop import PlainLoop, policies
+from tests.support.streams import Sent, cut, fates, model, poisoned, streams
 from tidecast.service.model.session import Model
 from tidecast.service.pipeline.pipeline import Pipeline, Policy
 
 
-@dataclass
-class Known:
-    """One series as the plain loop knows it."""
-
-    model: CountingReference = field(default_factory=CountingReference)
-    last: int | None = None
-    steps: int = 0
-    seen: int = 0
-
-
-class PlainLoop:
-    """The table "what happens" once more, one record at a time, without arrays."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.series: OrderedDict[bytes, Known] = OrderedDict()
-
-    def process(self, sent: Sent) -> tuple[str, object]:
-        """The record's fate, and the forecast if it has one."""
-        policy = self.policy
-        if not sent.key:
-            return "dead", "missing_key" if sent.key is None else "bad_key"
-        known = self.series.get(sent.key)
-        if sent.value is None:
-            self.series.pop(sent.key, None)
-            return "tombstone", None
-        if sent.x is None:
-            return "dead", "not_json"
-        if policy.series_ttl_ms and known and sent.timestamp - known.seen > policy.series_ttl_ms:
-            known = None
-            del self.series[sent.key]
-        if known is None:
-            if len(self.series) >= policy.max_series:
-                self.series.popitem(last=False)
-            known = self.series[sent.key] = Known()
-        self.series.move_to_end(sent.key)
-        known.seen = sent.timestamp
-        if known.last is not None and sent.ts <= known.last:
-            return ("duplicate", None) if sent.ts == known.last else ("late", None)
-        gap = max(math.floor((sent.ts - known.last) / STEP_MS + 0.5) - 1, 0) if known.last is not None else 0
-        if gap > policy.max_gap_steps:
-            known.model, known.steps, gap = CountingReference(), 0, 0
-        for i in range(gap):
-            assert known.last is not None
-            known.model.step((math.nan, math.nan), known.last + (i + 1) * STEP_MS)
-            known.steps += 1
-        known.last = sent.ts
-        if sent.x[0] in (POISON_STATE, POISON_FORECAST):
-            known.model, known.steps = CountingReference(), 0
-            return "dead", "non_finite_state"
-        y = known.model.step(sent.x, sent.ts)
-        known.steps += 1
-        return "forecast", (y, known.steps >= WARMUP)
-
-
-policies = st.builds(
-    Policy,
-    max_gap_steps=st.sampled_from([0, 1, 3, 24]),
-    max_series=st.sampled_from([1, 2, 3, 1000]),
-    series_ttl_ms=st.sampled_from([0, 0, 30_000, 100_000]),
-    max_future_ms=st.just(0),
-)
-
-
 @pytest.mark.slow
 @settings(deadline=None, max_examples=150)
-@given(streams(), st.lists(st.integers(1, 12), max_size=12), policies)
+@given(st.one_of(streams(), poisoned()), st.lists(st.integers(1, 12), max_size=12), policies)
 def test_any_stream_in_any_batches_is_answered_as_one_at_a_time(
     stream: list[Sent], sizes: list[int], policy: Policy
 ) -> None:

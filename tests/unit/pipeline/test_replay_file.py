@@ -191,3 +191,55 @@ def test_a_config_that_is_not_of_this_model_is_refused_rather_than_read_as_missi
     (tmp_path / "f.csv").write_text(f"t,value,rain\n{at(0)},1,1\n")
     assert main(["replay", "--model", str(directory), "--data", str(tmp_path / "f.csv")]) == 2
     assert "rain" in capsys.readouterr().err
+
+
+def test_a_series_with_a_reading_far_ahead_in_the_file_starts_again_as_in_a_worker(replay: Replay) -> None:
+    rows = [("a", START_MS + i * STEP_MS, 1.0, 2.0) for i in (*range(5), 1_439, *range(5, 30))]
+    lines, err = replay(rows)
+    assert [line["ts"] for line in lines] == [ts for i, (_, ts, _, _) in enumerate(rows) if not 6 <= i < 10]
+    assert "replay: 1 jumps ahead that later readings contradicted; the series then started again, cold" in err
+    lines, err = replay(rows, "--late-recovery-readings", "0")
+    assert len(lines) == 6 and "contradicted" not in err
+
+
+def test_a_file_that_holds_its_readings_twice_starts_no_series_again(replay: Replay) -> None:
+    rows = [("a", START_MS + i * STEP_MS, 1.0, 2.0) for i in (*range(30), *range(100, 130))]
+    lines, err = replay(rows + rows)
+    assert len(lines) == 60 and "contradicted" not in err
+
+
+LONG = """
+[input]
+time = "when"
+time_unit = "s"
+key = "{place}"
+name = "what"
+value = "v"
+fields = { value = { path = "temp", scale = 0.5 }, wind = "wind" }
+"""
+
+
+@pytest.mark.parametrize("of", ["the model's config", "--input"])
+def test_the_long_form_of_a_file_gives_the_forecasts_of_the_wide_one(
+    replay: Replay, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], of: str
+) -> None:
+    rows: list[Row] = [
+        (key, START_MS + i * STEP_MS, 2.0 * i + n, math.nan if i == 3 else 1.0 + i)
+        for i in range(6)
+        for n, key in enumerate("ab")
+    ]
+    wide, _ = replay(rows)
+    blocks = [f"{ts // 1000},{key},temp,{2 * a}\n" for key, ts, a, _ in rows]
+    blocks += [f"{ts // 1000},{key},wind,{'' if math.isnan(b) else b}\n" for key, ts, _, b in reversed(rows)]
+    (tmp_path / "long.csv").write_text("when,place,what,v\n" + "".join(blocks) + f"{START_MS // 1000},a,spare,1\n")
+    (tmp_path / "table.toml").write_text(LONG)
+    flags = ["--input", str(tmp_path / "table.toml")]
+    if of != "--input":
+        model, flags = counting_model(tmp_path / "mapped"), []
+        own = CONFIG.format(series="").replace('time = "t"\n', "")
+        (model / "config.toml").write_text(own + LONG)
+    assert main(["replay", "--model", str(model), "--data", str(tmp_path / "long.csv"), *flags]) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line) for line in out.splitlines()] == wide
+    assert "replay: 1 row with names that are no features: 'spare' (1)" in err
+    assert "replay: 2 rows without a value" in err

@@ -16,7 +16,8 @@ from tests.support.models import counting_spec
 from tidecast.service.errors import ChangelogError
 from tidecast.service.model.compatibility import layout_hash
 from tidecast.service.model.spec import StateSlice
-from tidecast.service.state.codec import Codec, read_header, state_bytes, write_record
+from tidecast.service.state.codec import Codec
+from tidecast.service.state.record import AheadClock, read_header, state_bytes, write_record
 
 SPEC = counting_spec()
 CODEC = Codec(SPEC)
@@ -65,6 +66,40 @@ def test_many_records_read_at_once_are_what_each_of_them_is(data: st.DataObject,
         assert found.states[i].tobytes() == one_of_them.state.tobytes()
 
 
+CLOCK = AheadClock(before=50_000, late=2, late_ts=60_000, offset=9)
+OLDER = (
+    "01b5849cabb76911ae0100000000000000020000000000000003000000000000000000000000000000"
+    "0000c03f0000008000000000000000402833b4bb"
+)
+
+
+def test_a_clock_that_is_ahead_comes_back_and_all_other_records_stay_as_older_versions_wrote_and_read_them() -> None:
+    columns = [np.arange(3, dtype=np.int64) for _ in range(4)]
+    states = np.arange(12, dtype=np.float32).reshape(3, 4)
+    plain, records = CODEC.encode(*columns, states), CODEC.encode(*columns, states, {1: CLOCK})
+    assert [record == before for record, before in zip(records, plain, strict=True)] == [True, False, True]
+    assert [record[0] for record in records] == [1, 2, 1]
+    assert [CODEC.decode(record).ahead for record in records] == [None, CLOCK, None]
+    found = CODEC.decode_many(records)
+    assert found.ahead == {1: CLOCK}
+    assert found.states.tolist() == states.tolist()
+    assert found.offsets.tolist() == found.steps.tolist() == [0, 1, 2]
+    assert not CODEC.decode_many(plain).ahead
+    assert read_header(records[1]).ahead == CLOCK
+    assert write_record(read_header(records[1]), state_bytes(records[1])) == records[1]
+    for at in range(len(records[1])):
+        damaged = bytearray(records[1])
+        damaged[at] ^= 1
+        with pytest.raises(ChangelogError):
+            CODEC.decode_many([records[0], bytes(damaged)])
+
+
+def test_a_record_that_an_older_version_stored_is_read() -> None:
+    snapshot = CODEC.decode(bytes.fromhex(OLDER))
+    assert (snapshot.offset, snapshot.last_ts, snapshot.steps, snapshot.seen_ms, snapshot.ahead) == (1, 2, 3, 0, None)
+    assert snapshot.state.tolist() == [1.5, -0.0, 0.0, 2.0]
+
+
 def _foreign() -> bytes:
     zero = np.zeros(1, dtype=np.int64)
     return Codec(spec_of(4)).encode(zero, zero, zero, zero, np.zeros((1, 4), dtype=np.float32))[0]  # type: ignore[arg-type]
@@ -76,7 +111,7 @@ def _with_crc(body: bytes) -> bytes:
 
 BAD = {
     "not finite": lambda good: _with_crc(good[:-8] + np.float32(np.inf).tobytes()),
-    "version": lambda good: _with_crc(b"\2" + good[1:-4]),
+    "version": lambda good: _with_crc(b"\4" + good[1:-4]),
     "another model": lambda good: _foreign(),
     "damaged": lambda good: good[:20] + bytes([good[20] ^ 1]) + good[21:],
     "damaged at its end": lambda good: good[:-1] + bytes([good[-1] ^ 1]),
@@ -167,8 +202,8 @@ def test_another_name_place_or_shape_of_a_slice_is_another_layout(state: list[St
 
 
 def test_another_version_is_named() -> None:
-    with pytest.raises(ChangelogError, match="version 2, this tidecast reads version 1"):
-        CODEC.decode(b"\2" + one()[1:])
+    with pytest.raises(ChangelogError, match="version 5, this tidecast reads versions 1 to 4"):
+        CODEC.decode(_with_crc(b"\5" + one()[1:-4]))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -179,6 +179,54 @@ def test_one_viewer_too_many_gets_503_and_the_page_still_answers(served, monkeyp
     assert served.get("/api/series")[0] == 200
 
 
+def streams(served, count):
+    """Viewers that ask for the stream and read only its beginning."""
+    viewers = []
+    for _ in range(count):
+        viewers.append(socket.create_connection(("127.0.0.1", served.port), timeout=5))
+        viewers[-1].sendall(b"GET /api/stream?series=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert viewers[-1].recv(10)
+        while served.page.streams < len(viewers):
+            time.sleep(0.01)
+    return viewers
+
+
+def test_viewers_that_do_not_read_keep_nobody_else_out(served, monkeypatch):
+    monkeypatch.setattr(app, "MAX_STREAMS", 2)
+    monkeypatch.setattr(app, "FULL_TURN_S", 0.0)
+    idle = streams(served, 2)
+    assert served.events("/api/stream?series=a", 1)[0][0] == "all"
+    while not idle[0].recv(65536).endswith(b"0\r\n\r\n"):  # the stream of the oldest ends
+        pass
+    assert served.page.streams <= 2
+    for each in idle:
+        each.close()
+
+
+def test_a_head_takes_no_viewers_place(served, monkeypatch):
+    monkeypatch.setattr(app, "MAX_STREAMS", 1)
+    monkeypatch.setattr(app, "FULL_TURN_S", 0.0)
+    (viewer,) = streams(served, 1)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as other:
+        other.sendall(b"HEAD /api/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        while other.recv(4096):
+            pass
+    assert served.page.streams == 1
+    viewer.close()
+
+
+def test_a_viewer_who_does_not_read_is_dropped_once_the_buffers_are_full(served, monkeypatch):
+    monkeypatch.setattr(request_timeout, "UNREAD_S", 0.2)
+    monkeypatch.setattr(app, "POLL_S", 0.0)
+    monkeypatch.setattr(app, "STATUS_S", 0.0)
+    (idle,) = streams(served, 1)
+    deadline = time.monotonic() + 30
+    while served.page.streams and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not served.page.streams
+    idle.close()
+
+
 def test_the_server_stops_although_a_viewer_is_connected():
     served = Served()
     with socket.create_connection(("127.0.0.1", served.port)) as viewer:

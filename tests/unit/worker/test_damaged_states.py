@@ -1,6 +1,7 @@
 """A changelog with a damaged or foreign record: that one series is set aside, and no other."""
 
 import struct
+import time
 import zlib
 
 import pytest
@@ -8,12 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.models import START_MS, STEP_MS, CountingReference, counting_model
+from tests.support.streams import model as counting_session
 from tests.support.world import SERIES, World
-from tests.unit.worker.test_restore import CODEC, record
+from tests.unit.worker.test_restore import record
+from tidecast.service.broker.memory.broker import MemoryBroker
 from tidecast.service.broker.port import OutgoingBatch
-from tidecast.service.errors import ChangelogError
+from tidecast.service.config.settings import Settings
+from tidecast.service.errors import TidecastError
 from tidecast.service.model.session import Model
 from tidecast.service.state.flush import GROUP_HEADER
+from tidecast.service.worker.partition import Partition
+from tidecast.service.worker.restore import Restore
+from tidecast.service.worker.served_models import ServedModels
 
 NAN = struct.pack("<f", float("nan"))
 
@@ -25,27 +32,6 @@ def model(tmp_path_factory):
 
 def with_crc(body):
     return body + zlib.crc32(body).to_bytes(4, "little")
-
-
-@settings(deadline=None)
-@given(st.integers(0, len(record(1)) - 1), st.integers(0, 7))
-def test_one_wrong_bit_anywhere_is_damage(at, bit):
-    value = bytearray(record(1))
-    value[at] ^= 1 << bit
-    assert CODEC.damage(bytes(value)) and CODEC.damage(record(1)) is None
-
-
-@pytest.mark.parametrize("value", [b"", b"x", record(1)[:-1], record(1)[:20], with_crc(record(1)[:-8] + NAN)])
-def test_what_is_cut_short_or_not_finite_is_damage(value):
-    assert CODEC.damage(value)
-
-
-def test_an_intact_record_of_another_version_or_model_is_no_damage():
-    """All series of that changelog are the other's: this worker must not delete them."""
-    assert CODEC.damage(with_crc(b"\2" + record(1)[1:-4])) is None
-    assert CODEC.damage(with_crc(record(1)[:1] + b"another!" + record(1)[9:-4])) is None
-    with pytest.raises(ChangelogError, match="version 2"):
-        CODEC.decode_many([with_crc(b"\2" + record(1)[1:-4])])
 
 
 @pytest.mark.parametrize("at", [3, 40, -1], ids=["in its layout", "in its state", "in its checksum"])
@@ -71,6 +57,86 @@ def test_a_series_with_a_damaged_state_starts_again_and_the_others_continue(mode
     caplog.clear()
     world.live()
     assert not [r for r in caplog.records if "set aside" in r.message], "its record is replaced"
+
+
+def stranger(kind):
+    """A record that no worker of this group has written: key, value, headers."""
+    value, owner = record(1), [(GROUP_HEADER, b"tidecast")]
+    return {
+        "empty": (b"k", b"", owner),
+        "cut short": (b"k", value[:20], owner),
+        "not finite": (b"k", with_crc(value[:-8] + NAN), owner),
+        "of another version": (b"k", with_crc(b"\5" + value[1:-4]), owner),
+        "of another model": (b"k", with_crc(value[:1] + b"another!" + value[9:-4]), owner),
+        "beyond the end": (b"k", record(10_000), owner),
+        "without text as key": (b"\xff", value, owner),
+        "without text in a header": (b"k", value, [(GROUP_HEADER, b"\xff\xfe")]),
+    }[kind]
+
+
+KINDS = ("empty", "cut short", "not finite", "of another version", "of another model", "beyond the end",
+         "without text as key", "without text in a header")  # fmt: skip
+
+
+def restored_with(*others, good=3):
+    """The series that a restore brings back of some good states and others, and how many it has set aside."""
+    broker = MemoryBroker()
+    broker.create_topic("readings", 1)
+    broker.create_topic("tidecast-state", 1)
+    out = OutgoingBatch("tidecast-state")
+    for number in range(good):
+        out.append(b"good%d" % number, record(number), partition=0, headers=[(GROUP_HEADER, b"tidecast")])
+    for key, value, headers in others:
+        out.append(key, value, partition=0, headers=headers)
+    broker.producer().produce(out)
+    consumer = broker.consumer(group="tidecast")
+    consumer.assign("readings", {0: 0})
+    consumer.commit({0: 1_000}, "")
+    options, partitions = Settings(), {0: Partition()}
+    models = ServedModels(options, counting_session(), partitions, time.monotonic)
+    doing = Restore(broker, options, partitions, models, time.monotonic)
+    while partitions[0].restoring:
+        doing.advance(consumer, 0.0)
+    doing.close()
+    return sorted(models.current.store), doing.damaged
+
+
+GOOD = [b"good0", b"good1", b"good2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_strangers_record_is_set_aside_with_its_place_and_the_other_states_come_back(kind, caplog):
+    key, _, _ = stranger(kind)
+    assert restored_with(stranger(kind)) == (GOOD, 1)
+    (line,) = [r for r in caplog.records if "set aside" in r.message]
+    assert line.record == "tidecast-state-0-3" and line.key == key.decode("utf-8", "backslashreplace") and line.reason
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, len(record(1)) - 1), st.integers(0, 7))
+def test_one_wrong_bit_or_a_cut_anywhere_sets_aside_that_state_and_no_other(at, bit):
+    value, owner = record(1), [(GROUP_HEADER, b"tidecast")]
+    for spoilt in (value[:at] + bytes([value[at] ^ 1 << bit]) + value[at + 1 :], value[:at]):
+        assert restored_with((b"k", spoilt, owner)) == (GOOD, 1)
+
+
+def test_a_later_record_replaces_a_strangers():
+    owner = [(GROUP_HEADER, b"tidecast")]
+    assert restored_with(stranger("of another version"), (b"k", record(5), owner)) == ([*GOOD, b"k"], 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("of another version", "version 5"),
+        ("of another model", "another model, layout"),
+        ("beyond the end", "the changelog is ahead of the group"),
+    ],
+)
+def test_a_changelog_that_is_mostly_a_strangers_is_refused_and_not_deleted(kind, says):
+    _, value, owner = stranger(kind)
+    with pytest.raises(TidecastError, match=says):
+        restored_with(*((b"k%d" % i, value, owner) for i in range(4)))
 
 
 def median(number, steps):

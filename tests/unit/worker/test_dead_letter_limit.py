@@ -4,8 +4,8 @@ import pytest
 
 from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.errors import DeadLetterFlood
+from tidecast.service.input.rejected import DeadLetterReason
 from tidecast.service.pipeline.batch import BatchCounts
-from tidecast.service.pipeline.dead_letters import DeadLetterReason
 from tidecast.service.worker.dead_letter_limit import DeadLetterLimit
 
 

@@ -10,22 +10,13 @@ from hypothesis import strategies as st
 from tests.chaos.topics import Names
 from tests.chaos.verifier import verify
 from tests.support.models import SUCCESSORS, counting_model
+from tests.support.shadowed import NEW_LAYOUT, OLD, SAME_LAYOUT, STEPS, committed
 from tests.support.world import Fault, Killed, World
 from tidecast.service.config.settings import Settings
 from tidecast.service.errors import BrokerError, ModelError
 from tidecast.service.model.compatibility import check_successor
 from tidecast.service.model.session import Model
-from tidecast.service.state.offset_metadata import Committed
 from tidecast.service.worker.model_swap import warmup_readings
-
-OLD, SAME_LAYOUT, NEW_LAYOUT = SUCCESSORS[:3]
-STEPS = ("begin", "produce forecasts", "produce tidecast-state", "commit_transaction")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return {v: Model.load(counting_model(folder / str(i), v)) for i, v in enumerate(SUCCESSORS)}
 
 
 def judged(world, *models):
@@ -34,11 +25,6 @@ def judged(world, *models):
                     rtol=0, atol=0)  # fmt: skip
     assert report.ok, report
     return report
-
-
-def committed(world):
-    found = world.broker.commits["tidecast", "readings"]
-    return {p: Committed.parse(*known) for p, known in found.items()}
 
 
 @pytest.mark.parametrize("variant", [SAME_LAYOUT, NEW_LAYOUT], ids=["same layout", "new layout"])

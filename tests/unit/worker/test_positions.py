@@ -3,7 +3,8 @@
 import pytest
 
 from tests.support.models import counting_model
-from tests.support.world import Spy, World
+from tests.support.world import ObservedBroker, ObservedConsumer, Spy, World
+from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.errors import BrokerError, Rejected
 from tidecast.service.model.session import Model
 
@@ -56,7 +57,7 @@ def test_a_log_that_ends_before_what_was_read_ends_the_worker_with_the_command_t
             world.now += 11
 
     spy.on_poll = emptied
-    with pytest.raises(BrokerError, match=r"readings-0 ends at offset 2, but this worker has read up to 6.*--all"):
+    with pytest.raises(BrokerError, match=r"readings-0 ends at offset 2, but was read up to 6.*--all"):
         world.worker(spy, idle=60).run()
 
 
@@ -100,3 +101,44 @@ def test_what_kafka_has_is_asked_for_every_ten_seconds_and_not_more(model):
     assert worker.run() == 0
     assert 9 <= len(asked) <= 13, asked
     assert world.now - began > 90
+
+
+def gaps(world, first, last):
+    """Readings of one series, and before each of them a record that was never committed: readers skip its offset."""
+    for step in range(first, last):
+        producer, out = world.broker.producer(transactional_id="other"), OutgoingBatch("readings")
+        out.append(b"x", b"{", partition=0)
+        producer.begin()
+        producer.produce(out)
+        producer.end(commit=False)
+        world.reading(b"a", step)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["only gaps", "lost records"])
+def test_a_broker_that_has_just_started_and_does_not_know_the_topic_yet_ends_no_worker_and_hides_no_loss(model, lost):
+    world = World(model, max_poll_records=1)
+    gaps(world, 0, 12)
+    worker, answers = world.worker(idle=20), []
+
+    def beginning_offsets(partitions):
+        if not partitions or not world.forecasts():
+            return dict.fromkeys(partitions, 0)
+        answers.append(len(answers) < 2)
+        if answers[-1]:
+            raise Rejected("asking for the offsets of readings: Kafka has no such topic")
+        return dict.fromkeys(partitions, 1_000 if lost else 0)
+
+    world.observed.consumer = lambda **options: _told(ObservedBroker.consumer(world.observed, **options))
+
+    def _told(consumer):
+        if isinstance(consumer, ObservedConsumer):
+            consumer.beginning_offsets = beginning_offsets
+        return consumer
+
+    if lost:
+        with pytest.raises(BrokerError, match="retention has deleted"):
+            worker.run()
+    else:
+        assert worker.run() == 0
+        assert len(world.forecasts()) == 12
+    assert answers.count(True) == 2 and answers.count(False) > 0

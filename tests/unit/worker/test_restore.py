@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from tests.support.streams import model
 from tidecast.service.broker.memory.broker import MemoryBroker
+from tidecast.service.broker.memory.consumer import MemoryConsumer
 from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.config.settings import Settings
+from tidecast.service.errors import BrokerUnavailable
 from tidecast.service.state.codec import Codec
 from tidecast.service.state.flush import GROUP_HEADER
 from tidecast.service.state.store import SeriesStore
@@ -80,8 +83,59 @@ def test_of_each_series_the_last_record_counts_however_many_are_read_at_once(
         assert row == (number, number, number, number, partition)
 
 
+def test_a_kafka_that_goes_as_the_changelog_is_to_be_read_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assign, asked = MemoryConsumer.assign, [0]
+
+    def lost(self: MemoryConsumer, topic: str, offsets: Mapping[int, int]) -> None:
+        if topic == "tidecast-state":
+            asked[0] += 1
+            if asked[0] in (2, 4):  # 1 and 3 were for the ends of the changelog
+                raise BrokerUnavailable("the connection is lost")
+        assign(self, topic, offsets)
+
+    monkeypatch.setattr(MemoryConsumer, "assign", lost)
+    table, counted = restored([(0, b"a", 1), (1, b"b", 2)], 10, max_series=3)
+    assert set(table) == {b"a", b"b"} and counted == 2 and asked == [6]
+
+
 @pytest.mark.parametrize("batch", [1, 4, 1_000])
 def test_where_not_all_series_have_room_those_written_last_stay(batch: int) -> None:
     order = [b"a", b"b", b"c", b"a", b"d", b"e"]
     table, _ = restored([(0, key, number) for number, key in enumerate(order)], batch, max_series=3)
     assert list(table) == [b"a", b"d", b"e"]
+
+
+def test_states_of_readings_that_came_while_the_worker_was_frozen_in_its_restore_are_not_taken_for_a_wrong_changelog(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It asks again what is committed: another member has answered since, and has written newer states."""
+    broker = MemoryBroker()
+    for topic in ("readings", "tidecast-state"):
+        broker.create_topic(topic, 1)
+    consumer = broker.consumer(group="tidecast")
+    consumer.assign("readings", {0: 0})
+
+    def answered(upto: int, *states: int) -> None:
+        readings, written = OutgoingBatch("readings"), OutgoingBatch("tidecast-state")
+        for _ in range(10):
+            readings.append(b"a", b"{}", partition=0)
+        for number in states:
+            written.append(b"a", record(number), partition=0, headers=[(GROUP_HEADER, b"tidecast")])
+        broker.producer().produce(readings)
+        broker.producer().produce(written)
+        consumer.commit({0: upto}, "")
+
+    answered(5, 3, 4)
+    partitions = {0: Partition()}
+    models = ServedModels(Settings(), model(), partitions, time.monotonic)
+    doing = restore.Restore(broker, Settings(), partitions, models, time.monotonic)
+    monkeypatch.setattr(restore, "_BATCH", 1)
+    assert doing.advance(consumer, 0.0) == {}
+    answered(20, 19)
+    monkeypatch.setattr(restore, "_BATCH", 100)
+    done = {}
+    while partitions[0].restoring:
+        done |= doing.advance(consumer, 0.0)
+    doing.close()
+    assert (done[0].committed, done[0].series) == (20, 1)
+    assert models.current.store.offsets[models.current.store.find(b"a")] == 19

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from tests.support.models import START_MS, STEP_MS, CountingReference, counting_model
-from tests.support.world import ObservedProducer, Spy, World
+from tests.support.world import ObservedConsumer, ObservedProducer, Spy, World
 from tidecast.service.broker.topics import CHANGELOG_CONFIG
 from tidecast.service.config.settings import Settings, default
 from tidecast.service.errors import BrokerError, BrokerUnavailable, DeadLetterFlood, MemberEvicted, TidecastError
@@ -237,12 +237,15 @@ def test_a_last_commit_that_is_refused_does_not_end_as_a_success(bench):
         worker.run()
 
 
-def test_a_worker_that_stops_while_the_group_shares_out_again_has_not_failed(bench):
+def test_a_worker_that_stops_while_the_group_rebalances_has_not_failed_and_claims_no_commit(bench, caplog):
+    caplog.set_level(logging.INFO)
     bench.reading(b"a", 0)
     worker = bench.worker(idle=5)
     bench.spy.fail["commit"] = [MemberEvicted("committing")] * 1_000
     assert worker.run() == 0
     assert bench.committed() == {0: None, 1: None}
+    assert "answered and committed" not in caplog.text
+    assert "stopped: the group has rebalanced, and the next owner" in caplog.text
 
 
 def test_an_idle_worker_whose_broker_stays_away_ends_with_an_error(model):
@@ -252,6 +255,23 @@ def test_an_idle_worker_whose_broker_stays_away_ends_with_an_error(model):
     with pytest.raises(BrokerError, match="no answer"):
         worker.run()
     assert 1_030 <= bench.now < 1_040
+
+
+def test_a_restore_that_can_never_end_is_tried_with_growing_waits_said_once_and_ends_the_worker(
+    model, monkeypatch, caplog
+):
+    asked = []
+
+    def away(self, partitions):
+        asked.append(bench.now)
+        raise BrokerUnavailable("Kafka does not say where the log begins")
+
+    monkeypatch.setattr(ObservedConsumer, "beginning_offsets", away, raising=False)
+    bench = Bench(model, broker_timeout_seconds=20)
+    with pytest.raises(BrokerUnavailable, match="where the log begins"):
+        bench.worker(idle=10_000).run()
+    assert 20 <= asked[-1] - asked[0] < 30 and len(asked) < 20
+    assert caplog.text.count("a restore could not be ended") == 1
 
 
 def test_a_connection_that_is_lost_while_the_group_is_joined_is_waited_for(bench):
@@ -324,6 +344,17 @@ def test_a_flood_of_dead_letters_stops_the_worker_with_the_reasons_and_keeps_the
         bench.run()
     assert len(bench.read("dead-letters")) == 4
     assert bench.committed()[0] == (4, 4)
+
+
+def test_a_flood_of_dead_letters_that_could_not_be_written_is_not_said_to_be_in_the_topic(model):
+    bench = Bench(model, dead_letter_limit=2)
+    for _ in range(4):
+        bench.send_value(b"a", b"{")
+    worker = bench.worker()
+    bench.spy.fail["commit"] = [BrokerError("no")] * 1_000
+    with pytest.raises(DeadLetterFlood, match=r"4 dead letters.*The last of them could not be written") as raised:
+        worker.run()
+    assert "They are in the topic" not in str(raised.value)
 
 
 @pytest.mark.parametrize("missing", ["readings", "forecasts", "dead-letters", "tidecast-state"])

@@ -114,6 +114,25 @@ def test_counters_equal_the_topics_while_commits_fail_and_the_lag_shows_what_wai
     assert "commits" in worker.not_ready()
 
 
+def test_what_a_worker_has_not_committed_when_it_ends_is_not_counted(model):
+    """It ended because a topic was gone: its last batch was emitted, and counted as it left its group."""
+    world = World(model, commit_interval_ms=60_000)
+    world.send(0, 30)
+
+    class Gone(Fault):
+        emitted = False
+
+        def around(self, call, do):
+            if call == "poll" and self.emitted:
+                raise BrokerError("there is no topic dead-letters")
+            self.emitted = self.emitted or call == "produce forecasts"
+            return do()
+
+    with pytest.raises(BrokerError, match="no topic"):
+        world.worker(Gone(), idle=10_000).run()
+    assert world.metric_sum("forecasts_total") == len(world.read("forecasts")) == 0
+
+
 def test_a_commit_that_fails_for_a_while_is_retried_with_growing_waits_and_then_counted(model):
     world = World(model)
     world.send(0, 20)

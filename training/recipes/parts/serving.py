@@ -17,26 +17,23 @@ from tidecast.service.datafiles.table import Table
 from tidecast.service.errors import ModelError
 from tidecast.service.model.onnx_file import content_hash
 from tidecast.service.model.session import Model
-from tidecast.service.model.spec import ModelSpec, SelfTest, TrainingData
+from tidecast.service.model.spec import ModelSpec, TrainingData
 from tidecast.service.pipeline.pipeline import Pipeline
 from tidecast.service.pipeline.policy import Policy
-from tidecast.training.export.export import trace, write_model
+from tidecast.training.export.export import SELF_TEST_STEPS, self_test, trace, write_model
 from tidecast.training.export.parity import (
     TOLERANCE,
     Floats,
     Times,
     check_parity_of,
     difference,
-    fold,
     onnx_step,
-    torch_step,
 )
 from tidecast.training.recipes.parts.steps import Step
 
 STEP_MS = 1_000
 START_MS = 1_767_225_600_000  # 2026-01-01
 MISSING = 0.1  # of the gate's readings, so that missing values are compared too
-SELF_TEST_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +110,6 @@ def _torch_answers(model: Step, x: Floats) -> Floats:
 
 
 def _describe(model: Step, names: Names, x: Floats, graph_hash: str, warmup: int) -> ModelSpec:
-    mixed, ts = _gate_readings(x, 1, SELF_TEST_STEPS)
-    y = fold(torch_step(model), model.initial_state().numpy(), mixed, ts)[0, -1]
     every = times(1, x.shape[1])[0]
     return ModelSpec(
         name=names.model,
@@ -133,11 +128,7 @@ def _describe(model: Step, names: Names, x: Floats, graph_hash: str, warmup: int
             hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest(), int(every[0]), int(every[-1]), x[..., 0].size
         ),
         metrics={},
-        self_test=SelfTest(
-            x=[[None if np.isnan(v) else float(v) for v in row] for row in mixed[0]],
-            ts=ts[0].tolist(),
-            y=[float(v) for v in y.ravel()],
-        ),
+        self_test=self_test(model, *_gate_readings(x, 1, SELF_TEST_STEPS)),
         kind="classifier" if model.classifier else "forecaster",
         classes=names.classes,
     )

@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecast.service.pipeline.dead_letters import DeadLetterReason, RecordRejected
+from tidecast.service.input.rejected import DeadLetterReason, RecordRejected
 from tidecast.service.timestamps import HIGHEST_SECONDS, LOWEST_SECONDS, MAX_TS_MS, MIN_TS_MS, parse_time
 
 MAX_VALUE_BYTES = 1024 * 1024
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
 _Row = tuple[float | None, ...]  # ts in ms, then the features; None = missing
 
 
@@ -33,6 +33,8 @@ class DecodedReadings:
     x: NDArray[np.float32]  # [records, features], NaN = missing, all NaN without a reading
     rejected: dict[int, RecordRejected] = field(default_factory=dict)  # record -> why it is not a valid reading
     tombstones: list[int] = field(default_factory=list)  # records without a value
+    # [records, features] which values the record has, a null too: of readings that may be parts; None = not looked at
+    given: NDArray[np.bool_] | None = None
 
 
 class ReadingDecoder:
@@ -102,15 +104,7 @@ class ReadingDecoder:
         wide = np.empty((len(rows), len(self._fields)), dtype=np.float64)
         for column, name in enumerate(self._fields):
             wide[:, column] = np.fromiter(map(attrgetter(name), rows), dtype=np.float64, count=len(rows))  # None: NaN
-        if not np.count_nonzero(np.abs(wide) > _LARGEST):  # nearly all batches
-            return wide.astype(np.float32)
-        with np.errstate(over="ignore"):
-            x = wide.astype(np.float32)
-        for record, column in np.argwhere(np.isinf(x)).tolist():
-            got = getattr(rows[record], self._fields[column])
-            message = f"{self._features[column]!r} is {got:g}, beyond what a 32-bit float holds"
-            rejected.setdefault(record, RecordRejected(DeadLetterReason.VALUE_OUT_OF_RANGE, message))
-        return x
+        return narrow(wide, self._features, rejected)
 
     def _decode_leniently(self, value: bytes, record: int, rejected: dict[int, RecordRejected]) -> Any:
         """The row of a value that the strict decoder refused."""
@@ -131,7 +125,8 @@ class ReadingDecoder:
         if len(value) >= 5 and value[0] == 0:
             raise RecordRejected(
                 DeadLetterReason.SCHEMA_REGISTRY_FRAMING,
-                f"the value starts like a schema registry's (schema {int.from_bytes(value[1:5])}); send plain JSON",
+                f"the value starts like a schema registry's (schema {int.from_bytes(value[1:5])}); --input with "
+                'format = "avro", "json-schema" or "protobuf" reads it',
             )
         try:
             found = json.loads(value.decode("utf-8"), parse_int=float)
@@ -142,6 +137,20 @@ class ReadingDecoder:
         if not isinstance(found, dict):
             raise RecordRejected(DeadLetterReason.WRONG_TYPE, f"the value is not a JSON object but {_short(found)}")
         return (_time(found.get("ts")), *[_number(name, found.get(name)) for name in self._features])
+
+
+def narrow(
+    wide: NDArray[np.float64], features: Sequence[str], rejected: dict[int, RecordRejected]
+) -> NDArray[np.float32]:
+    """[rows, features]; values outside the range of float32 are rejected."""
+    if not np.count_nonzero(np.abs(wide) > LARGEST):  # nearly all batches
+        return wide.astype(np.float32)
+    with np.errstate(over="ignore"):
+        x = wide.astype(np.float32)
+    for row, column in np.argwhere(np.isinf(x)).tolist():
+        message = f"{features[column]!r} is {wide[row, column]:g}, beyond what a 32-bit float holds"
+        rejected.setdefault(row, RecordRejected(DeadLetterReason.VALUE_OUT_OF_RANGE, message))
+    return x
 
 
 def _time(ts: object) -> int:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidecast.service.pipeline.dead_letters import DeadLetterReason, RecordRejected, check_key, forecast_headers
-from tidecast.service.pipeline.decode import MAX_VALUE_BYTES, ReadingDecoder
+from tidecast.service.input.canonical import MAX_VALUE_BYTES, ReadingDecoder
+from tidecast.service.input.rejected import DeadLetterReason, RecordRejected, check_key
+from tidecast.service.pipeline.dead_letters import forecast_headers
 
 TS = 1_700_000_000_000
 FEATURES = ("value", "wind")
@@ -219,7 +220,8 @@ def test_a_key_that_names_no_series_is_refused(key: bytes | None, reason: str) -
 
 def test_the_set_of_reasons_is_closed() -> None:
     assert set(DeadLetterReason) == {
-        *("not_json", "wrong_type", "missing_key", "bad_key", "missing_time", "time_out_of_range"),
+        *("not_json", "bad_format", "unknown_schema", "wrong_type", "missing_key", "bad_key", "other_partition"),
+        *("missing_time", "time_out_of_range"),
         *(
             "value_out_of_range",
             "no_features",
