@@ -72,6 +72,9 @@ def run(plan: Plan, settings: Settings) -> None:
         plan.folder.mkdir(parents=True, exist_ok=True)
         # The stack stops the producer, then the worker, then deletes the topics, then stops Kafka.
         own_kafka = plan.bootstrap_servers is None
+        training = None if plan.model else Training(plan.folder)
+        if training is not None:
+            stack.callback(training.stop)
         model = plan.model or make_starter(plan.folder, own_kafka=own_kafka)
         data = plan.data or sample("weather.csv.gz")
         config = read_model_config(model) if plan.model else read_data_config(sample("weather.toml"))
@@ -79,10 +82,8 @@ def run(plan: Plan, settings: Settings) -> None:
         settings = _own_topics(settings, stack, alone=own_kafka)
         board = Scoreboard(parse_time(config.test_from) if config.test_from else 0)
 
-        training = None if plan.model else Training(plan.folder)
         shadow: list[str] = []
         if training is not None:
-            stack.callback(training.stop)
             shadow = ["--shadow", str(training.model), "--promote", "auto", "--model-watch-seconds", "1"]
             shadow += ["--decisions-topic", settings.decisions_topic]
         served = ("serve", "--model", str(model), *shadow, *_worker_flags(settings), *plan.connection)

@@ -184,7 +184,8 @@ class Forecaster(FeatureBuilder):
 
     def head(self, head: nn.Module, top: Tensor, inputs: Tensor) -> QuantileFan:
         """Quantiles about the linear forecast, in local units, [rows, ...]; top [..., hidden], inputs [..., inputs]."""
-        raw = head(torch.cat([self.dropout(top), inputs], dim=-1)).movedim(-1, 0)
+        raw = head(torch.cat([self.dropout(top), inputs], dim=-1))
+        raw = raw.movedim(raw.dim() - 1, 0)  # the exporter does not take -1 here
         centre, raw = raw.split_with_sizes([self.h * self.d, (self.q - 1) * self.h * self.d])
         spread = self.spread.reshape(-1, *[1] * (raw.dim() - 1))
         widths = torch.log(1 + torch.exp(torch.clamp(raw, max=SOFTPLUS_FROM)))  # softplus, by fast functions
