@@ -25,7 +25,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test test-fast stress chaos bench lint types unit integration format pins audit compose-test clean
+.PHONY: help demo setup test test-long test-fast stress chaos bench lint types unit integration format pins audit compose-test clean
 
 help: ## Print this
 	@echo "tidecast: forecasts for streams of sensor readings, from Kafka to Kafka."; echo
@@ -36,11 +36,14 @@ demo: $(VENV)/.demo ## From nothing to live forecasts: train, start Kafka and a 
 
 setup: $(VENV)/.dev ## The environment for working on tidecast, in .venv
 
-test: lint $(VENV)/.dev ## Everything that must pass: lint, types, and all tests, on a real Kafka (PROCESSES=3: fewer at a time)
+test: lint $(VENV)/.dev ## Lint, types, and all tests but the long ones, on a real Kafka (PROCESSES=3: fewer at a time)
 	@# Many at a time, since they wait a lot; in order, so that no broken client of an integration test disturbs a unit test.
-	@echo "tidecast: types, and all tests, some on a real embedded Kafka (its jars are fetched the first time)"
-	@$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & types=$$!; $(PYTEST) -n $(or $(PROCESSES),8) --durations=20; tests=$$?; \
+	@echo "tidecast: types, and the tests, some on a real embedded Kafka (its jars are fetched the first time)"
+	@$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & types=$$!; $(PYTEST) -n $(or $(PROCESSES),8) -m 'not long' --durations=20; tests=$$?; \
 	  wait $$types; checked=$$?; cat $(VENV)/mypy.log; exit $$((tests + checked))
+
+test-long: $(VENV)/.dev ## The long tests: storms of kills, each panel of each board, whole trainings (also a part of .ci/run)
+	@$(PYTEST) -n $(or $(PROCESSES),3) -m long --durations=20
 
 test-fast: $(VENV)/.dev ## Most tests that need neither Kafka nor a trained model: a minute
 	@$(PYTEST) -n 2 -q -m 'not slow' tests/unit tests/input tests/deploy tests/docs

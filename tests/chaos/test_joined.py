@@ -115,6 +115,7 @@ def test_a_last_state_that_was_not_written_is_found(judged):
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.long
 def test_kills_and_evictions_lose_no_part_and_take_none_twice(tmp_path):
     storm = Scenario(client="confluent", joins=True, partitions=4, series=50, rate=1_000.0, pause=(0.5, 2.0), calm=2.0,
                      kills=4, evicts=2, brokers=1)  # fmt: skip

@@ -101,6 +101,7 @@ def test_a_report_says_how_often_champions_changed():
 
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("client", ["confluent", "kafka-python"])
+@pytest.mark.long
 def test_models_that_are_promoted_under_kills_answer_each_reading_once_and_as_if_they_had_run_alone(tmp_path, client):
     storm = Scenario(client=client, partitions=4, series=50, rate=500.0, pause=(0.5, 2.0), calm=2.0,
                      promotes=4, kills=4, freezes=1, brokers=1, evicts=1)  # fmt: skip

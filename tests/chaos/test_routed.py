@@ -83,6 +83,7 @@ def test_dead_letters_that_are_missing_or_doubled_are_found(spec, routed):
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("client", ["confluent", "kafka-python"])
+@pytest.mark.long
 def test_kills_and_evictions_of_routers_and_workers_lose_and_double_nothing(tmp_path, client):
     storm = Scenario(client=client, workers=2, routers=2, partitions=4, sources=3, series=50, rate=500.0,
                      pause=(0.5, 2.0), calm=2.0, kills=4, evicts=2, brokers=1)  # fmt: skip

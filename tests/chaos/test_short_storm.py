@@ -26,16 +26,19 @@ def check(outcome, *, blows, handed_over):
     assert outcome.report.hand_overs.total() >= handed_over, "hardly a series met a change of models"
 
 
+@pytest.mark.long
 def test_kills_freezes_restarts_and_new_models_lose_duplicate_or_mix_no_forecast(tmp_path):
     storm = Scenario(client="confluent", kills=5, freezes=1, brokers=1, rolls=1, changes=1, swaps=2, **SHORT)
     check(blow(tmp_path, storm), blows=10, handed_over=50)
 
 
+@pytest.mark.long
 def test_kills_evictions_and_a_restart_of_kafka_lose_or_duplicate_no_forecast_with_kafka_python(tmp_path):
     storm = Scenario(client="kafka-python", kills=3, brokers=1, swaps=1, evicts=2, **SHORT)
     check(blow(tmp_path, storm), blows=5, handed_over=25)
 
 
+@pytest.mark.long
 def test_a_storm_finds_the_doubled_forecasts_of_at_least_once_delivery(tmp_path):
     """At-least-once, killed between its forecasts and its commit, answers twice: a storm must see that."""
     outcome = blow(

@@ -94,6 +94,7 @@ def test_the_readmes_starter_is_a_model_that_a_worker_accepts(folder):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_make_demo_with_seconds_as_the_readme_says_is_shorter(folder, tmp_path):
     shorter = "make demo SECONDS=20"
     assert shorter in [text for _, text in spans()]

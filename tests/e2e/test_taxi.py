@@ -37,6 +37,7 @@ epochs = 4
 
 @pytest.mark.skipif(not DATA.exists(), reason="the taxi data is not at ../shared/data")
 @pytest.mark.timeout(1200)
+@pytest.mark.long
 def test_taxi_forecasts_are_far_ahead_of_last_week_and_of_a_linear_autoregression(tmp_path):
     with DATA.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -18,7 +18,7 @@ from tests.support.prometheus import program, running
 from tests.support.serving import Topics, serving
 from tests.support.worker_process import Command
 
-pytestmark = pytest.mark.timeout(120, func_only=True)  # the first test waits for a training
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120, func_only=True)]  # the first test waits for a training
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "training" / "samples"
 GRAFANA, RULES = ROOT / "deploy" / "grafana", ROOT / "deploy" / "prometheus" / "rules"

@@ -11,6 +11,7 @@ from tidecast.training import adapt
 from tidecast.training.adapt import settle_adapt
 from tidecast.training.config import Config
 from tidecast.training.data.dataset import Dataset
+from tidecast.training.export import parity
 from tidecast.training.export.export import build_graph
 from tidecast.training.export.parity import check_parity, fold, onnx_step
 from tidecast.training.fit.resolve_config import resolve_config
@@ -38,7 +39,8 @@ def graph(online: Forecaster) -> bytes:
     return build_graph(online).SerializeToString()
 
 
-def test_window_fold_and_onnxruntime_agree_on_a_model_that_learns_on(online, graph, dataset):
+def test_window_fold_and_onnxruntime_agree_on_a_model_that_learns_on(online, graph, dataset, monkeypatch):
+    monkeypatch.setattr(parity, "STEPS", 200)  # a training compares 600
     check_parity(online, graph, dataset)
 
 

@@ -203,6 +203,7 @@ def test_the_influx_export_that_was_once_trained_on_its_table_number_is_read_by_
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_a_long_export_goes_from_inspect_to_forecasts_and_the_models_config_reads_a_topic_of_its_rows(tmp_path):
     rows = long_rows(240, keys=(("roof",), ("cellar",)))
     columns = {

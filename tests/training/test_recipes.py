@@ -72,6 +72,7 @@ def test_a_recipe_trains_exports_and_serves_what_torch_computes(name, digits, tm
 
 
 @pytest.mark.parametrize("name", ["recipe-running-sum"])
+@pytest.mark.long
 def test_a_printed_recipe_reaches_its_figure_and_ends_with_0(name, tmp_path):
     env = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
     done = subprocess.run(["bash", "-ec", printed(name)], cwd=tmp_path, env=env, capture_output=True, text=True)

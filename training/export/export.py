@@ -11,7 +11,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -87,14 +87,24 @@ def trace(module: torch.nn.Module, features: int, initial_state: torch.Tensor) -
             output_names=outputs,
             dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
         )
-        shapes = [value.shape for value in module(*example)]
+        answers = module(*example)
         proto: onnx.ModelProto = optimizer.optimize(onnx.load_model(file))
-    for output, shape in zip(proto.graph.output, shapes, strict=True):
-        for dim, size in zip(output.type.tensor_type.shape.dim[1:], shape[1:], strict=True):
-            dim.dim_value = size  # the exporter names those that it did not follow
+    # The exporter drops inputs that no node reads, and gives names to the sizes that it cannot follow.
+    del proto.graph.input[:], proto.graph.output[:]
+    proto.graph.input.extend(_declared(inputs, example))
+    proto.graph.output.extend(_declared(outputs, answers))
     _strip(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _declared(names: Sequence[str], values: Sequence[torch.Tensor]) -> list[onnx.ValueInfoProto]:
+    """Inputs or outputs of the graph that are like these tensors [batch, ...]."""
+    kinds = {torch.float32: onnx.TensorProto.FLOAT, torch.int64: onnx.TensorProto.INT64}
+    return [
+        onnx.helper.make_tensor_value_info(name, kinds[value.dtype], ["batch", *value.shape[1:]])
+        for name, value in zip(names, values, strict=True)
+    ]
 
 
 def describe(
