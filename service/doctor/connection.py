@@ -9,7 +9,7 @@ from collections.abc import Collection
 from tidecast.service.broker.reachability import unanswered, unknown_name
 from tidecast.service.broker.security import Security
 from tidecast.service.config.settings import Settings
-from tidecast.service.doctor.patient import GROUP_RIGHTS, TOPIC_RIGHTS, Patient, Said, State
+from tidecast.service.doctor.patient import GROUP_RIGHTS, Patient, Said, State
 from tidecast.service.errors import NoCoordinator
 from tidecast.service.wording import counted
 
@@ -70,7 +70,7 @@ def version(patient: Patient) -> Said:
 def rights(patient: Patient) -> Said:
     """The user may do what `serve` does."""
     s, denied = patient.settings, False
-    for role in TOPIC_RIGHTS:
+    for role in patient.topic_rights:
         if missing := patient.missing_rights(role):
             denied = True
             yield State.WRONG, _denied(s, missing, "topic", getattr(s, role))
@@ -79,7 +79,8 @@ def rights(patient: Patient) -> Said:
         denied = True
         yield State.WRONG, _denied(s, missing, "group", s.group)
     if not denied:
-        yield State.OK, "this user may read the input, and write forecasts, dead letters and states"
+        decisions = ", and follow decisions" if s.decides else ""
+        yield State.OK, f"this user may read the input, and write forecasts, dead letters and states{decisions}"
 
 
 def transactions(patient: Patient) -> Said:

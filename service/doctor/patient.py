@@ -63,10 +63,16 @@ class Patient:
         """Version and size."""
         return self.questions.cluster()
 
+    @property
+    def topic_rights(self) -> dict[str, tuple[str, ...]]:
+        """What this worker needs: with shadows, also the decisions."""
+        s = self.settings
+        return TOPIC_RIGHTS | ({"decisions_topic": ("READ", "WRITE")[: 1 + (s.promote == "auto")]} if s.decides else {})
+
     @cached_property
     def topics(self) -> dict[str, TopicFacts]:
         """By the name of the setting."""
-        names = {role: getattr(self.settings, role) for role in TOPIC_RIGHTS}
+        names = {role: getattr(self.settings, role) for role in self.topic_rights}
         found = self.questions.topics(names.values())
         return {role: found[name] for role, name in names.items()}
 
@@ -78,7 +84,7 @@ class Patient:
     def missing_rights(self, role: str) -> tuple[str, ...]:
         """The operations on a topic that `serve` needs and this user does not have."""
         allowed = self.topics[role].operations
-        return () if allowed is None else tuple(each for each in TOPIC_RIGHTS[role] if each not in allowed)
+        return () if allowed is None else tuple(each for each in self.topic_rights[role] if each not in allowed)
 
     def require_input(self) -> None:
         """Raises NotChecked if the input cannot be read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tidecast.service.broker.topics import MAX_RECORD_BYTES, check_topics, config_command, largest_record
-from tidecast.service.doctor.patient import TOPIC_RIGHTS, NotChecked, Patient, Said, State
+from tidecast.service.doctor.patient import NotChecked, Patient, Said, State
 from tidecast.service.errors import Rejected
 from tidecast.service.wording import about, counted
 
@@ -22,6 +22,22 @@ def topics(patient: Patient) -> Said:
     count, dead = counted(found[s.input_topic].partitions, "partition"), found[s.dead_letter_topic].partitions
     same = f"{s.input_topic}, {s.output_topic} and {s.changelog_topic} have {count} each"
     yield State.OK, f"{same}, {s.dead_letter_topic} has {dead}; {s.changelog_topic} is compacted"
+    if s.decides:
+        yield from _decisions(patient)
+
+
+def _decisions(patient: Patient) -> Said:
+    """Decisions are in one order, and kept: else workers would disagree, or forget which model answers."""
+    topic = patient.settings.decisions_topic
+    config, count = _config(patient, topic), patient.broker.partitions(topic)
+    wrong = [f"has {count} partitions, not one, so decisions have no order"] * (count != 1)
+    lost = config and ("delete" not in config.get(_CLEANUP, "delete") or int(config.get(_RETENTION, -1)) >= 0)
+    wrong += ["does not keep decisions for ever"] * bool(lost)
+    if wrong:
+        do = "Delete it and make it with `tidecast topics create`"
+        yield State.WRONG, f"{topic} {' and '.join(wrong)}. {do}: the model of --model then answers"
+    else:
+        yield State.OK, f"{topic} keeps decisions in one order"
 
 
 def copies(patient: Patient) -> Said:
@@ -36,7 +52,7 @@ def copies(patient: Patient) -> Said:
         if facts.without_leader:
             fine, which = False, ", ".join(map(str, facts.without_leader))
             yield State.WRONG, f"{topic} has no leader for partition {which}. Start the brokers that have its copies"
-        elif "WRITE" in TOPIC_RIGHTS[role] and facts.in_sync < needed:
+        elif "WRITE" in patient.topic_rights[role] and facts.in_sync < needed:
             fine = False
             text = (
                 f"Kafka refuses what is written to {topic}: it has {counted(facts.in_sync, 'copy', 'copies')} in sync "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shlex
 import subprocess
@@ -19,6 +20,8 @@ from urllib.parse import parse_qsl
 from tidecast import __version__
 from tidecast.service.errors import ModelError, UsageError
 from tidecast.service.model.model_file import MODEL_FILE
+
+log = logging.getLogger("tidecast.model")
 
 SCHEME = "starter:"
 _NAMES = ("step", "target", "features", "horizon", "quantiles", "name")
@@ -40,6 +43,7 @@ def local_model(model: str) -> str:
     digest = hashlib.sha256("\0".join([__version__, *words]).encode()).hexdigest()[:16]
     directory = _cache() / digest
     if not (directory / MODEL_FILE).is_file():
+        log.info("making the starter: up to a minute, the first time only", extra={"directory": str(directory)})
         _make(words, directory)
     return str(directory)
 

@@ -22,7 +22,7 @@ from tidecast.service.broker.connect import CLIENTS
 from tidecast.service.broker.embedded.server import free_port
 from tidecast.service.broker.partitioner import partition_for
 from tidecast.service.broker.port import OutgoingBatch
-from tidecast.service.broker.topics import CHANGELOG_CONFIG
+from tidecast.service.broker.topics import CHANGELOG_CONFIG, DECISIONS_CONFIG
 
 
 @pytest.fixture
@@ -88,6 +88,23 @@ def test_all_is_well_with_each_client_and_nothing_is_written(counted, model, doc
     assert found["members"] == [("ok", f"the group '{t.group}' has no members: no worker runs")]
     assert "committed in 2 of 2 partitions, 12 readings wait" in found["offsets"][0][1]
     assert "(6 series) 72 would be answered" in found["readings"][0][1]
+
+
+def test_the_topic_of_decisions_is_examined_where_there_are_shadows(counted, doctor, tmp_path):
+    t = counted()
+    missing, hasty, fine = (f"decisions-{name}-{t.group}" for name in ("missing", "hasty", "fine"))
+    t.broker.create_topic(hasty, 2)
+    t.broker.create_topic(fine, 1, config=DECISIONS_CONFIG)
+    flags = [*t.flags, f"--shadow={tmp_path / 'not-there-yet'}", "--promote=auto"]
+    found = doctor(*flags, f"--decisions-topic={missing}")[1]
+    assert f"there is no topic {missing}" in wrong(found)["topics"]
+    found = doctor(*flags, f"--decisions-topic={hasty}")[1]
+    assert f"{hasty} has 2 partitions, not one" in wrong(found)["topics"]
+    assert "does not keep decisions for ever" in wrong(found)["topics"]
+    code, found = doctor(*flags, f"--decisions-topic={fine}")
+    assert code == 0 and ("ok", f"{fine} keeps decisions in one order") in found["topics"]
+    assert found["rights"][0][1].endswith("and follow decisions")
+    assert not any("decisions" in text for lines in doctor(*t.flags)[1].values() for _, text in lines)
 
 
 def all_of(t):
