@@ -15,7 +15,8 @@ export UV_SYSTEM_CERTS ?= 1
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 UV_ENV := $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX=$(PIP_INDEX_URL)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT))
 UV := $(UV_ENV) $(BIN)/python -m uv pip install --python $(BIN)/python --index-strategy unsafe-best-match
-PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+# A test that hangs ends its process after ten minutes. pytest-xdist can wait for ever for another process in its place.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 DEMO_EXTRAS := demo
 DEV_EXTRAS := demo,protoc,tune,fast,otel,dev
 define install

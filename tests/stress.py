@@ -49,6 +49,7 @@ def main(args: list[str] | None = None) -> int:
                 )
                 log.parent.mkdir(exist_ok=True)
                 pytest = [sys.executable, "-m", "pytest", "-q", "-n", str(given.processes), "--dist", "loadfile"]
+                pytest += ["--max-worker-restart", "0"]
                 with log.open("wb") as out:
                     code = subprocess.run(
                         [*pytest, "--no-loadscope-reorder", f"--junitxml={report}", *given.tests],

@@ -9,12 +9,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from kafka import KafkaAdminClient
 
 from tests.support.printed import blocks, printed
+from tests.support.registry import registry_client
 from tests.support.worker_process import tidecast
 from tests.unit.input_check.topics import MACHINES, SHAPES, STEP, T0, records, rows
 from tidecast.service import cli
@@ -262,7 +262,7 @@ def test_an_avro_topic_is_read_once_the_url_of_its_registry_is_written(filled, c
     schema = {"type": "record", "name": "Reading", "fields": [
         {"name": "machine", "type": "string"}, {"name": "temp", "type": ["null", "double"]},
         {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}}]}  # fmt: skip
-    serializer = AvroSerializer(SchemaRegistryClient({"url": registry}), json.dumps(schema))
+    serializer = AvroSerializer(registry_client(registry), json.dumps(schema))
     context = SerializationContext("plant-input-check", MessageField.VALUE)
     values = rows(lambda i, t: serializer({"machine": f"m{i % 3}", "temp": 20.5, "at": t * 1_000}, context))
     topic, file = filled(records(values)), tmp_path / "input.toml"

@@ -12,12 +12,12 @@ import uuid
 from pathlib import Path
 
 import pytest
-from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from tests.support.models import START_MS, STEP_MS
 from tests.support.printed import printed
+from tests.support.registry import registry_client
 from tidecast.service.broker.port import OutgoingBatch
 
 PATIENCE_S = 120.0
@@ -59,7 +59,7 @@ def avro(registry):
         {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
     ]  # fmt: skip
     schema = json.dumps({"type": "record", "name": "Reading", "fields": fields})
-    serialize = AvroSerializer(SchemaRegistryClient({"url": registry}), schema)
+    serialize = AvroSerializer(registry_client(registry), schema)
 
     def records_of(step, series):
         record = {"machine": series, "value": float(step), "wind": 2.0, "at": at(step)}

@@ -5,7 +5,7 @@ import shutil
 import uuid
 
 import pytest
-from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient
+from confluent_kafka.schema_registry import Schema, SchemaReference
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.schema_registry.json_schema import JSONSerializer
 from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
@@ -14,6 +14,7 @@ from google.protobuf import timestamp_pb2  # noqa: F401  # which a message's fil
 
 from tests.support.gate import PlainGate
 from tests.support.models import START_MS, STEP_MS, CountingReference, counting_model, counting_models, publish
+from tests.support.registry import registry_client
 from tests.support.schemas import READING, Kind, message_classes, proto_file
 from tests.support.serving import serving
 from tidecast.service.broker.connect import CLIENTS
@@ -62,7 +63,7 @@ def through(gate):
 def writer(registry, schema, topic):
     """What makes values of dicts, as a producer of Confluent's does; the schema is registered for the topic."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
-    serializer = AvroSerializer(SchemaRegistryClient({"url": registry}), text)
+    serializer = AvroSerializer(registry_client(registry), text)
     return lambda record: serializer(record, SerializationContext(topic, MessageField.VALUE))
 
 
@@ -130,7 +131,7 @@ def test_producers_with_an_older_and_a_newer_schema_are_read_side_by_side(topics
 
 def test_types_that_a_schema_refers_to_are_fetched(topics, model, table, registry):
     t, name = topics(), f"acme.At{uuid.uuid4().hex[:8]}"
-    client = SchemaRegistryClient({"url": registry})
+    client = registry_client(registry)
     client.register_schema(name, Schema(json.dumps({"type": "record", "name": name, "fields": [
         {"name": "ms", "type": {"type": "long", "logicalType": "timestamp-millis"}}]}), "AVRO"))  # fmt: skip
     fields = [each if each["name"] != "at" else {"name": "at", "type": name} for each in READING["fields"]]
@@ -174,7 +175,7 @@ def filled(kind, step):
 def test_protobuf_of_confluents_serializer_with_references_is_answered(topics, model, table, registry):
     t = topics()
     kind = message_classes(*messages())["acme.Reading"]
-    serializer = ProtobufSerializer(kind, SchemaRegistryClient({"url": registry}))
+    serializer = ProtobufSerializer(kind, registry_client(registry))
     context = SerializationContext(t.readings, MessageField.VALUE)
     t.send((0, None, serializer(filled(kind, step), context)) for step in range(STEPS))
     assert answers(answered(t, model, table("protobuf", registry))) == ALL
@@ -182,7 +183,7 @@ def test_protobuf_of_confluents_serializer_with_references_is_answered(topics, m
 
 def test_protobuf_whose_schema_the_registry_has_as_text_is_answered(topics, model, table, registry):
     t, own = topics(), uuid.uuid4().hex[:8]
-    client = SchemaRegistryClient({"url": registry})
+    client = registry_client(registry)
     place, reading = f"place-{own}.proto", f"reading-{own}"
     client.register_schema(place, Schema(PLACE_TEXT, "PROTOBUF"))
     text = READING_TEXT.replace("PLACE", place)
@@ -199,7 +200,7 @@ def test_json_of_confluents_serializer_is_answered(topics, model, table, registr
     properties = {"sensor": text, "at": {"type": "integer"}, "value": number, "wind": number}
     schema = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Reading", "type": "object",
               "properties": properties}  # fmt: skip
-    serializer = JSONSerializer(json.dumps(schema), SchemaRegistryClient({"url": registry}))
+    serializer = JSONSerializer(json.dumps(schema), registry_client(registry))
     context = SerializationContext(t.readings, MessageField.VALUE)
     t.send((0, None, serializer(record(step), context)) for step in range(STEPS))
     assert answers(answered(t, model, table("json-schema", registry))) == ALL

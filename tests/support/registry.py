@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
 
 from tests.support.one_at_a_time import one_at_a_time
 from tidecast.service.broker.embedded import jars
@@ -78,6 +79,13 @@ def running(folder: Path) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+def registry_client(url: str) -> SchemaRegistryClient:
+    """Confluent's client as a careful producer sets it: without a timeout it waits for ever for an answer that is lost,
+    as one of Apicurio's was in one of some hundred runs, though its access log had it. What timed out is asked again.
+    """
+    return SchemaRegistryClient({"url": url, "timeout": 10})
 
 
 def _answers(url: str) -> bool:
