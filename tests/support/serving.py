@@ -8,6 +8,7 @@ from tests.support.worker_process import PATIENCE, WorkerProcess
 from tidecast.service.broker.connect import connect
 from tidecast.service.broker.port import OutgoingBatch
 from tidecast.service.broker.topics import CHANGELOG_CONFIG, DECISIONS_CONFIG
+from tidecast.service.errors import BrokerUnavailable
 
 CLIENT = "confluent"  # of the workers in tests that are not about a client
 
@@ -71,12 +72,21 @@ class Topics:
         return found
 
     def committed(self):
-        consumer = self.broker.consumer(group=self.group)
-        consumer.assign(self.readings, dict.fromkeys(range(self.count), -2))
-        try:
-            return consumer.committed(range(self.count))
-        finally:
-            consumer.close()
+        """What the group has committed, by partition.
+
+        Kafka does not say it while a transaction of a killed worker is open: until the next worker of its name begins.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            consumer = self.broker.consumer(group=self.group)
+            try:
+                consumer.assign(self.readings, dict.fromkeys(range(self.count), -2))
+                return consumer.committed(range(self.count))
+            except BrokerUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            finally:
+                consumer.close()
 
 
 @contextmanager
