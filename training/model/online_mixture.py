@@ -3,8 +3,9 @@
 Simple forecasts (persistence, the values of a day and of a week ago, running means by the time of day and of the week,
 the changes that these say, a running mean) are averaged by weights that fall with each one's running error, lead by
 lead. A ridge that learns at each step sees all that they are made of, starts from that average, and is averaged with it
-in the same way. Each series and target is on its own: a column. All is relative to the newest value and in running
-deviations, so that a series of any level and size is treated alike.
+in the same way; so is a second one, which forgets faster, where the horizon is short. Each series and target is on its
+own: a column. All is relative to the newest value and in running deviations, so that a series of any level and size is
+treated alike.
 
 What was said of the present is not remembered but computed again, from the past values that are kept; only the running
 means are remembered as they were, or their forecasts would be judged with knowledge of the answer.
@@ -69,7 +70,10 @@ class OnlineMixture(nn.Module):
             for column, weight in weights.items():
                 self.simple[row, column] = weight
         self.own = len(self.now_own) + outside
-        self.ridge = OnlineRidge(len(self.now), self.own, len(self.grid), recipe)
+        self.ridges = [
+            OnlineRidge(len(self.now), self.own, len(self.grid), recipe, remember, f"ridge_{i}_" if i else "")
+            for i, remember in enumerate(recipe.remember_near if wide else recipe.remember)
+        ]
         self.queues = [*QUEUES, *(self._waiting() if outside else [])]
         self.between = between(self.grid, horizon)
 
@@ -81,7 +85,8 @@ class OnlineMixture(nn.Module):
             ("values", self.kept), ("age", 1), ("anchor", 1), ("variance", 1),
             ("short_means", self.reach), ("long_means", self.reach), ("tables", self.tables.rows),
             ("surprises", 3 if self.tables.seasons else 0),
-            *self.ridge.layout, ("errors", (len(self.simple) + 2) * count), ("widths", count),
+            *(part for ridge in self.ridges for part in ridge.layout),
+            ("errors", (len(self.simple) + 1 + len(self.ridges)) * count), ("widths", count),
             *(zip(self._waiting(), self.grid, strict=True) if self.outside else []),
         ]  # fmt: skip
 
@@ -90,8 +95,8 @@ class OnlineMixture(nn.Module):
         return [f"outside_{lead}" for lead in self.grid]
 
     def first_errors(self) -> Tensor:
-        """[(simple + 2) * grid] the running errors before anything is known."""
-        errors = torch.full((len(self.simple) + 2, len(self.grid)), STRANGE)
+        """[(simple + mix + ridges) * grid] the running errors before anything is known."""
+        errors = torch.full((len(self.simple) + 1 + len(self.ridges), len(self.grid)), STRANGE)
         if self.outside:
             errors[[len(self.simple) - 1, len(self.simple)]] = TRUSTED  # the other forecaster's, and the average
         return errors.flatten()
@@ -143,7 +148,8 @@ class OnlineMixture(nn.Module):
         queues = [torch.cat([each[1:], new[0]]) - far for each, new in zip(means, (short, long), strict=True)]
         return OnlineForecast(ahead, following, width), [
             memory.values, age + began, anchor + far, variance, *queues, memory.tables, surprises,
-            *learned.ridge, learned.errors.flatten(0, 1), learned.widths, *waiting,
+            *(part for ridge in learned.ridges for part in ridge), learned.errors.flatten(0, 1), learned.widths,
+            *waiting,
         ]  # fmt: skip
 
     def _learn(self, now: Tensor, there: Tensor, memory: Memory, oldest: dict[str, Tensor]) -> _Learned:
@@ -162,24 +168,23 @@ class OnlineMixture(nn.Module):
         moved = now - origins
         truth = (moved / memory.scale).clamp(-recipe.target_limit, recipe.target_limit)
 
-        errors = torch.unflatten(oldest["errors"], 0, (-1, count))  # [simple + mix + ridge, leads, columns]
+        errors = torch.unflatten(oldest["errors"], 0, (-1, count))  # [simple + mix + ridges, leads, columns]
         before, shares = self._weights(errors)
         mixed = (before * z).sum(dim=0)
         simple = torch.unflatten(torch.matmul(self.simple, z.flatten(1)), 1, (count, -1))
-        own = (oldest["weights"].reshape(z.shape) * z).sum(dim=0).clamp(-recipe.feature_limit, recipe.feature_limit)
-        said = torch.cat([simple, mixed[None], own[None]])
-        _, most = self.ridge.limits(oldest["misses"], told)
+        said = torch.cat([simple, mixed[None], *(ridge.said(z, oldest)[None] for ridge in self.ridges)])
+        _, most = self.ridges[0].limits(oldest["misses"], told)
         spans = (recipe.error_span + recipe.error_span_by_lead * leads.square()).clamp(max=recipe.longest_error_span)
         rate = learn * torch.maximum(1 / (told + (TRUSTED_FOR if self.outside else 0)), 1 / spans)
         errors = errors + rate * (torch.minimum((truth - said).abs(), most) - errors)
         prior, after = self._weights(errors)
-        _, ridge = self.ridge(z, truth, prior, learn, told, self.spans[1], oldest)
+        ridges = [ridge(z, truth, prior, learn, told, self.spans[1], oldest) for ridge in self.ridges]
 
-        off = (moved - memory.scale * (shares * said[-2:]).sum(dim=0)).abs()
+        off = (moved - memory.scale * (shares * said[len(self.simple) :]).sum(dim=0)).abs()
         most = torch.where(oldest["widths"] > 0, recipe.width_cap * oldest["widths"], off)
         off = torch.where(told > 2, torch.minimum(off, most), off)
         widths = oldest["widths"] + learn * torch.clamp(1 / told, min=recipe.width_gain) * (off - oldest["widths"])
-        return _Learned(ridge, errors, prior, after, widths)
+        return _Learned(ridges, errors, prior, after, widths)
 
     def _remember(
         self, now: Tensor, there: Tensor, memory: Memory, means: list[Tensor], oldest: dict[str, Tensor]
@@ -242,10 +247,13 @@ class OnlineMixture(nn.Module):
     def _ahead(self, memory: Memory, learned: _Learned, outside: Tensor | None) -> Tensor:
         """The forecasts of all leads [horizon, columns], in deviations from the newest value."""
         count = len(self.grid)
-        limits = torch.tensor([[[self.recipe.target_limit]], [[self.recipe.feature_limit]]])
-        weights = torch.stack([learned.prior, torch.unflatten(learned.ridge[self.ridge.WEIGHTS], 0, (-1, count))])
+        limits = torch.tensor([self.recipe.target_limit, *[self.recipe.feature_limit] * len(self.ridges)])[
+            :, None, None
+        ]
+        own_weights = [torch.unflatten(ridge[OnlineRidge.WEIGHTS], 0, (-1, count)) for ridge in learned.ridges]
+        weights = torch.stack([learned.prior, *own_weights])
         common, own = weights.split_with_sizes([len(self.now), self.own], dim=1)
-        said = torch.matmul(self.between, (common * self.now(memory)).sum(dim=1))  # [2, horizon, columns]
+        said = torch.matmul(self.between, (common * self.now(memory)).sum(dim=1))  # [1 + ridges, horizon, columns]
         parts = [self.now_own(memory)] if len(self.now_own) else []
         if outside is not None:
             parts.append(self._outside(outside - memory.values[-1:], memory))
@@ -254,11 +262,11 @@ class OnlineMixture(nn.Module):
         return (torch.matmul(self.between, learned.shares) * torch.clamp(said, -limits, limits)).sum(dim=0)
 
     def _weights(self, errors: Tensor) -> tuple[Tensor, Tensor]:
-        """The simple forecasts' average as weights of features, and the shares of it and of the ridge in the whole.
+        """The simple forecasts' average as weights of features, and the shares of it and of the ridges in the whole.
 
-        [features, leads, columns] and [2, leads, columns], of errors [simple + 2, leads, columns].
+        [features, leads, columns] and [1 + ridges, leads, columns], of errors [simple + 1 + ridges, leads, columns].
         """
-        simple, both = errors.clamp(min=LEAST_ERROR).split_with_sizes([len(self.simple), 2])
+        simple, both = errors.clamp(min=LEAST_ERROR).split_with_sizes([len(self.simple), 1 + len(self.ridges)])
         shares = _shares(simple, self.recipe.simple_power)
         return torch.unflatten(torch.matmul(self.simple.T, shares.flatten(1)), 1, (len(self.grid), -1)), _shares(
             both, self.recipe.ridge_power
@@ -281,10 +289,10 @@ class _Remembered(NamedTuple):
 
 
 class _Learned(NamedTuple):
-    ridge: list[Tensor]  # the slices of its state
-    errors: Tensor  # [simple + mix + ridge, leads, columns] running errors, in deviations
+    ridges: list[list[Tensor]]  # the slices of each one's state
+    errors: Tensor  # [simple + mix + ridges, leads, columns] running errors, in deviations
     prior: Tensor  # [features, leads, columns] weights of the simple forecasts' average
-    shares: Tensor  # [2, leads, columns] of this average and of the ridge
+    shares: Tensor  # [1 + ridges, leads, columns] of this average and of the ridges
     widths: Tensor  # [leads, columns] running errors of the whole, in the units of the values
 
 

@@ -25,7 +25,8 @@ class Recipe:
     feature_limit: float = 6.0  # deviations, of features and of the ridge's forecast
     target_limit: float = 12.0  # deviations, of what it learns from
     spike_limit: float = 6.0  # deviations from the short mean; beyond, a value is clipped for means and tables
-    remember: float = 0.999  # of the ridge's sums, a step
+    remember: tuple[float, ...] = (0.999,)  # of each ridge's sums, a step
+    remember_near: tuple[float, ...] = (0.999, 0.995)  # the same where the horizon is short
     penalty: float = 1.0
     early_penalty: float = 100.0  # more at first; half of it two weeks later
     steps: tuple[float, ...] = (1.5,)  # towards the ridge's solution, at each reading

@@ -26,9 +26,11 @@ class OnlineRidge(nn.Module):
 
     WEIGHTS = 2  # where they are in `layout`
 
-    def __init__(self, common: int, own: int, count: int, recipe: Recipe) -> None:
+    def __init__(self, common: int, own: int, count: int, recipe: Recipe, remember: float, name: str = "") -> None:
+        """`remember`: of the sums, a step; `name`: what the names of its slices begin with."""
         super().__init__()
         self.common, self.features, self.count, self.recipe = common, common + own, count, recipe
+        self.remember, self.name = remember, name
         # `sums` has three blocks: common by common features, of the first lead; common by own; own by own.
         shared = list(combinations_with_replacement(range(common), 2))
         mine = list(combinations_with_replacement(range(common, common + own), 2))
@@ -50,34 +52,41 @@ class OnlineRidge(nn.Module):
     def layout(self) -> list[tuple[str, int]]:
         """Its slices of the state: name, rows."""
         size = self.features * self.count
-        return [("sums", len(self.left)), ("products", size), ("weights", size), ("misses", self.count)]
+        rows = {"sums": len(self.left), "products": size, "weights": size, "misses": self.count}
+        return [(self.name + part, count) for part, count in rows.items()]
 
     def forward(
         self, z: Tensor, truth: Tensor, prior: Tensor, learn: Tensor, told: Tensor, week: int, state: dict[str, Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Forecasts [leads, columns] before it learns, and the slices of the state after it has.
+    ) -> list[Tensor]:
+        """The slices of the state after it has learned.
 
         z [features, leads, columns] as they were when the truth was `lead` steps ahead; truth [leads, columns]; `prior`
         [features, leads, columns] weights that those of a young ridge are drawn to; learn [leads, columns] 1 or 0; told
         [leads, columns] how many truths each lead has learned from, this included; `week` the steps of a long season.
         """
         recipe, count, size = self.recipe, self.count, self.features * self.count
-        weights = state["weights"].reshape(self.features, count, -1)
-        said = (weights * z).sum(dim=0).clamp(-recipe.feature_limit, recipe.feature_limit)
-        error, misses = truth - said, state["misses"]
+        sums, products, flat_weights, misses = (state[name] for name, _ in self.layout)
+        weights = flat_weights.reshape(self.features, count, -1)
+        said = self.said(z, state)
+        error = truth - said
         least, most = self.limits(misses, told)
         goal = said + torch.minimum(torch.maximum(error, -least), least)
         rate = learn * torch.clamp(1 / told, min=recipe.miss_gain)
         misses = misses + rate * (torch.minimum(error.abs(), most) - misses)
 
         seen = z * learn
-        keep = 1 - (1 - recipe.remember) * learn[:1]
+        keep = 1 - (1 - self.remember) * learn[:1]
         flat = seen.reshape(size, -1)
-        sums = keep * state["sums"] + flat.index_select(0, self.left) * flat.index_select(0, self.right)
-        products = keep * state["products"] + (seen * goal).reshape(size, -1)
+        sums = keep * sums + flat.index_select(0, self.left) * flat.index_select(0, self.right)
+        products = keep * products + (seen * goal).reshape(size, -1)
         penalty = recipe.penalty + recipe.early_penalty / (1 + (told / (2 * week)).square())
         weights = self._solve(sums, products.reshape(self.features, count, -1), penalty, prior, weights)
-        return said, [sums, products, weights.reshape(size, -1), misses]
+        return [sums, products, weights.reshape(size, -1), misses]
+
+    def said(self, z: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """Forecasts [leads, columns] of features [features, leads, columns]."""
+        weights = state[f"{self.name}weights"].reshape(self.features, self.count, -1)
+        return (weights * z).sum(dim=0).clamp(-self.recipe.feature_limit, self.recipe.feature_limit)
 
     def limits(self, misses: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
         """The largest error that is learned from, and the largest that counts: [leads, columns] each."""
