@@ -27,7 +27,6 @@ from tidecast.service.worker.committer import AllowWait, Committer
 from tidecast.service.worker.partition import Partition, Partitions
 from tidecast.service.worker.promotion import Promotion, PromotionPolicy
 from tidecast.service.worker.retries import Retries
-from tidecast.service.worker.router import Router, Work
 from tidecast.service.worker.served_models import ServedModels
 
 log = logging.getLogger("tidecast.swap")
@@ -223,21 +222,3 @@ class NoSwap:
 
     def close(self) -> None:
         """Nothing."""
-
-
-def swap_for(
-    work: Work,
-    broker: Broker,
-    settings: Settings,
-    partitions: Partitions,
-    committer: Committer,
-    metrics: Metrics,
-    newer_models: Callable[[], Sequence[Model] | None],
-    clock: Callable[[], float],
-    allow_wait: AllowWait,
-    policy: PromotionPolicy,
-) -> ModelSwap | NoSwap:
-    """What changes the models of a worker; see `ModelSwap`."""
-    if isinstance(work, Router):
-        return NoSwap()
-    return ModelSwap(broker, settings, partitions, work, committer, metrics, newer_models, clock, allow_wait, policy)

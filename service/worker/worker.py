@@ -28,7 +28,7 @@ from tidecast.service.worker.assignment import POLL_SECONDS, PartitionAssignment
 from tidecast.service.worker.committer import Committer
 from tidecast.service.worker.dead_letter_limit import DeadLetterLimit
 from tidecast.service.worker.input_wait import InputWait
-from tidecast.service.worker.model_swap import swap_for
+from tidecast.service.worker.model_swap import ModelSwap, NoSwap
 from tidecast.service.worker.partition import Partition
 from tidecast.service.worker.positions import restore_for
 from tidecast.service.worker.promotion import NOBODY, PromotionPolicy
@@ -84,8 +84,8 @@ class Worker:
         self._committer = Committer(settings, self._partitions, work, metrics, clock, liveness.allow, policy.committed)
         self._assignment = PartitionAssignment(settings, broker, self._partitions, work, restore, self._committer,
                                                metrics, liveness, clock)  # fmt: skip
-        self._swap = swap_for(work, broker, settings, self._partitions, self._committer, metrics, newer_models,
-                              clock, liveness.allow, policy)  # fmt: skip
+        self._swap = NoSwap() if isinstance(work, Router) else ModelSwap(broker, settings, self._partitions, work,
+            self._committer, metrics, newer_models, clock, liveness.allow, policy)  # fmt: skip
         self._input = InputWait(work, self._partitions, metrics, clock, liveness.allow)
         self._topics = TopicWatch(broker, settings, metrics.unowned_partitions.inc)
         self._polls = Retries("Kafka does not answer, polling again", "Kafka answers again", math.inf, clock)

@@ -66,3 +66,36 @@ class Process:
         kafka.committed = {p: (offset, s) for p, s in self.flush.snapshot_offsets(offsets).items()}
         kafka.results += self.tentative
         self.tentative = []
+
+
+def lives(
+    stream: list[Sent],
+    policy: Policy,
+    seconds: float,
+    sizes: list[int],
+    fortunes: list[str],
+    config: InputConfig | None = None,
+) -> tuple[Kafka, Process]:
+    """What a stream leaves behind, cut into batches of these sizes, each followed by one of `fortunes`.
+
+    They are used up from their ends: "continue", "commit", "commit all" or "crash", then commits only. The process is a
+    new one: what a last restore finds.
+    """
+    kafka = Kafka(stream)
+    process = Process(kafka, policy, seconds, config)
+    offset, luck, cuts = 0, list(fortunes), list(sizes)
+    while offset < len(stream):
+        size = cuts.pop() if cuts else 3
+        part = stream[offset : offset + size]
+        batch = cut(part, [])[0]
+        batch.offsets = list(range(offset, offset + len(part)))
+        process.process(batch)
+        offset += len(part)
+        fortune = luck.pop() if luck else "commit"
+        if fortune.startswith("commit"):
+            process.commit(offset, everything=fortune == "commit all")
+        elif fortune == "crash":
+            process = Process(kafka, policy, seconds, config)
+            offset = max((committed for committed, _ in kafka.committed.values()), default=0)
+    process.commit(offset, everything=False)
+    return kafka, Process(kafka, policy, seconds, config)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.lives import Kafka, Process
+from tests.support.lives import Kafka, Process, lives
 from tests.support.models import POISON_STATE, QUANTILES, START_MS, STEP_MS
 from tests.support.plain_loop import Known, PlainLoop, policies
 from tests.support.streams import Sent, cut, model
@@ -252,24 +252,7 @@ def test_a_process_that_dies_anywhere_loses_no_part_and_takes_none_twice(
     policy = Policy(series_ttl_ms=ttl, max_future_ms=0, max_gap_steps=10, late_recovery_readings=3)
     plain = PlainJoin(policy, tolerance, deadline).run(stream)
 
-    kafka = Kafka(stream)  # type: ignore[arg-type]
-    process = Process(kafka, policy, seconds, how)
-    offset, luck, cuts = 0, list(fortunes), list(sizes)
-    while offset < len(stream):
-        size = cuts.pop() if cuts else 3
-        part = stream[offset : offset + size]
-        batch = cut(part, [])[0]  # type: ignore[arg-type]
-        batch.offsets = list(range(offset, offset + len(part)))
-        process.process(batch)
-        offset += len(part)
-        fortune = luck.pop() if luck else "commit"
-        if fortune.startswith("commit"):
-            process.commit(offset, everything=fortune == "commit all")
-        elif fortune == "crash":
-            process = Process(kafka, policy, seconds, how)
-            offset = max((committed for committed, _ in kafka.committed.values()), default=0)
-    process.commit(offset, everything=False)
-    process = Process(kafka, policy, seconds, how)  # and what a last restore finds
+    kafka, process = lives(stream, policy, seconds, sizes, fortunes, how)  # type: ignore[arg-type]
 
     assert fates(kafka.results) == plain.fates
     assert counted(kafka.results) == plainly_counted(plain)

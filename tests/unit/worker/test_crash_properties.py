@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.lives import Kafka, Process
+from tests.support.lives import lives
 from tests.support.models import START_MS, STEP_MS
 from tests.support.streams import Sent, cut, fates, model, poisoned, streams
 from tidecast.service.pipeline.pipeline import Pipeline, Policy
@@ -66,24 +66,7 @@ def test_a_process_that_dies_anywhere_leaves_no_trace(
     calm = Pipeline(model(), policy, output_topic="forecasts", dead_letter_topic="dead-letters")
     expected = fates([calm.process(batch) for batch in cut(stream, [])])
 
-    kafka = Kafka(stream)
-    process = Process(kafka, policy, seconds)
-    offset, luck, cuts = 0, list(fortunes), list(sizes)
-    while offset < len(stream):
-        size = cuts.pop() if cuts else 3
-        part = stream[offset : offset + size]
-        batch = cut(part, [])[0]
-        batch.offsets = list(range(offset, offset + len(part)))
-        process.process(batch)
-        offset += len(part)
-        fortune = luck.pop() if luck else "commit"
-        if fortune.startswith("commit"):
-            process.commit(offset, everything=fortune == "commit all")
-        elif fortune == "crash":
-            process = Process(kafka, policy, seconds)
-            offset = max((committed for committed, _ in kafka.committed.values()), default=0)
-    process.commit(offset, everything=False)
-    process = Process(kafka, policy, seconds)  # and what a last restore finds
+    kafka, process = lives(stream, policy, seconds, sizes, fortunes)
 
     assert fates(kafka.results) == expected
     found, wanted = states(process.line), states(calm)
