@@ -376,6 +376,16 @@ class BrokerContract:
             time.sleep(0.05)
         assert port.partitions(topic) is None and topic not in port.topics()
 
+    def test_listing_the_topics_goes_on_while_others_delete_theirs(self, port, topic):
+        short_lived = [f"{topic}-{number}" for number in range(20)]
+        for name in short_lived:
+            port.create_topic(name, 1)
+        deleting = threading.Thread(target=lambda: [port.delete_topic(name) for name in short_lived])
+        deleting.start()
+        while deleting.is_alive():
+            assert port.topics()[topic] == 4
+        deleting.join()
+
     def test_a_topic_that_is_made_again_has_another_id(self, port, topic):
         first = port.describe(topic)
         assert first == port.describe(topic) and first.partitions == 4

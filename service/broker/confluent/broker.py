@@ -67,13 +67,8 @@ class ConfluentBroker(Broker):
         doing = f"looking up the topic {topic}"
         # The library's plain look-up of metadata would create the topic if the cluster creates topics automatically.
         with self._other.diagnosed(), self._client.errors(doing):
-            try:
-                found = self._ask("describe_topics", TopicCollection([topic]))[topic]
-            except KafkaException as error:
-                if self._client.classify(error)[0] is Failure.NO_TOPIC:
-                    return None
-                raise
-        return TopicInfo(str(found.topic_id), len(found.partitions))
+            found = self._topics([topic]).get(topic)
+        return None if found is None else TopicInfo(str(found.topic_id), len(found.partitions))
 
     @override
     def create_topic(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> bool:
@@ -118,7 +113,7 @@ class ConfluentBroker(Broker):
     def topics(self) -> dict[str, int]:
         with self._client.errors("listing the topics"):
             names = list(self._connected().list_topics(timeout=self._client.timeout_s).topics)
-            found = self._ask("describe_topics", TopicCollection(names)) if names else {}
+            found = self._topics(names) if names else {}
         return {name: len(topic.partitions) for name, topic in found.items() if not topic.is_internal}
 
     @override
@@ -142,9 +137,27 @@ class ConfluentBroker(Broker):
 
     def _ask(self, method: str, what: Any) -> dict[Any, Any]:
         """The answers to an admin call; raises the first error."""
-        limit = self._client.timeout_s
-        futures = getattr(self._connected(), method)(what, request_timeout=limit)
-        return {key: future.result(limit + 2) for key, future in futures.items()}
+        return {key: future.result(self._patience_s) for key, future in self._futures(method, what).items()}
+
+    def _topics(self, names: list[str]) -> dict[str, Any]:
+        """The named topics that exist: one may be deleted between its listing and this call."""
+        found = {}
+        for name, future in self._futures("describe_topics", TopicCollection(names)).items():
+            try:
+                found[name] = future.result(self._patience_s)
+            except KafkaException as error:
+                if self._client.classify(error)[0] is not Failure.NO_TOPIC:
+                    raise
+        return found
+
+    def _futures(self, method: str, what: Any) -> dict[Any, Any]:
+        futures: dict[Any, Any] = getattr(self._connected(), method)(what, request_timeout=self._client.timeout_s)
+        return futures
+
+    @property
+    def _patience_s(self) -> float:
+        """A little longer than the library itself waits, so that its own error is the one that is seen."""
+        return self._client.timeout_s + 2
 
     def _connected(self) -> Any:
         with self._lock:
