@@ -376,7 +376,7 @@ class BrokerContract:
             time.sleep(0.05)
         assert port.partitions(topic) is None and topic not in port.topics()
 
-    def test_listing_the_topics_goes_on_while_others_delete_theirs(self, port, topic):
+    def test_the_topics_can_be_listed_while_others_delete_theirs(self, port, topic):
         short_lived = [f"{topic}-{number}" for number in range(20)]
         for name in short_lived:
             port.create_topic(name, 1)
