@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from tidecast.service.watch import assets
 from tidecast.service.watch.access import LIVEZ, Guard
+from tidecast.service.watch.fleet import Fleet
 from tidecast.service.watch.store import Store
 from tidecast.service.watch.updates import Choice, Subscription, full_content
 
@@ -50,7 +51,7 @@ class Page:
         hosts: Collection[str] | None = None,
     ) -> None:
         self._store, self._status, self._about = store, status, about
-        self._files = assets.load()
+        self._files, self._fleet = assets.load(), Fleet(store)
         self._streams: dict[object, float] = {}  # -> when each began, the oldest first
         self.closing = threading.Event()  # set = all streams end
         routes = [
@@ -58,6 +59,8 @@ class Page:
             Route("/static/{name}", self._static),
             Route("/api/about", self._get_about),
             Route("/api/series", self._search),
+            Route("/api/fleet", self._rows),
+            Route("/api/cells", self._cells),
             Route("/api/history", self._history),
             Route("/api/stream", self._stream),
             Route(LIVEZ, lambda request: PlainTextResponse("ok\n")),
@@ -84,6 +87,16 @@ class Page:
 
     async def _get_about(self, request: Request) -> Response:
         return _answer(self._about)
+
+    async def _rows(self, request: Request) -> Response:
+        words, group = _filter(request)
+        return _answer(self._fleet.rows(words, group))
+
+    async def _cells(self, request: Request) -> Response:
+        version = request.query_params.get("version", "")
+        words, group = _filter(request)
+        known = int(version) if version.isascii() and version.isdecimal() and len(version) < 10 else -1
+        return _answer(self._fleet.cells(words, group, known))
 
     async def _search(self, request: Request) -> Response:
         text = request.query_params.get("q", "")
@@ -135,6 +148,12 @@ class Page:
                 await asyncio.sleep(POLL_S)
         finally:
             self._streams.pop(this, None)
+
+
+def _filter(request: Request) -> tuple[str, str]:
+    """Words that names must hold, and what they must begin with."""
+    asked = request.query_params
+    return asked.get("q", "")[:MAX_NAME], asked.get("group", "")[:MAX_NAME]
 
 
 def _choice(request: Request) -> Choice | None:

@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from tidecast.service.watch.health import SeriesHealth
+from tidecast.service.watch.judging import judge
 from tidecast.service.watch.messages import Forecast, Measurement
 
 
@@ -20,6 +22,7 @@ class SeriesHistory:
     readings_total: int = 0
     forecasts_total: int = 0
     arrived: float = 0.0  # the caller's clock
+    health: SeriesHealth = field(default_factory=SeriesHealth)
 
 
 class Store:
@@ -55,6 +58,10 @@ class Store:
         """One series; read it under `lock`."""
         return self._series.get(name)
 
+    def all(self) -> list[SeriesHistory]:
+        """All series, the least recently updated first; read them under `lock`."""
+        return list(self._series.values())
+
     def add_reading(self, name: str, reading: Measurement, now: float) -> bool:
         """Returns False where it is late or a duplicate: then no forecast will answer it."""
         with self._lock:
@@ -76,6 +83,7 @@ class Store:
                     return False
                 # A worker never answers readings older than the series' last: the series was restarted.
                 self._clear(one)
+            judge(one.health, one.readings, one.forecasts, forecast)
             one.forecasts.append(forecast)
             one.forecasts_total += 1
             self.bytes += forecast.bytes
@@ -89,12 +97,16 @@ class Store:
                 self._clear(one)
 
     def search(self, text: str, limit: int) -> tuple[int, list[str]]:
-        """How many names contain `text` in any case, and the first of them: first those that start with it, by name."""
+        """How many names contain all words of `text` in any case, and the first of them, by name.
+
+        Names that start with the text come before the others.
+        """
         wanted = text.casefold()
+        words = wanted.split()
         with self._lock:
             names = list(self._series)
-        found = [(name.casefold(), name) for name in names] if wanted else [("", name) for name in names]
-        found = [pair for pair in found if wanted in pair[0]]
+        found = [(name.casefold(), name) for name in names] if words else [("", name) for name in names]
+        found = [pair for pair in found if all(word in pair[0] for word in words)]
         found.sort(key=lambda pair: (not pair[0].startswith(wanted), pair[0], pair[1]))
         return len(found), [name for _, name in found[:limit]]
 
@@ -114,6 +126,7 @@ class Store:
         self.bytes -= sum(r.bytes for r in one.readings) + sum(f.bytes for f in one.forecasts)
         one.readings.clear()
         one.forecasts.clear()
+        one.health = SeriesHealth()
         self._epochs += 1
         one.epoch = self._epochs
 

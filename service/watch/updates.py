@@ -9,6 +9,7 @@ from itertools import islice, pairwise
 from statistics import median
 from typing import Any, TypeVar
 
+from tidecast.service.watch.health import Finding
 from tidecast.service.watch.messages import Forecast, Measurement, Shape
 from tidecast.service.watch.store import SeriesHistory, Store
 
@@ -66,6 +67,7 @@ class Subscription:
             content["past"] = _past(_last(one.forecasts, forecasts), one, number, ahead)
             content["fan"] = _fan(one, number)
             content["quality"] = quality(one.forecasts, target, ahead)
+            content["finding"] = _finding(one, target)
         return content
 
 
@@ -89,6 +91,7 @@ def full_content(one: SeriesHistory, choice: Choice) -> dict[str, Any]:
         "past": _past(same, one, number, ahead),
         "fan": _fan(one, number),
         "quality": quality(one.forecasts, target, ahead),
+        "finding": _finding(one, target),
     }
 
 
@@ -97,7 +100,7 @@ def empty_content(choice: Choice) -> dict[str, Any]:
     return {
         "series": choice.series, "known": False, "target": choice.target, "targets": [], "model": "", "step_ms": 0,
         "horizon": 0, "level": 0.0, "ahead": choice.ahead, "readings": [[], []], "past": [[], [], [], [], [], []],
-        "fan": None, "quality": None,
+        "fan": None, "quality": None, "finding": None,
     }  # fmt: skip
 
 
@@ -135,6 +138,18 @@ def quality(forecasts: Iterable[Forecast], target: str, ahead: int) -> dict[str,
     }
 
 
+def _finding(one: SeriesHistory, target: str) -> dict[str, Any] | None:
+    health = one.health.targets.get(target)
+    found = None if health is None else health.finding(target)
+    return None if found is None else finding_fields(found)
+
+
+def finding_fields(found: Finding) -> dict[str, Any]:
+    """A finding as the page needs it to say why."""
+    return {"kind": found.kind, "target": found.target, "since": found.since, "times_out": found.times,
+            "of": found.of, "ahead": found.ahead}  # fmt: skip
+
+
 def _resolve(choice: Choice, shape: Shape | None, one: SeriesHistory) -> tuple[str, int]:
     if shape is None:
         names = one.readings[-1].names if one.readings else ()
@@ -149,7 +164,7 @@ def _last(items: Sequence[_T], count: int) -> list[_T]:
 
 def _readings(readings: Iterable[Measurement], target: str) -> list[list[Any]]:
     kept = list(readings)
-    return [[r.ts for r in kept], [_json(r.value(target)) for r in kept]]
+    return [[r.ts for r in kept], [json_number(r.value(target)) for r in kept]]
 
 
 def _past(forecasts: Iterable[Forecast], one: SeriesHistory, target: int, ahead: int) -> list[list[Any]]:
@@ -168,7 +183,7 @@ def _past(forecasts: Iterable[Forecast], one: SeriesHistory, target: int, ahead:
             due = one.readings[place].ts if place < len(one.readings) else None
         if due is None:
             continue
-        row = (due, *(_json(forecast.at(target, q, ahead)) for q in (0, shape.middle, len(shape.quantiles) - 1)))
+        row = (due, *(json_number(forecast.at(target, q, ahead)) for q in (0, shape.middle, len(shape.quantiles) - 1)))
         for column, value in zip(columns, (*row, int(forecast.warm), forecast.ts), strict=True):
             column.append(value)
     return columns
@@ -189,10 +204,10 @@ def _fan(one: SeriesHistory, target: int) -> dict[str, Any]:
         "guessed": not shape.step_ms,  # irregular: the steps are the median distance of the last readings
         "quantiles": list(shape.quantiles),
         "middle": shape.middle,
-        "values": [[_json(value) for value in forecast.quantile(target, q)] for q in range(len(shape.quantiles))],
+        "values": [[json_number(value) for value in forecast.quantile(target, q)] for q in range(len(shape.quantiles))],
     }
 
 
-def _json(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     """Seven digits, as many as float32 has."""
     return float(f"{value:.7g}") if math.isfinite(value) else None

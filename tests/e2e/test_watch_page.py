@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.watching import ABOUT, HOUR, PATIENCE, Served, fill, forecast, level, reading
+from tests.support.watching import ABOUT, HOUR, PATIENCE, Served, fill, forecast, level, reading, surprised
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -99,7 +99,7 @@ def picture(page, name):
 def painted(page):
     """How many different colours the chart's canvas has: 1 = nothing is drawn."""
     return page.evaluate(
-        """() => { const c = document.querySelector('canvas');
+        """() => { const c = document.querySelector('#chart canvas');
         const d = new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer);
         return new Set(d).size; }"""
     )
@@ -199,9 +199,10 @@ def test_past_forecasts_are_shown_for_the_chosen_steps_ahead_by_keyboard(served,
 def test_one_of_ten_thousand_series_is_found_and_chosen_by_keyboard_alone(served, browse):
     for n in range(10_000):
         served.store.add_reading(f"site-{n % 100:02}/pump-{n:05}", reading(1), 0.0)
-    fill(served.store, "site-42/pump-04242", range(2, 30))
-    page = browse()
-    until(page, "location.hash.includes('series=')")
+    for name in ("site-42/pump-04242", "site-00/pump-00000"):
+        fill(served.store, name, range(2, 30))
+    page = browse("#series=site-00%2Fpump-00000")
+    shown(page, "site-00/pump-00000")
     page.locator("#chart").focus()
     page.keyboard.press("/")
     expect(page.locator("#count")).to_have_text("the first 100 of 10,000 of 10,000 series")
@@ -242,6 +243,9 @@ def test_names_that_hold_markup_are_text_and_nothing_else(served, browse):
             served.store.add_reading(name, reading(i, **{name: 1.0}), 0.0)
             served.store.add_forecast(name, forecast(i, targets=(name, "<i>second</i>")), 0.0)
     page = browse()
+    expect(page.locator("#rows b")).to_have_count(len(HOSTILE))
+    assert set(page.locator("#rows b").all_text_contents()) == set(HOSTILE)
+    page.locator("#rows a").first.click()
     for name in HOSTILE:
         page.locator("#series").fill("")
         page.locator("#series").fill(name)
@@ -259,7 +263,7 @@ def test_names_that_hold_markup_are_text_and_nothing_else(served, browse):
 def test_a_click_chooses_although_the_list_is_renewed_under_it(served, browse, presses):
     for name in ("a", "b", "bc"):
         fill(served.store, name, range(5))
-    page = browse()
+    page = browse("#series=a")
     shown(page, "a")
     held = []
     page.route("**/api/series?q=b", lambda route: held.append(route))
@@ -445,3 +449,100 @@ def test_the_password_is_asked_for_by_the_browser_and_opens_the_stream_too(chrom
         context.close()
     finally:
         locked.stop()
+
+
+def plant(store, count=60):
+    """Machines of three sites, of which one drifts up, one repeats itself, and one is silent."""
+    for n in range(count):
+        name = f"site{n % 3}/machine-{n:03}"
+        offset = {7: lambda i: 6.0 if i >= 44 else 0.0, 20: lambda i: 50 - level(i) if i >= 30 else 0.0}.get(n)
+        surprised(store, name, range(60), *([offset] if offset else []), skip=range(40, 60) if n == 33 else ())
+
+
+def test_the_page_opens_on_what_needs_attention_and_says_why(served, browse):
+    plant(served.store)
+    page = browse()
+    expect(page.locator("#fleet-title")).to_have_text("3 need attention")
+    expect(page.locator("#fleet-note")).to_have_text("60 series: 57 as forecast, 1 higher, 1 stuck, 1 silent")
+    rows = page.locator("#rows li")
+    expect(rows).to_have_count(60)
+    worst = rows.filter(has_text="site1/machine-007")
+    expect(worst).to_contain_text("temp is higher than forecast since")
+    expect(worst).to_contain_text("16 of 16 readings above the 90 % interval of forecasts made 1 h before")
+    expect(rows.filter(has_text="site2/machine-020")).to_contain_text("same value 30 times in a row since")
+    expect(rows.filter(has_text="site0/machine-033")).to_contain_text("20 steps behind most series")
+    assert rows.nth(3).locator(".chip").text_content() == "as forecast"
+    assert page.locator("#rows path").first.get_attribute("d").count("L") > 40
+    expect(page.locator("#stage")).to_be_hidden()
+    expect(page.locator("#empty")).to_be_hidden()
+    picture(page, "fleet")
+
+
+def test_a_row_opens_its_series_and_the_way_back_keeps_the_filter(served, browse):
+    plant(served.store)
+    page = browse("#q=machine&group=site1/")
+    expect(page.locator("#rows li")).to_have_count(20)
+    page.locator("#rows a", has_text="machine-007").click()
+    shown(page, "site1/machine-007")
+    expect(page.locator("#finding")).to_contain_text("temp is higher than forecast since")
+    page.locator("#back").click()
+    expect(page.locator("#rows li")).to_have_count(20)
+    expect(page.locator("#words")).to_have_value("machine")
+    page.locator("#rows a", has_text="machine-007").click()
+    shown(page, "site1/machine-007")
+    page.go_back()
+    expect(page.locator("#fleet-title")).to_have_text("1 needs attention")
+
+
+def test_a_view_of_the_fleet_can_be_sent_as_a_link(served, browse):
+    plant(served.store)
+    page = browse()
+    expect(page.locator("#rows li")).to_have_count(60)
+    page.locator("#groups a", has_text="site2").click()
+    expect(page.locator("#rows li")).to_have_count(20)
+    page.keyboard.press("/")
+    page.keyboard.type("020 MACHINE")
+    expect(page.locator("#rows li")).to_have_count(1)
+    until(page, "location.hash.includes('020')")
+    other = browse(page.url.split("/", 3)[3])
+    expect(other.locator("#rows li")).to_have_count(1)
+    expect(other.locator("#fleet-note")).to_have_text("1 of 60 series: 0 as forecast, 1 stuck")
+    other.locator("#crumbs a", has_text="all series").click()
+    other.locator("#words").fill("no such series")
+    expect(other.locator("#no-rows")).to_be_visible()
+    page.keyboard.press("Enter")
+    shown(page, "site2/machine-020")
+
+
+def test_the_fleet_shows_what_has_changed_without_a_reload(served, browse):
+    plant(served.store)
+    page = browse()
+    expect(page.locator("#fleet-title")).to_have_text("3 need attention")
+    surprised(served.store, "site0/machine-003", range(60, 90), lambda i: 8.0)
+    expect(page.locator("#fleet-title")).not_to_have_text("3 need attention", timeout=WAIT_MS)
+    expect(page.locator("#rows li").filter(has_text="site0/machine-003")).to_contain_text("higher than forecast")
+
+
+def test_a_cell_of_the_map_names_its_series_and_opens_it(served, browse):
+    plant(served.store)
+    page = browse()
+    cells = page.locator("#cells")
+    expect(cells).to_be_visible()
+    until(page, "document.querySelector('#cells').height > 10")
+    cells.hover(position={"x": 3, "y": 3})
+    expect(page.locator("#cell")).to_have_text("site0/machine-000: as forecast")
+    cells.click(position={"x": 3, "y": 3})
+    shown(page, "site0/machine-000")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [380, 1280])
+def test_the_fleet_keeps_nobody_out_and_never_scrolls_sideways(served, browse, scheme, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    plant(served.store)
+    page = browse(color_scheme=scheme, bypass_csp=True, viewport={"width": width, "height": 800})
+    expect(page.locator("#rows li")).to_have_count(60)
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    picture(page, f"fleet-{scheme}-{width}")

@@ -55,6 +55,17 @@ def forecast(i, **more):
     return decode_forecast(forecast_value(i, **more))[0]
 
 
+def surprised(store, name, steps, offset=lambda i: 0.0, *, skip=(), warm=10):
+    """As `fill`, with readings that are `offset` away from what was forecast, and the model's surprises at that."""
+    for i in steps:
+        if i in skip:
+            continue
+        away = abs(offset(i))
+        score = {f"surprise_temp_{lead}": away / (2 * (1 + lead / HORIZON)) for lead in (1, HORIZON) if i >= lead}
+        store.add_reading(name, reading(i, temp=level(i) + offset(i)), 0.0)
+        store.add_forecast(name, forecast(i, score=score, warm=i >= warm), 0.0)
+
+
 def fill(store, name, steps, **more):
     """So many steps of one series, each with its forecast."""
     for i in steps:

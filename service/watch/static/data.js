@@ -10,6 +10,7 @@ export class Data {
     this.past = new Map();
     this.fan = all.fan;
     this.quality = all.quality;
+    this.finding = all.finding;
     this.add(all);
   }
 
@@ -23,6 +24,7 @@ export class Data {
     }
     if (news.fan) this.fan = news.fan;
     if (news.quality !== undefined) this.quality = news.quality;
+    if (news.finding !== undefined) this.finding = news.finding;
     for (const map of [this.actual, this.past]) {
       while (map.size > this.keep) map.delete(map.keys().next().value);
     }

@@ -51,3 +51,27 @@ export function age(seconds) {
   if (seconds < 7_200) return `${Math.round(seconds / 60)} min`;
   return `${Math.round(seconds / 3_600)} h`;
 }
+
+/** What a series is, in a word or two. */
+export const KINDS = {
+  higher: "higher", lower: "lower", erratic: "erratic", spike: "spike", stuck: "stuck", silent: "silent",
+  fine: "as forecast", waiting: "learning",
+};
+
+/** Why a series needs attention, or that it does not: `higher than forecast since 8 Nov, 14:00: 14 of 16 readings …`. */
+export function reason({ kind, target, since, times_out: times, of, ahead, step_ms: step, level }) {
+  const from = since ? ` since ${time(since, step)}` : "";
+  const interval = level ? `the ${percent(level)} interval` : "the interval";
+  const made = `of forecasts made ${span(ahead ?? 1, step)} before`;
+  const said = {
+    higher: () => `${target} is higher than forecast${from}: ${times} of ${of} readings above ${interval} ${made}`,
+    lower: () => `${target} is lower than forecast${from}: ${times} of ${of} readings below ${interval} ${made}`,
+    erratic: () => `${target} is less predictable than it was${from}: ${times} of ${of} readings outside ${interval}`,
+    spike: () => `${target} had a reading far outside its forecast lately${from}`,
+    stuck: () => `${target} has had the same value ${count(times)} times in a row${from}`,
+    silent: () => `no reading${from}, ${count(times)} steps behind most series`,
+    fine: () => "",
+    waiting: () => "too few readings for forecasts to be trusted",
+  };
+  return said[kind]?.() ?? "";
+}

@@ -1,6 +1,7 @@
 // The page: what was chosen, what came, and one drawing for each frame of the screen at the most.
 import { Chart } from "./chart.js";
 import { Data } from "./data.js";
+import { Fleet } from "./fleet.js";
 import * as say from "./format.js";
 import { Picker } from "./picker.js";
 import { showStatus, showTiles } from "./tiles.js";
@@ -18,6 +19,10 @@ let waiting = false; // a frame is asked for
 let next = 0; // not before then is drawn again
 
 const chart = new Chart($("chart"), (idx) => text("readout", chart?.sentence(idx) || HINT));
+const fleet = new Fleet(
+  (series, step) => choose({ series }, step),
+  (filter) => choose({ ...filter, series: "" }),
+);
 const picker = new Picker($("series"), $("list"), $("found"), $("count"), (name) => choose({ series: name, target: choice.target }));
 const stream = new Stream({
   all: (all) => {
@@ -31,30 +36,39 @@ const stream = new Stream({
     later();
   },
   status: (status) => {
+    $("back").hidden = status.series < 2;
     showStatus(status, about, choice.series, Boolean(data?.about.known));
-    if (!choice.series && status.series) first();
   },
   state: (state) => connection(state),
 });
 
-function choose(next) {
-  for (const key of ["series", "target", "ahead"]) {
+/** `step`: the browser's back button returns from there. */
+function choose(next, step = false) {
+  for (const key of ["series", "target", "ahead", "q", "group"]) {
     if (key in next) choice[key] = next[key];
     if (!choice[key]) delete choice[key];
   }
   // After the #: the browser keeps it to itself, and it can be sent to somebody as a link.
-  history.replaceState(null, "", `#${new URLSearchParams(choice)}`);
-  picker.show(choice.series ?? "");
-  stream.follow(choice.series ? choice : null);
+  history[step ? "pushState" : "replaceState"](null, "", `#${new URLSearchParams(choice)}`);
+  show();
 }
 
-async function first() {
-  try {
-    const answer = await (await fetch("/api/series")).json();
-    if (!choice.series && answer.names.length) choose({ series: answer.names[0] });
-  } catch {
-    // The next status asks again.
+/** The fleet, or the series that is chosen. */
+function show() {
+  const { series, target, ahead, q = "", group = "" } = choice;
+  document.querySelector("main").dataset.view = series ? "series" : "fleet";
+  picker.show(series ?? "");
+  $("back").href = `#${new URLSearchParams({ ...(q && { q }), ...(group && { group }) })}`;
+  if (series) fleet.hide();
+  else fleet.show({ q, group });
+  $("fleet").hidden = Boolean(series) || !fleet.states;
+  if (!series) {
+    data = null;
+    $("stage").hidden = true;
+    $("empty").hidden = Boolean(fleet.states);
+    document.title = "tidecast";
   }
+  stream.follow(series ? { series, ...(target && { target }), ...(ahead && { ahead }) } : null);
 }
 
 /** What changes seldom: titles, choices, limits. */
@@ -111,6 +125,8 @@ function draw() {
   const level = all.level ? `the ${say.percent(all.level)} interval` : "the interval";
   text("key-out", judged.of ? `outside ${level}: ${judged.outside} of ${judged.of}` : `outside ${level}`);
   showTiles(data, step);
+  const found = data.finding;
+  text("finding", found ? say.reason({ ...found, step_ms: step, level: all.level }) : "");
   if (fan) table(fan, step, all.level);
   else text("next-note", "No forecast of this series has come yet. Is a worker running? tidecast serve");
   const summary = fan ? `, then the forecast up to ${say.time(fan.ts.at(-1), step)}` : "";
@@ -156,6 +172,7 @@ function dark(on) {
   document.documentElement.dataset.theme = on ? "dark" : "light";
   $("theme").setAttribute("aria-pressed", String(on));
   chart.restyle();
+  fleet.paint();
 }
 const isDark = () => document.documentElement.dataset.theme === "dark";
 
@@ -180,20 +197,19 @@ for (const radio of document.querySelectorAll("[name=span]")) {
 $(`span-${span}`).checked = true;
 addEventListener("hashchange", () => {
   const next = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  choose({ series: next.series, target: next.target, ahead: next.ahead });
+  choose({ series: next.series, target: next.target, ahead: next.ahead, q: next.q, group: next.group });
 });
 addEventListener("keydown", (event) => {
   const typing = event.target.matches("input:not([type=range]):not([type=radio]), select");
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "/") {
     event.preventDefault();
-    $("series").focus();
+    $(choice.series ? "series" : "words").focus();
   } else if (event.key === "d") $("theme").click();
 });
 
 dark(isDark());
-picker.show(choice.series ?? "");
-stream.follow(choice.series ? choice : null);
+show();
 try {
   about = await (await fetch("/api/about")).json();
   text("route", `${about.input_topic} → ${about.output_topic}`);

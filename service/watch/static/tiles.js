@@ -26,7 +26,7 @@ export function showStatus(status, about, series, known) {
   text("lag", say.count(status.waiting));
   text("lag-note", status.waiting ? `not answered, for ${say.age(status.waiting_s)}` : "all readings are answered");
   $("lag").closest(".tile").classList.toggle("warn", status.waiting > 0 && status.waiting_s > 10);
-  if (known) return;
+  if (known || (!series && status.series)) return;
   const missing = Boolean(series && status.series);
   text("empty-title", missing ? "This series is not known here" : "Waiting for the first forecast");
   text("empty-text", missing ? `Nothing of ${series} has come lately. Choose another above, or wait.` : "The chart shows itself as soon as there is something to see.");
@@ -54,9 +54,10 @@ function step(name, done, words) {
 export function showTiles(data, step) {
   const { quality, about } = data;
   const lead = quality ? say.span(quality.ahead, step) : "";
-  text("skill", quality?.skill === null || !quality ? "–" : say.percent(quality.skill));
+  const less = quality?.skill ?? null;
+  text("skill", less === null ? "–" : say.percent(Math.abs(less)));
   const answers = about.model ? `; ${about.model.replace(/@.*/, "")} answers` : "";
-  text("skill-note", (quality?.count ? `less error than persistence, ${lead} ahead` : "not scored yet") + answers);
+  text("skill-note", (quality?.count ? `${less < 0 ? "more" : "less"} error than persistence, ${lead} ahead` : "not scored yet") + answers);
   text("coverage", quality?.coverage === null || !quality ? "–" : say.percent(quality.coverage));
   text("coverage-note", quality?.count ? `of ${say.count(quality.count)} readings; meant: ${say.percent(about.level)}` : "not scored yet");
   $("skill").closest(".tile").classList.toggle("warn", (quality?.skill ?? 1) < 0);
