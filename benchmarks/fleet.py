@@ -10,8 +10,8 @@ the live page judges each reading. From week 4 on, 21 machines each have one of 
 - stuck: the same value again and again;
 - silent: no reading.
 Found: within 24 hours of stream time, or at all. False: findings of healthy machines after week 3, for each 1,000
-series and week. For comparison the usual rule: the residual one step ahead, divided by its running deviation, is beyond a
-limit; the limit is the one at which it raises as many false alarms as the page's rule does.
+series and week. For comparison the usual rule: the residual one step ahead, divided by its running deviation, is
+beyond a limit, the one at which it raises as many false alarms as the page's rule does.
 """
 
 from __future__ import annotations

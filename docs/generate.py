@@ -28,6 +28,7 @@ SPEC = ModelSpec(  # the smallest one that gives each metric
         Diagnostic("naive", "naive_error", "value", 1),
         Diagnostic("inside", "inside", "value", 1, level=0.9),
         Diagnostic("clipped", "clipped", "value", 1),
+        Diagnostic("alarm", "alarm", "value", 0),
     ],
     training_data=TrainingData("0" * 64, 0, 0, 0),
     metrics={},

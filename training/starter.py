@@ -35,6 +35,7 @@ class StarterConfig:
     quantiles: list[float] = field(default_factory=lambda: list(DEFAULT_QUANTILES))
     time: str = "ts"
     series: str | None = None
+    alarms_a_week: float = 0.0  # false alarms of the anomaly score, for each series; 0 = none
 
     @property
     def ordered(self) -> list[str]:
@@ -51,6 +52,8 @@ class StarterConfig:
         }  # fmt: skip
         if self.series is not None:
             flags["series"] = self.series
+        if self.alarms_a_week:
+            flags["alarm-rate"] = f"{self.alarms_a_week:g}"
         return "tidecast starter " + " ".join(f"--{name} {shlex.quote(text)}" for name, text in flags.items())
 
 
@@ -63,7 +66,7 @@ def make_starter(config: StarterConfig, out: Path) -> ModelSpec:
     model = Starter(
         StarterShape(
             targets=config.targets, others=config.ordered[len(config.targets) :], step_ms=config.step_ms,
-            horizon=config.horizon, quantiles=config.quantiles,
+            horizon=config.horizon, quantiles=config.quantiles, alarms_a_week=config.alarms_a_week,
         )
     )  # fmt: skip
     model.eval()
@@ -116,6 +119,8 @@ def _write_config(config: StarterConfig, out: Path) -> None:
     if config.series is not None:
         data["series"] = config.series
     made = {"features": config.features, "horizon": config.horizon, "quantiles": config.quantiles}
+    if config.alarms_a_week:
+        made["alarm_rate"] = config.alarms_a_week
     table = {"name": config.name, "data": data, "starter": made}
     (out / "config.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
 

@@ -21,7 +21,11 @@ class StateSlice(msgspec.Struct, frozen=True):
 
 
 class Diagnostic(msgspec.Struct, frozen=True):
-    """One column of `score`. `kind` is absolute_error, naive_error, inside (0 or 1), surprise or clipped (1 or NaN)."""
+    """One column of `score`.
+
+    `kind` is absolute_error, naive_error, inside (0 or 1), surprise, clipped or alarm (1 or NaN), anomaly (0 to 1), or
+    anomaly_view (a part of that, with a sign).
+    """
 
     name: str
     kind: str

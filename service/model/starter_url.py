@@ -24,7 +24,7 @@ from tidecast.service.model.model_file import MODEL_FILE
 log = logging.getLogger("tidecast.model")
 
 SCHEME = "starter:"
-_NAMES = ("step", "target", "features", "horizon", "quantiles", "name", "time", "series")
+_NAMES = ("step", "target", "features", "horizon", "quantiles", "alarm-rate", "name", "time", "series")
 _NEEDED = ("step", "target")
 _SECONDS = 600  # that making it may take
 

@@ -41,6 +41,7 @@ class ScoreMetrics(Collector):
     }
 
     LEVEL = "the share of actual values that should be inside the interval: the label `level` as a number"
+    ALARMS = "readings whose anomaly score says alarm"
     CLIPPED = "values outside the range of the training data, replaced by its limit"
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -93,7 +94,11 @@ class ScoreMetrics(Collector):
             share = diagnostic.level or 0.0
             level.add_metric([diagnostic.target, str(diagnostic.horizon), f"{share:.6g}"], share)
         yield level
-        clipped = CounterMetricFamily("tidecast_clipped_values", self.CLIPPED, labels=["target"])
-        for diagnostic, (total, _) in self.totals("clipped").items():
-            clipped.add_metric([diagnostic.target], total)
-        yield clipped
+        for kind, name, documentation in (
+            ("clipped", "tidecast_clipped_values", self.CLIPPED),
+            ("alarm", "tidecast_alarms", self.ALARMS),
+        ):
+            counted = CounterMetricFamily(name, documentation, labels=["target"])
+            for diagnostic, (total, _) in self.totals(kind).items():
+                counted.add_metric([diagnostic.target], total)
+            yield counted

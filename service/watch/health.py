@@ -19,14 +19,15 @@ MOVED_NEXT = 0.75  # the same where the model scores one number of steps ahead a
 ERRATIC_SIZE = 1.0  # mean without its sign, at the shortest; where all have one sign, the level has moved
 SPIKE_SIZE = 5.0  # of one reading, at the shortest
 STUCK_TIMES, STUCK_RATIO = 16, 3  # equal readings in a row; and so many times as many as ever before
-HIGHER, LOWER, ERRATIC, SPIKE, STUCK, SILENT = "higher", "lower", "erratic", "spike", "stuck", "silent"
+HIGHER, LOWER, ERRATIC, SPIKE, UNUSUAL = "higher", "lower", "erratic", "spike", "unusual"
+STUCK, SILENT = "stuck", "silent"
 _SEEN = (1 << WINDOW) - 1
 
 
 class Finding(NamedTuple):
     """Why a series needs attention."""
 
-    kind: str  # higher, lower, erratic, spike, stuck or silent
+    kind: str  # higher, lower, erratic, spike, unusual, stuck or silent
     target: str
     since: int  # ms
     times: int  # readings that say so; of a silent series, steps without one
@@ -66,6 +67,7 @@ class TargetHealth:
     kind: str = ""
     since: int = 0  # ms
     spike_left: int = 0  # readings for which a spike is still shown
+    alarm_left: int = 0  # likewise an alarm of the model's own anomaly score
     value: float = nan  # the last one
     times: int = 0  # in a row
     most_times: int = 0  # in a row, ever before
@@ -75,12 +77,13 @@ class TargetHealth:
         """One more reading: its surprises at both leads, NaN = not scored there, and its sides of their medians."""
         if isfinite(near):
             self.near.judge(near, sides[0])
+            self.alarm_left = max(0, self.alarm_left - 1)
             self.spike_left = WINDOW if near >= SPIKE_SIZE else max(0, self.spike_left - 1)
         if self.far is not None and isfinite(far):
             self.far.judge(far, sides[1])
         if self.near.judged < WINDOW or (self.kind and self._ratio(self.kind) >= 0.5 and self.kind in (HIGHER, LOWER)):
             return
-        found = next((kind for kind in (HIGHER, LOWER, ERRATIC, SPIKE) if self._ratio(kind) >= 1), "")
+        found = next((kind for kind in (HIGHER, LOWER, ERRATIC, SPIKE, UNUSUAL) if self._ratio(kind) >= 1), "")
         if found:
             if not self.kind:
                 bits = self._bits(found)
@@ -88,6 +91,12 @@ class TargetHealth:
             self.kind = found
         elif self.kind and self._ratio(self.kind) < 0.5:
             self.kind = ""
+
+    def alarm(self, ts: int) -> None:
+        """The model's own anomaly score says alarm."""
+        self.alarm_left = WINDOW + 1
+        if not self.kind:
+            self.kind, self.since = UNUSUAL, ts
 
     def repeat(self, value: float, ts: int) -> None:
         """One more reading; a missing value says nothing."""
@@ -123,8 +132,9 @@ class TargetHealth:
     def _measure(self, kind: str) -> tuple[LeadHealth, float, float]:
         """What a kind of finding is measured by: where, how much, and its limit."""
         near, far = self.near, self.far
-        if kind == SPIKE:
-            return near, SPIKE_SIZE if self.spike_left else 0.0, SPIKE_SIZE
+        if kind in (SPIKE, UNUSUAL):
+            left = self.spike_left if kind == SPIKE else self.alarm_left
+            return near, SPIKE_SIZE if left else 0.0, SPIKE_SIZE
         if kind == ERRATIC:
             return near, near.size, ERRATIC_SIZE
         side = 1 if kind == HIGHER else -1

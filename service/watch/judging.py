@@ -22,6 +22,7 @@ class _Scored(NamedTuple):
     target: int
     leads: tuple[int, int]
     columns: tuple[int, int]
+    alarm: int | None  # where the alarm of its anomaly score is; None = it has none
 
 
 def judge(health: SeriesHealth, readings: deque[Measurement], forecasts: deque[Forecast], newest: Forecast) -> None:
@@ -30,7 +31,7 @@ def judge(health: SeriesHealth, readings: deque[Measurement], forecasts: deque[F
     if at == len(readings) or readings[at].ts != newest.ts:  # the reading has not come, or is not kept any more
         return
     reading, shape = readings[at], newest.shape
-    for name, target, leads, columns in _scored(newest.scored, shape):
+    for name, target, leads, columns, alarm in _scored(newest.scored, shape):
         value = reading.value(name)
         one = health.targets.get(name)
         if one is None or (one.near.ahead, one.far.ahead if one.far else one.near.ahead) != leads:
@@ -46,6 +47,8 @@ def judge(health: SeriesHealth, readings: deque[Measurement], forecasts: deque[F
             median = before.at(target, before.shape.middle, lead) if before is not None and known else nan
             surprises.append(newest.scores[column] if known else nan)
             sides.append(1 if value > median else -1)
+        if alarm is not None and newest.scores[alarm] > 0:
+            one.alarm(newest.ts)
         one.judge(newest.ts, shape.step_ms, surprises[0], surprises[1], (sides[0], sides[1]))
 
 
@@ -59,7 +62,8 @@ def _scored(names: tuple[str, ...], shape: Shape) -> list[_Scored]:
         columns = {int(lead): i for lead, i in ends.items() if lead.isascii() and lead.isdecimal()}
         if columns:
             leads = min(columns), max(columns)
-            found.append(_Scored(target, number, leads, (columns[leads[0]], columns[leads[1]])))
+            alarm = names.index(f"alarm_{target}") if f"alarm_{target}" in names else None
+            found.append(_Scored(target, number, leads, (columns[leads[0]], columns[leads[1]]), alarm))
     return found
 
 

@@ -23,7 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="which one, or `all`; without it they are listed")
     parser.add_argument("--out", metavar="DIR", default="build/recipes", help="where DIR/NAME/ is written")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of weights and data (0)")
-    parser.add_argument("--data", metavar="FILE", help="the MNIST digits for mnist-rows, an .npz file")
+    parser.add_argument(
+        "--data", metavar="FILE", help="the digits (.npz) for mnist-rows, the folder of NAB's data for nab"
+    )
     parser.add_argument("--quick", action="store_true", help="a reduced form, in seconds; its figures mean nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the tables")
 

@@ -20,6 +20,7 @@ tidecast starter --step 1h --features temperature,pressure --target temperature 
 tidecast serve --model build/starter"""
 
 LONGEST_HORIZON = 1_000  # steps
+MOST_ALARMS = 1_000  # a week
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--horizon", default="1", metavar="TIME", help="how far ahead: steps (24), or a time (12h) [1]")
     add("--quantiles", default=",".join(f"{q:g}" for q in DEFAULT_QUANTILES), metavar="Q",
         help="which are forecast, with commas [%(default)s]")  # fmt: skip
+    add("--alarm-rate", type=float, default=0.0, metavar="N",
+        help="add an anomaly score with about N false alarms a week of each series, or fewer [0: none]")  # fmt: skip
     add("--name", default="starter", metavar="NAME", help="the model's name [starter]")
     add("--time", default="ts", metavar="COLUMN", help="of files that it replays: the column of times [ts]")
     add("--series", metavar="COLUMN", help="of files that it replays: the column that names the series")
@@ -52,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     quantiles = _quantiles(args.quantiles)
     if not 1 <= len(args.name.strip()) <= 200:
         raise UsageError("--name must have 1 to 200 characters", got=args.name, do="Give another one.")
+    if not 0 <= args.alarm_rate <= MOST_ALARMS:
+        raise UsageError(f"--alarm-rate must be 0 to {MOST_ALARMS:,} alarms a week", got=str(args.alarm_rate),
+                         do="Give 1 for one false alarm a week of each series, or 0 for no anomaly score.")  # fmt: skip
     out = folder(args.out)
 
     from tidecast.training.starter import StarterConfig, make_starter  # torch takes seconds to import
@@ -59,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     spec = make_starter(
         StarterConfig(
             name=args.name.strip(), step_ms=step_ms, features=features, targets=targets, horizon=horizon,
-            quantiles=quantiles, time=args.time, series=args.series,
+            quantiles=quantiles, time=args.time, series=args.series, alarms_a_week=args.alarm_rate,
         ),
         out,
     )  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tidecast.service.model.spec import Diagnostic
+from tidecast.training.model.anomaly_score import AnomalyScore
 from tidecast.training.model.online_calibration import NARROWEST_SPAN, WIDEST, Observed, OnlineCalibration
 from tidecast.training.model.online_mixture import OnlineMixture, columns
 from tidecast.training.model.online_recipe import Recipe
@@ -38,6 +39,7 @@ class StarterShape:
     horizon: int
     quantiles: list[float]
     recipe: Recipe = field(default_factory=Recipe)
+    alarms_a_week: float = 0.0  # 0 = no anomaly score
 
     @property
     def scored(self) -> list[int]:
@@ -56,9 +58,12 @@ class Starter(nn.Module):
         self.calibration = OnlineCalibration(
             shape.targets, shape.horizon, shape.scored, shape.quantiles, ADAPTATION, WIDEST, paths=0
         )
+        self.anomalies = AnomalyScore(shape.alarms_a_week, shape.step_ms) if shape.alarms_a_week > 0 else None
         rest: Parts = [("expected", (self.d,)), *((name, (rows, self.d)) for name, rows in self.mixture.layout)]
         rest.append(("widening", (len(shape.scored), self.d)))
         rest += [(f"pending_{h}", (h, WAITING, self.d)) for h in shape.scored]
+        if self.anomalies is not None:
+            rest += [(name, (rows, self.d)) for name, rows in self.anomalies.layout]
         queues = [*self.mixture.queues, *(name for name, _ in rest if name.startswith("pending_"))]
         self.layout = StateLayout([], rest, queues)
         self.slices, self.state_size = self.layout.slices, self.layout.size
@@ -67,7 +72,8 @@ class Starter(nn.Module):
     @property
     def diagnostics(self) -> list[Diagnostic]:
         """The columns of `score`, in order."""
-        return self.calibration.diagnostics
+        anomalies = [] if self.anomalies is None else [self.anomalies.diagnostics(t) for t in self.shape.targets]
+        return [*self.calibration.diagnostics, *(column for columns in anomalies for column in columns)]
 
     @property
     def warmup(self) -> int:
@@ -117,7 +123,25 @@ class Starter(nn.Module):
             queues += [kept[f"pending_{h}"], new] if h > 1 else [new]
         after = [said.following, *parts]
         rows = [part.reshape(-1, batch) for part in after] + [widening, *queues]
+        if self.anomalies is not None:
+            score, kept_of_anomalies = self._anomalies(limited, there, ts, oldest, score)
+            rows += kept_of_anomalies
         return y.reshape(-1, self.h, d, len(self.normal)), torch.cat(rows).T, score
+
+    def _anomalies(
+        self, value: Tensor, there: Tensor, ts: Tensor, oldest: dict[str, Tensor], score: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The scores with those of anomalies [batch, columns], and the slices of their state."""
+        assert self.anomalies is not None
+        d, batch = self.d, value.shape[1]
+        found, parts = self.anomalies(
+            columns(torch.where(there, value, torch.zeros(())), d),
+            columns(there.to(value.dtype), d),
+            ts if d == 1 else ts.repeat(d),
+            {name: columns(oldest[name], d) for name, _ in self.anomalies.layout},
+        )
+        by_target = found.reshape(len(found), d, batch).permute(2, 1, 0).reshape(batch, -1)
+        return torch.cat([score, by_target], dim=1), [part.reshape(-1, batch) for part in parts]
 
     @property
     def _own(self) -> set[str]:

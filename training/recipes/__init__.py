@@ -14,6 +14,7 @@ RECIPES: dict[str, str] = {  # name -> module, imported only when needed: torch 
     "sin-to-cos": "tidecast.training.recipes.sin_to_cos",
     "modes": "tidecast.training.recipes.modes",
     "gradients": "tidecast.training.recipes.gradients",
+    "nab": "tidecast.training.recipes.nab",
 }
 SUMMARIES: dict[str, str] = {
     "noisy-sine": "a sine under noise, next value and many steps ahead: an MLP, an RNN and the noise floor",
@@ -23,4 +24,5 @@ SUMMARIES: dict[str, str] = {
     "sin-to-cos": "the sine comes in, the cosine goes out: a fit that follows a stream",
     "modes": "one-to-one, one-to-many, many-to-one, many-to-many, and encoder-decoder, each on a task that needs it",
     "gradients": "how gradients vanish and explode, and which cell remembers across a long gap",
+    "nab": "the Numenta Anomaly Benchmark by a starter's anomaly score, without any training",
 }

@@ -54,7 +54,7 @@ export function age(seconds) {
 
 /** What a series is, in a word or two. */
 export const KINDS = {
-  higher: "higher", lower: "lower", erratic: "erratic", spike: "spike", stuck: "stuck", silent: "silent",
+  higher: "higher", lower: "lower", erratic: "erratic", spike: "spike", unusual: "unusual", stuck: "stuck", silent: "silent",
   fine: "as forecast", waiting: "learning",
 };
 
@@ -68,6 +68,7 @@ export function reason({ kind, target, since, times_out: times, of, ahead, step_
     lower: () => `${target} is lower than forecast${from}: ${times} of ${of} readings below ${interval} ${made}`,
     erratic: () => `${target} is less predictable than it was${from}: ${times} of ${of} readings outside ${interval}`,
     spike: () => `${target} had a reading far outside its forecast lately${from}`,
+    unusual: () => `${target} left the range of all that was seen of it lately${from}`,
     stuck: () => `${target} has had the same value ${count(times)} times in a row${from}`,
     silent: () => `no reading${from}, ${count(times)} steps behind most series`,
     fine: () => "",

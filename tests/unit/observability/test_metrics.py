@@ -25,6 +25,7 @@ DIAGNOSTICS = [
     Diagnostic("in_t_1_90", "inside", "t", 1, 0.9),
     Diagnostic("surprise", "surprise", "t", 1),
     Diagnostic("clipped_t", "clipped", "t", 0),
+    Diagnostic("alarm_t", "alarm", "t", 0),
 ]
 SPEC = ModelSpec(
     name="tiny",
@@ -75,6 +76,7 @@ NAMES = {
     "tidecast_interval_coverage_sum": ("horizon", "level", "target"),
     "tidecast_interval_coverage_count": ("horizon", "level", "target"),
     "tidecast_clipped_values_total": ("target",),
+    "tidecast_alarms_total": ("target",),
     "tidecast_lag_records": ("partition", "topic"),
     "tidecast_lag_seconds": ("partition", "topic"),
     "tidecast_interval_level": ("horizon", "level", "target"),
@@ -175,10 +177,10 @@ def test_a_histogram_puts_a_value_on_the_bound_into_that_bounds_bucket():
 
 def test_scores_are_summed_where_there_was_something_to_score(metrics):
     nan = float("nan")
-    rows = np.array([[1.0, nan, 4.0, 1.0, 9.0, 1.0], [2.0, nan, 2.0, 0.0, 9.0, nan]], dtype=np.float32)
+    rows = np.array([[1.0, nan, 4.0, 1.0, 9.0, 1.0, 1.0], [2.0, nan, 2.0, 0.0, 9.0, nan, 1.0]], dtype=np.float32)
     metrics.scores.add(rows, SPEC)
-    metrics.scores.add(np.full((1, 6), nan, dtype=np.float32), SPEC)
-    metrics.scores.add(np.empty((0, 6), dtype=np.float32), SPEC)
+    metrics.scores.add(np.full((1, 7), nan, dtype=np.float32), SPEC)
+    metrics.scores.add(np.empty((0, 7), dtype=np.float32), SPEC)
     found = samples(metrics)
     assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 3.0
     assert found["tidecast_absolute_error_count{horizon=1,target=t}"] == 2
@@ -187,11 +189,12 @@ def test_scores_are_summed_where_there_was_something_to_score(metrics):
     assert found["tidecast_interval_coverage_sum{horizon=1,level=0.9,target=t}"] == 1.0
     assert found["tidecast_interval_coverage_count{horizon=1,level=0.9,target=t}"] == 2
     assert found["tidecast_clipped_values_total{target=t}"] == 1
+    assert found["tidecast_alarms_total{target=t}"] == 2
 
 
 def test_after_a_swap_the_scores_of_both_models_are_in_one_sum(metrics):
     newer = msgspec.structs.replace(SPEC, diagnostics=[msgspec.structs.replace(SPEC.diagnostics[0], name="other")])
-    metrics.scores.add(np.array([[1.0, 0, 0, 0, 0, 0]], dtype=np.float32), SPEC)
+    metrics.scores.add(np.array([[1.0, 0, 0, 0, 0, 0, 0]], dtype=np.float32), SPEC)
     metrics.scores.add(np.array([[2.0], [4.0]], dtype=np.float32), newer)
     found = samples(metrics)
     assert found["tidecast_absolute_error_sum{horizon=1,target=t}"] == 7.0

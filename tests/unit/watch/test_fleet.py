@@ -106,6 +106,16 @@ def test_readings_that_are_ahead_of_their_forecasts_are_judged_all_the_same(stor
     assert Fleet(store).rows("", "")["kinds"] == {"higher": 1}
 
 
+def test_an_alarm_of_the_model_is_a_finding(store):
+    surprised(store, "a", range(STEPS))
+    for i in range(STEPS, STEPS + 3):
+        score = {"surprise_temp_1": 0.1, "alarm_temp": 1.0} if i == STEPS else {"surprise_temp_1": 0.1}
+        store.add_reading("a", reading(i), 0.0)
+        store.add_forecast("a", forecast(i, score=score), 0.0)
+    row = Fleet(store).rows("", "")["rows"][0]
+    assert (row["kind"], row["since"]) == ("unusual", START + STEPS * HOUR)
+
+
 def test_missing_readings_do_not_mix_up_which_forecast_was_for_which(store):
     gaps = [i for i in range(STEPS) if i % 5 == 3]
     surprised(store, "a", range(STEPS), lambda i: 6.0 if i >= 30 else 0.0, skip=gaps)

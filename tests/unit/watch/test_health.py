@@ -122,3 +122,12 @@ def test_of_several_targets_the_most_severe_one_is_said():
     judge(health.targets["a"], [*usual(100), *[3.0] * 30])
     judge(health.targets["b"], [*usual(100), *[9.0] * 30])
     assert health.finding().target == "b"
+
+
+def test_an_alarm_of_the_model_s_own_score_is_shown_for_a_while():
+    one = target()
+    judge(one, usual(100))
+    one.alarm(100 * HOUR)
+    assert judge(one, usual(1, seed=6), start=100) == ["unusual"]
+    assert one.finding("temp").since == 100 * HOUR
+    assert judge(one, usual(WINDOW + 1, seed=6), start=101)[-1] == ""

@@ -157,6 +157,8 @@ def print_outcome(outcome: Outcome, seconds: float, out: Path, *, seed: int, qui
 
 
 def _served(served: Sequence[Served]) -> str:
+    if not served:
+        return ""
     readings = sum(s.warm.size for s in served)
     worst = max(s.difference for s in served)
     models = f"{len(served)} models" if len(served) > 1 else "one model"
