@@ -55,6 +55,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     scale: Literal["auto", "global", "local"] = "auto"  # local: each series by its own recent past; see choose_scale
     transform: Literal["none", "sqrt", "log"] = "none"  # what is forecast of a target: sqrt suits counts, log sizes
     interval_adaptation: float = 0.02  # how fast intervals follow what they missed; 0 = not at all
+    alarm_rate: float = 0.0  # false alarms a week of each series, of an anomaly score; 0 = none
     adapt: Literal["auto", "online", "none"] = "auto"  # learn each series on while it is served; auto: where it wins
     experts: int | None = None  # linear experts besides the ridge; default: chosen from the data; 0 = none
     score_horizons: list[int] | None = None  # steps ahead at which the graph scores itself; default: 1 and `horizon`
@@ -227,6 +228,8 @@ def check(config: Config) -> None:
     need(0 <= model.interval_adaptation <= 0.5, "model.interval_adaptation", model.interval_adaptation, "0 to 0.5")
     need(0 <= model.dropout < 1, "model.dropout", model.dropout, "at least 0 and below 1")
     step = config.step_ms
+    need(0 <= model.alarm_rate <= 1_000, "model.alarm_rate", model.alarm_rate, "0 to 1,000 alarms a week")
+    need(step > 0 or not model.alarm_rate, "model.alarm_rate", model.alarm_rate, "0 where data.step is 0 (irregular)")
     need(step > 0 or not model.lags, "model.lags", model.lags, "empty where data.step is 0 (irregular)")
     for lag in model.lags:
         ms = parse_duration_ms(lag)

@@ -10,7 +10,8 @@ import torch
 
 from tidecast.service.errors import UsageError
 from tidecast.training.config import check
-from tidecast.training.export.parity import fold, torch_step
+from tidecast.training.export.export import build_graph
+from tidecast.training.export.parity import fold, onnx_step, torch_step
 from tidecast.training.fit.prepare import fit_linear_path, fit_scalers, prepare
 from tidecast.training.fit.resolve_config import choose_scale, resolve_config
 from tidecast.training.model.calendar import Calendar, slot_of
@@ -53,6 +54,27 @@ def _readings(dataset, batch, steps, missing=0.15):
     x = stretch.x[at].copy()
     x[generator.random(x.shape) < missing] = np.nan
     return x, stretch.ts[at].copy()
+
+
+def test_an_anomaly_score_is_added_and_changes_no_forecast(changed, dataset):
+    plain, scored = (_wild(changed({"alarm_rate": rate}, {}), dataset) for rate in (0.0, 1.0))
+    x, ts = _readings(dataset, 5, 200)
+    x[:, 150] = 1e30
+    window = scored.window(torch.from_numpy(x[:, :80]), torch.from_numpy(ts[:, :80])).detach().numpy()
+    folded = fold(torch_step(scored), scored.initial_state().numpy(), x, ts)
+    np.testing.assert_allclose(folded[:, :80], window, rtol=1e-4, atol=1e-4)
+    assert (folded == fold(torch_step(plain), plain.initial_state().numpy(), x, ts)).all()
+
+    names = [diagnostic.name for diagnostic in scored.diagnostics]
+    alarm = names.index("alarm_" + scored.calibration.targets[0])
+    own, exported = torch_step(scored), onnx_step(build_graph(scored).SerializeToString())
+    mine = served = np.tile(scored.initial_state().numpy(), (5, 1))
+    for t in range(200):
+        now = np.ascontiguousarray(x[:, t]), np.ascontiguousarray(ts[:, t])
+        _, mine, expected = own(*now, mine)
+        _, served, score = exported(*now, served)
+        np.testing.assert_allclose(score[:, alarm:], expected[:, alarm:], rtol=1e-3, atol=1e-4)
+        assert t != 150 or (score[:, alarm] == 1).all()
 
 
 @pytest.mark.parametrize(("model", "fit"), SHAPES)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tidecast.service.model.spec import Diagnostic
 from tidecast.training.model.calendar import WEEK_MS
+from tidecast.training.model.state_layout import columns
 
 VIEWS = ("value", "hour_of_week", "level", "variation")
 HOURS, HOUR_MS = 168, 3_600_000
@@ -31,6 +32,7 @@ FIRST_LIMIT = 0.066  # widths of a range
 RAISE = 0.25  # of the limit's logarithm, at an alarm
 ADAPTS_FROM = 300.0  # readings
 SILENCE = 120.0  # readings after an alarm, in which only a larger excess counts
+RAW_LIMIT = 1e15  # of values: a float32 holds the squares of what is smaller
 LARGEST = 100.0  # excess of a view, in widths of its range
 TINY = 1e-30
 MEANS = 6  # running means: lately, short, long; the middle and the square of the variation; of hours not visited
@@ -54,11 +56,31 @@ class AnomalyScore(nn.Module):
         ]
 
     @staticmethod
-    def diagnostics(target: str) -> list[Diagnostic]:
-        """The columns of `score` for a target: alarm, the whole, and each view's part with the sign of its side."""
-        views = [Diagnostic(f"anomaly_{view}_{target}", "anomaly_view", target, 0) for view in VIEWS]
-        alarm = Diagnostic(f"alarm_{target}", "alarm", target, 0)
-        return [alarm, Diagnostic(f"anomaly_{target}", "anomaly", target, 0), *views]
+    def diagnostics(targets: list[str]) -> list[Diagnostic]:
+        """The columns of `score`: of each target alarm, the whole, and each view's part with the sign of its side."""
+        out = []
+        for target in targets:
+            out.append(Diagnostic(f"alarm_{target}", "alarm", target, 0))
+            out.append(Diagnostic(f"anomaly_{target}", "anomaly", target, 0))
+            out += [Diagnostic(f"anomaly_{view}_{target}", "anomaly_view", target, 0) for view in VIEWS]
+        return out
+
+    def of_targets(self, x: Tensor, ts: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The columns of `score` [batch, columns], and the slices of the state [rows * targets, batch] after it.
+
+        x [targets, batch] raw, NaN = missing; ts [batch] ms; state [rows * targets, batch] each.
+        """
+        d, batch = x.shape[0], x.shape[1]
+        there = ~torch.isnan(x)
+        value = torch.where(there, x, torch.zeros(())).clamp(-RAW_LIMIT, RAW_LIMIT)
+        found, parts = self(
+            columns(value, d),
+            columns(there.to(x.dtype), d),
+            ts if d == 1 else ts.repeat(d),
+            {name: columns(state[name], d) for name, _ in self.layout},
+        )
+        by_target = found.reshape(len(VIEWS) + 2, d, batch).permute(2, 1, 0).reshape(batch, -1)
+        return by_target, [part.reshape(-1, batch) for part in parts]
 
     def forward(
         self, value: Tensor, there: Tensor, ts: Tensor, state: dict[str, Tensor]

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from tidecast.service.model.spec import Diagnostic
 from tidecast.training.config import Config
+from tidecast.training.model.anomaly_score import AnomalyScore
 from tidecast.training.model.features import FeatureBuilder, Memory, StepFeatures, StretchFeatures
 from tidecast.training.model.online_calibration import NARROWEST_SPAN, Observed, QuantileFan
-from tidecast.training.model.online_mixture import OnlineMixture, columns
+from tidecast.training.model.online_mixture import OnlineMixture
 from tidecast.training.model.online_recipe import Recipe
 from tidecast.training.model.recurrent import Head, Recurrent
-from tidecast.training.model.state_layout import Parts, StateLayout
+from tidecast.training.model.state_layout import Parts, StateLayout, columns
 
 ONLINE = "online_"  # before the names of the online mixture's slices
 DECISIVE = 12  # `simple_power` of the online mixture: a trained path that is better is hardly mixed with others
@@ -54,6 +55,7 @@ class Forecaster(FeatureBuilder):
         self.online: OnlineMixture | None = None
         if model.adapt == "online" and self.step_ms > 0:
             self.online = OnlineMixture(self.step_ms, self.h, Recipe(simple_power=DECISIVE), outside=True)
+        self.anomalies = AnomalyScore(model.alarm_rate, self.step_ms) if model.alarm_rate > 0 else None
         self.layout = self._layout()
         self.slices, self.state_size = self.layout.slices, self.layout.size
 
@@ -77,12 +79,15 @@ class Forecaster(FeatureBuilder):
         if self.online is not None:
             rest += [(ONLINE + name, (rows, self.d)) for name, rows in self.online.layout]
             queues += [ONLINE + name for name in self.online.queues]
+        if self.anomalies is not None:
+            rest += [(name, (rows, self.d)) for name, rows in self.anomalies.layout]
         return StateLayout(first, rest, queues)
 
     @property
     def diagnostics(self) -> list[Diagnostic]:
         """The columns of `score`, in order."""
-        return self.calibration.diagnostics
+        anomalies = [] if self.anomalies is None else self.anomalies.diagnostics(self.calibration.targets)
+        return [*self.calibration.diagnostics, *anomalies]
 
     def initial_state(self) -> Tensor:
         """[state] before any reading: zeros, except the prior errors of the linear experts and of the two paths."""
@@ -122,6 +127,9 @@ class Forecaster(FeatureBuilder):
             hidden.append(following)
             fans.append(self.head(head, top, inputs))
         y, calibrated, score = self.conclude(x, ts, view, memory, after, oldest, kept, self.average(fans))
+        if self.anomalies is not None:
+            found, parts = self.anomalies.of_targets(x.T[: self.d], ts, oldest)
+            score, calibrated = torch.cat([score, found], dim=1), [*calibrated, *parts]
         return y, self.pack(after, hidden, calibrated), score
 
     def conclude(
@@ -242,6 +250,7 @@ class Forecaster(FeatureBuilder):
         inputs = self.normalise(inputs.flatten(0, 1).T).T.reshape(inputs.shape)
         fan = self.average([self._rolled(m, inputs)[0] for m in range(self.members_count)])
         state = self.initial_state().expand(x.shape[0], -1)
+        aside = [] if self.anomalies is None else [name for name, _ in self.anomalies.layout]  # no forecast needs it
         ys = []
         for t in range(x.shape[1]):
             oldest, kept = self.layout.unpack(state)
@@ -249,6 +258,7 @@ class Forecaster(FeatureBuilder):
             view, after = self.observe(x[:, t], ts[:, t], before)
             now = QuantileFan(*(part[..., t] for part in fan))
             y, calibrated, _ = self.conclude(x[:, t], ts[:, t], view, before, after, oldest, kept, now)
+            calibrated += [oldest[name] for name in aside]
             state = self.pack(after, [oldest[f"hidden_{m}"] for m in range(self.members_count)], calibrated)
             ys.append(y)
         return torch.stack(ys, dim=1)

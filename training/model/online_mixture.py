@@ -312,11 +312,6 @@ def _shares(errors: Tensor, power: int) -> Tensor:
     return weights / weights.sum(dim=0, keepdim=True)
 
 
-def columns(part: Tensor, targets: int) -> Tensor:
-    """[rows * targets, batch] as [rows, targets * batch]: each target of each series is a column of its own."""
-    return part if targets == 1 else part.reshape(part.shape[0] // targets, -1)
-
-
 def between(grid: list[int], horizon: int) -> Tensor:
     """[horizon, grid]: each lead's weights of its neighbours in the grid, linear in the lead."""
     weights = torch.zeros(horizon, len(grid))

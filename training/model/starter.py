@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from tidecast.service.model.spec import Diagnostic
-from tidecast.training.model.anomaly_score import AnomalyScore
+from tidecast.training.model.anomaly_score import RAW_LIMIT, AnomalyScore
 from tidecast.training.model.online_calibration import NARROWEST_SPAN, WIDEST, Observed, OnlineCalibration
-from tidecast.training.model.online_mixture import OnlineMixture, columns
+from tidecast.training.model.online_mixture import OnlineMixture
 from tidecast.training.model.online_recipe import Recipe
-from tidecast.training.model.state_layout import Parts, StateLayout
+from tidecast.training.model.state_layout import Parts, StateLayout, columns
 
-RAW_LIMIT = 1e15  # of values: a float32 holds the squares of what is smaller
 ADAPTATION = 0.02  # of intervals, as a trained model's
 WAITING = 2  # rows of a forecast that waits for its truth: its middle and its width
 SPREAD = 1.4  # deviations in mean absolute errors: a normal's is 1.25, but errors have longer tails
@@ -72,8 +71,8 @@ class Starter(nn.Module):
     @property
     def diagnostics(self) -> list[Diagnostic]:
         """The columns of `score`, in order."""
-        anomalies = [] if self.anomalies is None else [self.anomalies.diagnostics(t) for t in self.shape.targets]
-        return [*self.calibration.diagnostics, *(column for columns in anomalies for column in columns)]
+        anomalies = [] if self.anomalies is None else self.anomalies.diagnostics(self.shape.targets)
+        return [*self.calibration.diagnostics, *anomalies]
 
     @property
     def warmup(self) -> int:
@@ -124,24 +123,9 @@ class Starter(nn.Module):
         after = [said.following, *parts]
         rows = [part.reshape(-1, batch) for part in after] + [widening, *queues]
         if self.anomalies is not None:
-            score, kept_of_anomalies = self._anomalies(limited, there, ts, oldest, score)
-            rows += kept_of_anomalies
+            found, kept_of_anomalies = self.anomalies.of_targets(raw, ts, oldest)
+            score, rows = torch.cat([score, found], dim=1), [*rows, *kept_of_anomalies]
         return y.reshape(-1, self.h, d, len(self.normal)), torch.cat(rows).T, score
-
-    def _anomalies(
-        self, value: Tensor, there: Tensor, ts: Tensor, oldest: dict[str, Tensor], score: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The scores with those of anomalies [batch, columns], and the slices of their state."""
-        assert self.anomalies is not None
-        d, batch = self.d, value.shape[1]
-        found, parts = self.anomalies(
-            columns(torch.where(there, value, torch.zeros(())), d),
-            columns(there.to(value.dtype), d),
-            ts if d == 1 else ts.repeat(d),
-            {name: columns(oldest[name], d) for name, _ in self.anomalies.layout},
-        )
-        by_target = found.reshape(len(found), d, batch).permute(2, 1, 0).reshape(batch, -1)
-        return torch.cat([score, by_target], dim=1), [part.reshape(-1, batch) for part in parts]
 
     @property
     def _own(self) -> set[str]:

@@ -55,3 +55,8 @@ class StateLayout:
         for (piece, _), part in zip([*self._first, *self._rest], [*rows, *columns], strict=True):
             found[piece.endswith("+")][piece.removesuffix("+")] = part
         return {**empty, **found[0]}, {**empty, **found[1]}
+
+
+def columns(part: Tensor, targets: int) -> Tensor:
+    """[rows * targets, batch] as [rows, targets * batch]: each target of each series is a column of its own."""
+    return part if targets == 1 else part.reshape(part.shape[0] // targets, -1)
