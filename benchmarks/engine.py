@@ -41,6 +41,7 @@ JOBS: dict[str, Any] = {
     "lstm64": lstm64,
     "forecaster": forecaster64,
     "starter-1": starters.job(1),
+    "starter-1-alarms": starters.job(1, 1.0),
     "starter-24": starters.job(24),
 }
 FEW = (1, 4, 16)

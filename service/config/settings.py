@@ -196,7 +196,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 720
     watch_memory_bytes: Annotated[
         int, _page("memory limit for them; beyond that fewer are kept of each series, bytes", ge=1 << 20)
-    ] = 256 << 20
+    ] = 160 << 20
     watch_start_records: Annotated[
         int, _page("newest records of each partition to read at the start", ge=0, le=1_000_000)
     ] = 5_000
