@@ -77,7 +77,8 @@ class Served:
     """The page on a loopback port of its own, which it keeps when it is started again."""
 
     def __init__(self, store=None, **options):
-        self.store = store or Store(max_series=20_000, points=720, max_bytes=256 << 20)
+        # An empty store has the length 0.
+        self.store = Store(max_series=20_000, points=720, max_bytes=256 << 20) if store is None else store
         self.state = dict(STATUS)
         self._options = options
         self.port = 0
