@@ -34,6 +34,7 @@ from tidecast.service.model.spec import ModelSpec
 
 SESSION_SECONDS = 6.0  # after it the group takes a member for dead
 SWAP_SECONDS = 60.0  # after the storm, for the last model to answer everywhere
+SKIPPED_MARKERS = "Couldn't find leader endpoint for partitions"  # in the broker's log: A2 in docs/upstream.md
 STUCK_SECONDS = 120.0  # without any progress, at the end
 COMPACTED = {"cleanup.policy": "compact", "segment.ms": "10000", "min.cleanable.dirty.ratio": "0.01"}
 
@@ -90,6 +91,8 @@ class Storm:
                     fleet.stop(slot)
             self.say("judging")
             self.outcome.report = self._verdict()
+            broker_log = (self.folder / "kafka" / "broker.log").read_text("utf-8", "replace")
+            self.outcome.report.skipped_markers = broker_log.count(SKIPPED_MARKERS)
         finally:
             for fleet in self.fleets:
                 fleet.kill_all()

@@ -99,6 +99,10 @@ def test_a_report_says_how_often_champions_changed():
     assert "champions of partitions changed: 3" in str(Report(champions=3))
 
 
+def test_a_report_says_that_kafka_itself_left_a_transaction_undecided():
+    assert "Kafka skipped the markers of 1 transactions: A2 in docs/upstream.md" in str(Report(skipped_markers=1))
+
+
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("client", ["confluent", "kafka-python"])
 @pytest.mark.long

@@ -1,11 +1,25 @@
 """What the live page takes for a series that needs attention, and what it does not."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tidecast.service.watch.health import LARGEST, MEMORY, STUCK_TIMES, WINDOW, LeadHealth, SeriesHealth, TargetHealth
+from tidecast.service.watch.fleet import SILENT_STEPS
+from tidecast.service.watch.health import (
+    ERRATIC_SIZE,
+    LARGEST,
+    MEMORY,
+    MOVED,
+    MOVED_NEXT,
+    SPIKE_SIZE,
+    STUCK_TIMES,
+    WINDOW,
+    LeadHealth,
+    SeriesHealth,
+    TargetHealth,
+)
 
 HOUR = 3_600_000
 HALF_WIDTH = 1.645  # of the 90 % interval, in deviations
@@ -131,3 +145,17 @@ def test_an_alarm_of_the_model_s_own_score_is_shown_for_a_while():
     assert judge(one, usual(1, seed=6), start=100) == ["unusual"]
     assert one.finding("temp").since == 100 * HOUR
     assert judge(one, usual(WINDOW + 1, seed=6), start=101)[-1] == ""
+
+
+def test_the_limits_on_the_page_of_the_docs_are_those_of_the_code():
+    page = (Path(__file__).parents[3] / "docs" / "live-page.md").read_text("utf-8")
+    for words in (
+        f"running mean over {MEMORY} readings is beyond {MOVED:g} at the longest",
+        f"or beyond {ERRATIC_SIZE:g} at the shortest",
+        f"of the last {WINDOW}, had a surprise of {SPIKE_SIZE:g} or more",
+        f"the same value {STUCK_TIMES} times in a row",
+        f"more than {SILENT_STEPS} of its steps behind",
+        f"A larger surprise than {LARGEST:g} counts as {LARGEST:g}",
+        f"the first limit is {MOVED_NEXT:g} there",
+    ):
+        assert words in page
