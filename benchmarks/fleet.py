@@ -1,6 +1,6 @@
 """Which machines of a fleet need attention: how soon the live page says so, and how often it says so without a reason.
 
-    python benchmarks/fleet.py [--series 2000] [--weeks 8] [--model DIR]
+    python benchmarks/fleet.py [--series 2000] [--weeks 8] [--seed 6] [--model DIR]
 
 Made-up hourly machines: a day, a weekend, AR(1) noise. The starter (or the model of DIR) forecasts them; the rule of
 the live page judges each reading. From week 4 on, 21 machines each have one of these faults, and all others none:
@@ -114,9 +114,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=2_000)
     parser.add_argument("--weeks", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=6, help="the page's limits were chosen on seed 5")
     parser.add_argument("--model", type=Path)
     given = parser.parse_args()
-    x, fault = machines(given.series, given.weeks * 168, np.random.default_rng(5))
+    x, fault = machines(given.series, given.weeks * 168, np.random.default_rng(given.seed))
     with tempfile.TemporaryDirectory() as folder:
         model = Model.load(given.model or make(Path(folder), 24))
         judgements, leads = judged(model, x)
