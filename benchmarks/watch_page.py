@@ -23,16 +23,12 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-READY_S = 300.0
-FRAMES = """() => { window.frames_ = []; let last = performance.now();
-  const tick = (now) => { window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };
-  requestAnimationFrame(tick); }"""
+sys.path.insert(0, str(ROOT))  # the tests' server
 
 
 def serve(series: int, rate: int) -> None:
     """The server's process: says its address, then feeds until its input ends."""
-    sys.path.insert(0, str(ROOT))
-    from tests.support.watching import Served, forecast_value
+    from tests.support.watching import HOUR, START, Served, forecast_value
     from tidecast.service.config.settings import Settings
     from tidecast.service.watch.messages import decode_forecast, decode_measurement
     from tidecast.service.watch.store import Store
@@ -61,8 +57,6 @@ def serve(series: int, rate: int) -> None:
             if pace and n % 50 == 0:
                 time.sleep(max(0.0, began + n / pace - time.monotonic()))
 
-    from tests.support.watching import HOUR, START
-
     for i in range(20):
         round_of(i, 0)
     print(served.url, flush=True)
@@ -80,6 +74,8 @@ def serve(series: int, rate: int) -> None:
 
 def measure(browser: Any, url: str, seconds: float) -> dict[str, float]:
     """One load of the page, and so many seconds of it."""
+    from tests.support.watching import FRAMES
+
     page = browser.new_page(viewport={"width": 1280, "height": 820})
     page.goto(url)
     page.locator("#rows li").first.wait_for(timeout=60_000)

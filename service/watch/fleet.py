@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from statistics import median
 from typing import Any
 
 from tidecast.service.watch.health import SILENT, Finding
-from tidecast.service.watch.store import SeriesHistory, Store
+from tidecast.service.watch.store import SeriesHistory, Store, holds, words_of
 from tidecast.service.watch.updates import finding_fields, json_number
 
 SILENT_STEPS = 5  # of its own, that a series may be behind half of all series
@@ -50,9 +50,8 @@ class Fleet:
             names = [overview.names[i] for i in at]
             found = [(overview.findings[name], name) for name in names if name in overview.findings]
             found.sort(key=lambda pair: (-pair[0].severity, pair[1]))
-            shown = [name for _, name in found] + list(
-                islice((name for name in names if name not in overview.findings), MAX_ROWS)
-            )
+            others = (name for name in names if name not in overview.findings)
+            shown = islice(chain((name for _, name in found), others), MAX_ROWS)
             return {
                 "known": len(overview.names),
                 "found": len(at),
@@ -60,7 +59,7 @@ class Fleet:
                 "fine": states[FINE],
                 "waiting": states[WAITING],
                 "kinds": dict(Counter(finding.kind for finding, _ in found).most_common()),
-                "rows": [self._row(name, overview) for name in shown[:MAX_ROWS]],
+                "rows": [self._row(name, overview) for name in shown],
                 "groups": _groups(names, overview, group),
             }
 
@@ -76,14 +75,11 @@ class Fleet:
 
     @staticmethod
     def _chosen(overview: Overview, words: str, group: str) -> list[int]:
-        wanted = words.casefold().split()
+        wanted = words_of(words)
         if not wanted and not group:
             return list(range(len(overview.names)))
-        return [
-            i
-            for i, name in enumerate(overview.names)
-            if name.startswith(group) and all(word in name.casefold() for word in wanted)
-        ]
+        names = enumerate(overview.names)
+        return [i for i, name in names if name.startswith(group) and holds(name.casefold(), wanted)]
 
     def _overview(self) -> Overview:
         now, last = time.monotonic(), self._last
@@ -99,7 +95,7 @@ class Fleet:
             if finding is not None:
                 findings[one.name] = finding
                 states[one.name] = ALARM if finding.severity >= _ALARMING else NOTICE
-            elif one.forecasts and one.forecasts[-1].warm:
+            elif one.warm:
                 states[one.name] = FINE
         version = last.version + (names != last.names)
         self._last = Overview(now, names, "".join(states.values()), findings, version)
@@ -115,7 +111,7 @@ class Fleet:
         row: dict[str, Any] = {
             "series": name,
             "target": target,
-            "kind": finding.kind if finding else "fine" if one.forecasts and one.forecasts[-1].warm else "waiting",
+            "kind": finding.kind if finding else "fine" if one.warm else "waiting",
             "step_ms": shape.step_ms if shape else 0,
             "level": shape.level if shape else 0,
             "times": [reading.ts for reading in newest],

@@ -11,6 +11,16 @@ from tidecast.service.watch.judging import judge
 from tidecast.service.watch.messages import Forecast, Measurement
 
 
+def words_of(text: str) -> list[str]:
+    """What a search or a filter looks for."""
+    return text.casefold().split()
+
+
+def holds(folded: str, words: list[str]) -> bool:
+    """Whether a name, in `casefold`, holds all of the words, in any order."""
+    return all(word in folded for word in words)
+
+
 @dataclass(slots=True)
 class SeriesHistory:
     """One series, oldest first. The totals only grow, so a viewer knows what it has not been sent yet."""
@@ -23,6 +33,11 @@ class SeriesHistory:
     forecasts_total: int = 0
     arrived: float = 0.0  # the caller's clock
     health: SeriesHealth = field(default_factory=SeriesHealth)
+
+    @property
+    def warm(self) -> bool:
+        """Whether its newest forecast can be trusted."""
+        return bool(self.forecasts) and self.forecasts[-1].warm
 
 
 class Store:
@@ -102,11 +117,11 @@ class Store:
         Names that start with the text come before the others.
         """
         wanted = text.casefold()
-        words = wanted.split()
+        words = words_of(text)
         with self._lock:
             names = list(self._series)
         found = [(name.casefold(), name) for name in names] if words else [("", name) for name in names]
-        found = [pair for pair in found if all(word in pair[0] for word in words)]
+        found = [pair for pair in found if holds(pair[0], words)]
         found.sort(key=lambda pair: (not pair[0].startswith(wanted), pair[0], pair[1]))
         return len(found), [name for _, name in found[:limit]]
 

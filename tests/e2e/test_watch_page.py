@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.watching import ABOUT, HOUR, PATIENCE, Served, fill, forecast, level, reading, surprised
+from tests.support.watching import ABOUT, FRAMES, HOUR, PATIENCE, Served, fill, forecast, level, reading, surprised
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -406,11 +406,7 @@ def test_fifty_readings_a_second_with_ten_thousand_series_known_are_smooth(serve
     fill(served.store, "fast", range(720))
     page = browse("#series=fast")
     shown(page, "fast")
-    page.evaluate(
-        """() => { window.frames_ = []; let last = performance.now();
-        const tick = (now) => { window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };
-        requestAnimationFrame(tick); }"""
-    )
+    page.evaluate(FRAMES)
     stop = threading.Event()
 
     def feed():

@@ -19,6 +19,10 @@ HOUR = 3_600_000
 START = 1_700_000_000_000 // HOUR * HOUR
 HORIZON = 12
 PATIENCE = 20.0
+# For the browser: how long each frame takes, ms, in window.frames_.
+FRAMES = """() => { window.frames_ = []; let last = performance.now();
+  const tick = (now) => { window.frames_.push(now - last); last = now; requestAnimationFrame(tick); };
+  requestAnimationFrame(tick); }"""
 
 STATUS = {
     "readings_per_s": 4.2, "forecasts_per_s": 4.2, "waiting": 2, "waiting_s": 0.3, "readings": 10, "forecasts": 10,
